@@ -1,0 +1,34 @@
+# Every target works from a fresh clone: .venv is built from pyproject.toml and the constraints when it is missing.
+PYTHON ?= python3.11
+BIN := .venv/bin
+# One thread per test worker: two workers on two cores, and figures that do not depend on the machine's size.
+THREADS := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
+
+.PHONY: demo test check format bench clean
+
+demo: .venv/ready
+	$(BIN)/privguard demo
+
+test: .venv/ready
+	$(THREADS) $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not gpu" -q
+
+check: .venv/ready
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports
+	$(BIN)/pyright
+
+format: .venv/ready
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: .venv/ready
+	$(BIN)/python -m benchmarks
+
+.venv/ready: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,recipes]'
+	touch $@
+
+clean:
+	rm -rf .venv

@@ -1,0 +1,49 @@
+"""The one way to hash anything: record → canonical JSON (RFC 8785) → SHA-256.
+
+Canonical JSON is the same bytes in every language, so a digest that privguard prints can be checked without privguard.
+"""
+
+import dataclasses
+import enum
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias, cast
+
+import rfc8785
+
+Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
+
+
+def to_json(value: object) -> Any:  # noqa: PLR0911 — one line for each kind of value
+    """Turn records, mappings, sequences, enums and bytes (as hex) into plain JSON values.
+
+    Raises:
+        TypeError: for anything else; a record never holds an object that JSON cannot carry.
+    """
+    if isinstance(value, enum.Enum):
+        return value.value
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, bytes):
+        return value.hex()
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: to_json(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): to_json(item) for key, item in cast("Mapping[object, object]", value).items()}
+    if isinstance(value, Sequence):
+        return [to_json(item) for item in cast("Sequence[object]", value)]
+    raise TypeError(f"{type(value).__name__}: expected a record, mapping, sequence, number, text or bytes")
+
+
+def canonical(value: object) -> bytes:
+    """Canonical JSON of ``value``: sorted keys, no spaces, shortest numbers, UTF-8 (RFC 8785).
+
+    >>> canonical({"b": 1.0, "a": [True, None]})
+    b'{"a":[true,null],"b":1}'
+    """
+    return rfc8785.dumps(to_json(value))
+
+
+def digest(value: object) -> str:
+    """SHA-256 of the canonical JSON of ``value``, as 64 hexadecimal characters."""
+    return hashlib.sha256(canonical(value)).hexdigest()

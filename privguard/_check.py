@@ -1,0 +1,61 @@
+"""Argument checks that say ``name=value: expected …; do this``.
+
+They raise ``ValueError`` and return the value, so that a constructor can check and keep in one line.
+"""
+
+import math
+
+
+def require(ok: bool, name: str, value: object, *, wanted: str, remedy: str = "") -> None:  # noqa: FBT001 — the condition is the sentence's subject
+    """Raise ``ValueError("name=value: expected wanted; remedy")`` unless ``ok``.
+
+    >>> require(False, "steps", 0, wanted="at least 1", remedy="train for at least one step")
+    Traceback (most recent call last):
+    ValueError: steps=0: expected at least 1; train for at least one step
+    """
+    if not ok:
+        raise ValueError(f"{name}={value!r}: expected {wanted}" + (f"; {remedy}" if remedy else ""))
+
+
+def positive(name: str, value: float, *, remedy: str = "") -> float:
+    """Return ``value`` when it is a finite number above zero."""
+    require(
+        _is_number(value) and math.isfinite(value) and value > 0,
+        name,
+        value,
+        wanted="a finite number above 0",
+        remedy=remedy,
+    )
+    return value
+
+
+def non_negative(name: str, value: float, *, remedy: str = "") -> float:
+    """Return ``value`` when it is a finite number, zero or above."""
+    require(
+        _is_number(value) and math.isfinite(value) and value >= 0,
+        name,
+        value,
+        wanted="a finite number, 0 or above",
+        remedy=remedy,
+    )
+    return value
+
+
+def count(name: str, value: int, *, least: int = 1, remedy: str = "") -> int:
+    """Return ``value`` when it is a whole number, ``least`` or above."""
+    whole = type(value) is int
+    require(whole and value >= least, name, value, wanted=f"a whole number, {least} or above", remedy=remedy)
+    return value
+
+
+def probability(name: str, value: float, *, zero: bool = False, one: bool = False, remedy: str = "") -> float:
+    """Return ``value`` when it lies between 0 and 1; the ends count only where ``zero`` or ``one`` say so."""
+    low = value >= 0 if zero else value > 0
+    high = value <= 1 if one else value < 1
+    span = f"{'[' if zero else '('}0, 1{']' if one else ')'}"
+    require(_is_number(value) and low and high, name, value, wanted=f"a number in {span}", remedy=remedy)
+    return value
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

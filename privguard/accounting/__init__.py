@@ -1,0 +1,1 @@
+"""What happened to the data, and what it cost."""

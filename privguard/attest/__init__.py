@@ -1,0 +1,1 @@
+"""Proof for outsiders: Merkle trees, signed statements, timestamps, beacon pulses and the access journal."""

@@ -1,0 +1,1 @@
+"""Ledger and weights → sealed file → back."""

@@ -1,0 +1,1 @@
+"""Drop-in wrappers for plain loops, transformers, accelerate and existing opacus runs."""

@@ -1,0 +1,155 @@
+"""Frozen values that cross borders between the parts, and between privguard and its readers.
+
+A record holds plain numbers and text, so it can be hashed (:mod:`privguard._canon`), printed, signed and read without
+torch. What is a measurement is returned as a record and has no truth value: compare its number with a level that you
+chose beforehand.
+"""
+
+import math
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, NoReturn, final
+
+from privguard import _canon, _check
+
+
+class Relation(StrEnum):
+    """Which two data sets count as neighbours."""
+
+    ADD_OR_REMOVE_ONE = "add-or-remove-one"
+    REPLACE_ONE = "replace-one"
+
+
+class Unit(StrEnum):
+    """Whose whole contribution one neighbouring step adds or removes."""
+
+    EXAMPLE = "example"
+    USER = "user"
+
+
+class Outcome(StrEnum):
+    """The three words of an audit; it never confirms."""
+
+    REFUTED = "refuted"
+    CONSISTENT = "consistent"
+    UNINFORMATIVE = "uninformative"
+
+
+class Record:
+    """Base of the records below: JSON, digest, and a refusal to be used as a yes or no."""
+
+    __slots__ = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """The record as plain JSON values, with its kind under ``"record"``."""
+        return {"record": type(self).__name__, **_canon.to_json(self)}
+
+    def digest(self) -> str:
+        """SHA-256 of the record's canonical JSON."""
+        return _canon.digest(self.to_json())
+
+    def __bool__(self) -> NoReturn:
+        raise TypeError(
+            f"{type(self).__name__} has no truth value; compare its number with a level that you chose beforehand"
+        )
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Claim(Record):
+    """ε from above: what the recorded events cost at most.
+
+    ``epsilon`` is an upper bound at ``delta`` under ``relation`` for one ``unit``; ``replace_one`` is the same
+    history's ε when one record is replaced instead of added or removed; ``cross_check`` is the RDP figure, which may
+    exceed but never undercut the truth. ``interval`` is the grid of the privacy-loss distribution. ``events`` counts
+    the priced events, ``unproven`` names every assumption that the figure rests on.
+    """
+
+    epsilon: float
+    delta: float
+    relation: Relation = Relation.ADD_OR_REMOVE_ONE
+    unit: Unit = Unit.EXAMPLE
+    method: str = "pld"
+    accountant: str = ""
+    interval: float = 0.0
+    events: int = 0
+    replace_one: float | None = None
+    cross_check: float | None = None
+    unproven: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        _check.require(self.epsilon >= 0, "epsilon", self.epsilon, wanted="0 or above, and never NaN")
+        _check.probability("delta", self.delta, zero=True, one=True)
+
+    def __str__(self) -> str:
+        relation = self.relation.value.replace("-", " ").replace("add or remove", "add-or-remove")
+        return f"ε={_above(self.epsilon)} at δ={self.delta:g} ({self.method.upper()}, {relation} {self.unit.value})"
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Finding(Record):
+    """ε from below: what an attack showed, at a confidence fixed before looking.
+
+    ``epsilon_low`` is a lower bound at ``delta`` that holds with probability ``confidence``; ``cap`` is the largest
+    value this design could ever have shown; ``outcome`` compares it with the claim. ``counts`` and ``settings`` hold
+    what the bound was computed from.
+    """
+
+    epsilon_low: float
+    delta: float
+    confidence: float
+    method: str
+    outcome: Outcome
+    cap: float
+    claimed: float | None = None
+    counts: dict[str, int] = field(default_factory=dict[str, int])
+    settings: dict[str, Any] = field(default_factory=dict[str, Any])
+    notes: tuple[str, ...] = ()
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Verdict(Record):
+    """What a mark says: an exact probability under a null model that is written out in words.
+
+    ``log10_p`` is the base-10 logarithm of the p-value of one test (``bound`` says whether it is exact or a proven
+    upper bound), ``multiplicity`` the number of tests it has to pay for, ``log10_e`` an e-value for optional stopping.
+    ``matches`` of ``trials`` is the raw count where the statistic is one.
+    """
+
+    scheme: str
+    null_model: str
+    log10_p: float
+    trials: int
+    matches: float
+    multiplicity: float = 1.0
+    bound: str = "exact"
+    log10_e: float | None = None
+    details: dict[str, Any] = field(default_factory=dict[str, Any])
+    notes: tuple[str, ...] = ()
+
+    @property
+    def p_value(self) -> float:
+        """The p-value of one test, 0 where it underflows a double; ``log10_p`` keeps it."""
+        return 10.0**self.log10_p
+
+    @property
+    def log10_p_corrected(self) -> float:
+        """``log10_p`` after Bonferroni over ``multiplicity`` tests, at most 0."""
+        return min(0.0, self.log10_p + math.log10(self.multiplicity))
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Digest(Record):
+    """The SHA-256 of something named, in hexadecimal."""
+
+    name: str
+    sha256: str
+    size: int | None = None
+
+
+def _above(value: float) -> str:
+    """Three decimals, rounded up: a printed ε is never below the computed one."""
+    return f"{math.ceil(value * 1000) / 1000:.3f}" if math.isfinite(value) else "∞"

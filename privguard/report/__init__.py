@@ -1,0 +1,1 @@
+"""Records → JSON, Markdown and a self-contained page."""

@@ -1,0 +1,1 @@
+"""Data → sampler → clip → noise → step."""

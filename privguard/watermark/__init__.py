@@ -1,0 +1,1 @@
+"""Marks that survive theft, and claims that survive a court."""
