@@ -36,7 +36,7 @@ def inclusion_proof(leaves: Sequence[bytes], index: int) -> list[bytes]:
 
 
 def verify_inclusion(leaf: bytes, *, index: int, size: int, proof: Sequence[bytes], head: bytes) -> bool:
-    """Whether the leaf hash stands at ``index`` of ``size`` leaves in the tree with this ``head`` (RFC 9162, 2.1.3.2)."""
+    """Whether the leaf hash stands at ``index`` of ``size`` leaves under this ``head`` (RFC 9162, 2.1.3.2)."""
     if not 0 <= index < size:
         return False
     node, last, current = index, size - 1, leaf
