@@ -9,6 +9,7 @@ import sys
 
 import typer
 
+from privguard.cli import demo, report
 from privguard.cli._output import complain
 from privguard.errors import PrivguardError, ProtocolInvalidError, TamperedError
 
@@ -19,6 +20,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.command("demo")(demo.demo)
+app.command("report")(report.report)
 
 
 def main() -> None:
