@@ -9,6 +9,7 @@ import sys
 
 import typer
 
+from privguard.cli import key, seal
 from privguard.cli._output import complain
 from privguard.errors import PrivguardError, ProtocolInvalidError, TamperedError
 
@@ -19,6 +20,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+app.add_typer(key.app, name="key")
+seal.register(app)
 
 
 def main() -> None:
