@@ -74,7 +74,9 @@ def split(train: TensorDataset, *, held_out: int) -> tuple[TensorDataset, Tensor
 @torch.no_grad()
 def accuracy(model: nn.Module, data: TensorDataset) -> float:
     images, labels = data.tensors
-    right = [(model(x).argmax(1) == y).sum().item() for x, y in zip(images.split(1000), labels.split(1000), strict=True)]
+    right = [
+        (model(x).argmax(1) == y).sum().item() for x, y in zip(images.split(1000), labels.split(1000), strict=True)
+    ]
     return sum(right) / len(labels)
 
 

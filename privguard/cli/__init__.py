@@ -9,7 +9,7 @@ import sys
 
 import typer
 
-from privguard.cli import demo, report
+from privguard.cli import demo, key, report, seal
 from privguard.cli._output import complain
 from privguard.errors import PrivguardError, ProtocolInvalidError, TamperedError
 
@@ -22,6 +22,9 @@ app = typer.Typer(
 )
 app.command("demo")(demo.demo)
 app.command("report")(report.report)
+
+app.add_typer(key.app, name="key")
+seal.register(app)
 
 
 def main() -> None:
