@@ -6,7 +6,7 @@ chose beforehand.
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from typing import Any, NoReturn, final
 
@@ -138,6 +138,42 @@ class Verdict(Record):
     def log10_p_corrected(self) -> float:
         """``log10_p`` after Bonferroni over ``multiplicity`` tests, at most 0."""
         return min(0.0, self.log10_p + math.log10(self.multiplicity))
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Manifest(Record):
+    """What a run says about itself in public, before its first step: ``run.json``.
+
+    ``plan`` holds the plan's facts, ``model`` its class and sizes, ``data`` what is public about the data (a salted
+    commitment, never a plain digest: that would tell a record's presence to whoever knows all others), ``recipients``
+    who can open the checkpoints, ``noise`` and ``precision`` how the arithmetic was done. ``insecure`` means that a
+    seed was given, so the run has no claim.
+    """
+
+    run: str
+    created: str
+    plan: dict[str, Any]
+    model: dict[str, Any]
+    data: dict[str, Any]
+    recipients: tuple[str, ...]
+    clipping: str
+    noise: str
+    precision: str
+    software: dict[str, str]
+    insecure: bool = False
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "Manifest":
+        """The manifest that :meth:`Record.to_json` wrote.
+
+        Raises:
+            ValueError: a field is missing or unknown.
+        """
+        names = {entry.name for entry in fields(cls)}
+        _check.require(set(value) - {"record"} == names, "manifest", sorted(value), wanted=f"the fields {sorted(names)}")
+        given = {name: value[name] for name in names}
+        return cls(**{**given, "recipients": tuple(given["recipients"])})
 
 
 @final

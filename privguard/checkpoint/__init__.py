@@ -1,1 +1,32 @@
-"""Ledger and weights → sealed file → back."""
+"""Ledger and weights → sealed file → back.
+
+::
+
+    key = Key.generate()
+    key.write("team.key")
+    save(snapshot, "run.sealed", to=[key.recipient()])
+    snapshot = load("run.sealed", Key.read("team.key"))
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from privguard.checkpoint.key import Key as Key
+    from privguard.checkpoint.key import Recipient as Recipient
+    from privguard.checkpoint.opened import Sealed as Sealed
+    from privguard.checkpoint.store import Snapshot as Snapshot
+    from privguard.checkpoint.store import load as load
+    from privguard.checkpoint.store import save as save
+
+_HOMES = {"Key": "key", "Recipient": "key", "Sealed": "opened", "Snapshot": "store", "load": "store", "save": "store"}
+
+__all__ = ["Key", "Recipient", "Sealed", "Snapshot", "load", "save"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(
+            f"module 'privguard.checkpoint' has no attribute {name!r}; the names are {', '.join(__all__)}"
+        )
+    return getattr(import_module(f"privguard.checkpoint.{_HOMES[name]}"), name)
