@@ -171,7 +171,9 @@ class Manifest(Record):
             ValueError: a field is missing or unknown.
         """
         names = {entry.name for entry in fields(cls)}
-        _check.require(set(value) - {"record"} == names, "manifest", sorted(value), wanted=f"the fields {sorted(names)}")
+        _check.require(
+            set(value) - {"record"} == names, "manifest", sorted(value), wanted=f"the fields {sorted(names)}"
+        )
         given = {name: value[name] for name in names}
         return cls(**{**given, "recipients": tuple(given["recipients"])})
 

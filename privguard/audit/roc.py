@@ -119,7 +119,7 @@ def true_positive_rate(scores: ArrayLike, members: ArrayLike, *, at: float) -> R
 def curve(scores: ArrayLike, members: ArrayLike) -> Roc:
     """The empirical curve with pointwise 95 % Clopper-Pearson bands of the true-positive rate."""
     inside, outside = _split(scores, members)
-    thresholds = np.unique(np.concatenate([inside, outside]))[::-1]
+    thresholds = np.append(np.unique(np.concatenate([inside, outside]))[::-1], -np.inf)
     hits = len(inside) - np.searchsorted(np.sort(inside), thresholds, side="right")
     alarms = len(outside) - np.searchsorted(np.sort(outside), thresholds, side="right")
     corner = np.flatnonzero(np.diff(alarms, append=len(outside) + 1) > 0)  # the highest true rate at each false rate

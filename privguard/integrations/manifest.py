@@ -20,7 +20,14 @@ _SOFTWARE = ("torch", "numpy", "opacus", "dp-accounting", "cryptography", "trans
 
 
 def describe(
-    run: str, *, plan: Plan, model: nn.Module, clipper: object, recipients: Sequence[Recipient], streams: Stream, commitment: str | None
+    run: str,
+    *,
+    plan: Plan,
+    model: nn.Module,
+    clipper: object,
+    recipients: Sequence[Recipient],
+    streams: Stream,
+    commitment: str | None,
 ) -> Manifest:
     """The public manifest of a run; nothing in it depends on the private data, except through the salted commitment."""
     return Manifest(
@@ -35,7 +42,8 @@ def describe(
         data={"examples": plan.examples, "commitment": commitment},
         recipients=tuple(f"{one.kind.label} {one.id}" for one in recipients),
         clipping=f"per example, flat, by {type(clipper).__name__}; non-finite examples count as zero",
-        noise="Gaussian by Box–Muller from AES-256-CTR, " + ("from a published seed" if streams.insecure else "keyed from OS entropy"),
+        noise="Gaussian by Box–Muller from AES-256-CTR, "
+        + ("from a published seed" if streams.insecure else "keyed from OS entropy"),
         precision=f"weights {_dtypes(model)}; norms, sums and noise float32",
         software=software(),
         insecure=streams.insecure,

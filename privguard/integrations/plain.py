@@ -130,7 +130,9 @@ class PrivateLoop:
         with self._meter.running(self._run.taken), _Interrupts() as interrupts, contextlib.closing(self):
             for batch, fetched in self._loader(self._run.taken, self._run.plan.steps):
                 if self._run.reserve() != batch.position:
-                    raise PrivacyError(f"position={batch.position}: step() was not called at the end of the batch before")
+                    raise PrivacyError(
+                        f"position={batch.position}: step() was not called at the end of the batch before"
+                    )
                 self._open = batch
                 yield self._begin(batch, fetched)
                 self._check_stepped(batch)
@@ -193,7 +195,9 @@ class PrivateLoop:
 
     def _check_stepped(self, batch: PhysicalBatch) -> None:
         if self._open is batch:
-            raise PrivacyError("step() was not called for this batch; call private.step() after each private.backward(losses)")
+            raise PrivacyError(
+                "step() was not called for this batch; call private.step() after each private.backward(losses)"
+            )
 
 
 class _Interrupts:

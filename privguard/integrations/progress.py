@@ -34,7 +34,13 @@ class Meter:
             yield
             return
         self._curve = list(epsilon_curve([(self._plan.event(), self._plan.steps)], delta=self._plan.delta, points=20))
-        columns = (TextColumn("private steps"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[said]}"))
+        columns = (
+            TextColumn("private steps"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[said]}"),
+        )
         with Progress(*columns, console=Console(stderr=True), refresh_per_second=4) as self._bar:
             self._bar.add_task("", total=self._plan.steps, completed=done, said="")
             yield

@@ -10,7 +10,10 @@ from collections.abc import Iterator
 from privguard.records import Claim, Manifest, Relation, Unit
 
 _UNITS = {
-    Unit.EXAMPLE: ("one training example", "A person who gave several examples is protected for each of them, not for all at once."),
+    Unit.EXAMPLE: (
+        "one training example",
+        "A person who gave several examples is protected for each of them, not for all at once.",
+    ),
     Unit.USER: ("all examples of one person together", "The guarantee covers a person's whole contribution."),
 }
 

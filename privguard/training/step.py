@@ -74,9 +74,7 @@ class PrivateStep:
 
 
 @torch.no_grad()
-def move(
-    optimizer: Optimizer, parameters: dict[str, nn.Parameter], noisy: NoisySum, *, denominator: float
-) -> None:
+def move(optimizer: Optimizer, parameters: dict[str, nn.Parameter], noisy: NoisySum, *, denominator: float) -> None:
     """One optimizer step along ``noisy / denominator``; the gradient fields are cleared afterwards."""
     tensors = list(noisy.gradients.values())
     torch._foreach_mul_(tensors, 1.0 / denominator)  # noqa: SLF001 — torch's own fused loops carry this underscore
