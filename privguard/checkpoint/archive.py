@@ -19,7 +19,7 @@ from typing import Any, final
 from privguard import _canon
 from privguard.checkpoint import durable, envelope
 from privguard.checkpoint.envelope import Form, Preamble, Secrets
-from privguard.checkpoint.key import Recipient, recipients
+from privguard.checkpoint.key import Recipient, To, recipients
 from privguard.checkpoint.payload import Bytes, Content, Member, Place, sealed_size
 from privguard.checkpoint.stanza import Stanza
 
@@ -59,7 +59,7 @@ class Audience:
     auditors: tuple[Recipient, ...] = ()
 
     @classmethod
-    def of(cls, to: Any, auditors: Any = ()) -> "Audience":
+    def of(cls, to: To, auditors: To = ()) -> "Audience":
         """From recipients, keys or paths of their files.
 
         Raises:

@@ -19,7 +19,7 @@ from privguard.training.plan import Plan
 _SOFTWARE = ("torch", "numpy", "opacus", "dp-accounting", "cryptography", "transformers", "accelerate")
 
 
-def describe(
+def describe(  # noqa: PLR0913 — one argument for each thing described
     run: str,
     *,
     plan: Plan,
@@ -57,9 +57,10 @@ def software() -> dict[str, str]:
 
 
 def commitment(loader: DataLoader[Any], salt: bytes) -> str | None:
-    """SHA-256 over a secret salt and the records of a tensor data set; None for data sets that would have to be read item by item.
+    """SHA-256 over a secret salt and the records of a tensor data set; None for other data sets.
 
-    The salt stays in the sealed snapshot: a plain digest would let whoever knows all records but one test a guess at it.
+    The salt stays in the sealed snapshot: a plain digest would let whoever knows all records but one test a guess at
+    it.
     """
     if not isinstance(loader.dataset, TensorDataset):
         return None

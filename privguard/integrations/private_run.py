@@ -1,7 +1,7 @@
 """One private run: plan, ledger, clipper, noise and sealed snapshots, kept in step with each other.
 
-Every wrapper (the plain loop, accelerate, transformers) is a thin shell around a :class:`PrivateRun`. The run folder holds
-``run.json`` (public manifest), ``ledger.jsonl``, ``checkpoints/`` (sealed), ``evidence/`` and the report.
+Every wrapper (the plain loop, accelerate, transformers) is a thin shell around a :class:`PrivateRun`. The run folder
+holds ``run.json`` (public manifest), ``ledger.jsonl``, ``checkpoints/`` (sealed), ``evidence/`` and the report.
 """
 
 import contextlib
@@ -72,7 +72,7 @@ class Setting:
     key: Key | str | os.PathLike[str] | None = None
     every: int | None = None
     insecure_seed: int | None = None
-    speed: Speed = Speed()
+    speed: Speed = field(default_factory=Speed)
 
 
 @final
@@ -135,13 +135,13 @@ class PrivateRun:
     def resume(cls, plan: Plan, setting: Setting) -> "PrivateRun":
         """Go on with the run in the folder, from its newest snapshot.
 
-        After a clean stop the streams go on as if nothing had happened: same samples, same noise. After a crash the ledger is
-        ahead of the snapshot; what it reserved stays spent, and sampler and noise are keyed afresh.
+        After a clean stop the streams go on as if nothing had happened: same samples, same noise. After a crash the
+        ledger is ahead of the snapshot; what it reserved stays spent, and sampler and noise are keyed afresh.
 
         Raises:
-            ResumeError: no run or no snapshot is there, the plan is another one, or the ledger does not extend the snapshot.
-            LedgerError: the ledger is missing or not what was written.
-            TamperedError: the key does not open the snapshot, or it was changed.
+            ResumeError: no run or no snapshot is there, the plan is another one, or the ledger does not extend the
+            snapshot. LedgerError: the ledger is missing or not what was written. TamperedError: the key does not open
+            the snapshot, or it was changed.
         """
         check_optimizer(setting.optimizer, trainable(setting.model).values())
         facts = read_manifest(setting.folder)
@@ -157,7 +157,7 @@ class PrivateRun:
         except BaseException:
             ledger.close()
             raise
-        run._saved = snapshot.step  # noqa: SLF001 — a constructor of this class
+        run._saved = snapshot.step
         return run
 
     @property

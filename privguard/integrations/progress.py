@@ -2,7 +2,7 @@
 
 import contextlib
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import final
 
 from rich.console import Console
@@ -27,7 +27,7 @@ class Meter:
         self._curve: list[tuple[int, float]] = []
 
     @contextlib.contextmanager
-    def running(self, done: int) -> Iterator[None]:
+    def running(self, done: int) -> Generator[None]:
         """Show the bar for as long as the block runs, ``done`` steps being behind it."""
         self._done = done
         if self._quiet:

@@ -22,9 +22,10 @@ from privguard.report import statement
 class Report(Record):
     """What a privacy officer signs.
 
-    ``claim`` is None for a run with an insecure seed, which has no guarantee. ``curve`` holds (steps, ε) pairs that never fall.
-    ``reserved`` counts all events that are priced; ``settled`` says whether the run stopped cleanly, so that all of them took
-    effect, or crashed, so that some may not have. ``findings`` and ``verdicts`` are the audits' and marks' records, as JSON.
+    ``claim`` is None for a run with an insecure seed, which has no guarantee. ``curve`` holds (steps, ε) pairs that
+    never fall. ``reserved`` counts all events that are priced; ``settled`` says whether the run stopped cleanly, so
+    that all of them took effect, or crashed, so that some may not have. ``findings`` and ``verdicts`` are the audits'
+    and marks' records, as JSON.
     """
 
     manifest: Manifest
@@ -83,7 +84,10 @@ def assemble(folder: str | os.PathLike[str]) -> Report:
 def _summary(claim: Claim | None) -> tuple[str, ...]:
     if claim is None:
         return (
-            "This run was started with an insecure seed, so anybody may know its noise: it carries no guarantee at all.",
+            (
+                "This run was started with an insecure seed, so anybody may know its noise: it carries no "
+                "guarantee at all."
+            ),
         )
     if not math.isfinite(claim.epsilon):
         return ("This run added no noise, so its ε is infinite: it carries no guarantee at all.",)
@@ -107,8 +111,10 @@ def _contradictions(claim: Claim | None, findings: tuple[Mapping[str, Any], ...]
     if claim is None:
         return []
     return [
-        f"{finding['method']}: an attack showed ε ≥ {finding['epsilon_low']:.3f} at δ = {finding['delta']:g} with confidence "
-        f"{finding['confidence']:.0%}, above the claimed {claim.epsilon:.3f}. One of the two is wrong; do not rely on the claim."
+        f"{finding['method']}: an attack showed ε ≥ {finding['epsilon_low']:.3f} at δ = "
+        f"{finding['delta']:g} with confidence "
+        f"{finding['confidence']:.0%}, above the claimed {claim.epsilon:.3f}. One of the two is wrong; do "
+        "not rely on the claim."
         for finding in findings
         if finding["delta"] >= claim.delta and finding["epsilon_low"] > claim.epsilon
     ]

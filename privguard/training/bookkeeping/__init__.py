@@ -1,8 +1,9 @@
 """Per-example norms and the clipped sum in one backward pass.
 
-``taps`` listens at modules · ``call`` is what was heard · one file per group of layers says what it means for their
-parameters (``linear``, ``embedding``, ``normalisation``, ``convolution``) · ``factors`` takes norms and weighted sums ·
-``rules`` chooses · ``bookkeeper`` keeps the order.
+``taps`` is where the book-keeper listens · ``batch`` is what it hears · ``linear``, ``embedding``, ``normalisation``,
+``convolution``, ``attention`` and ``recurrent`` say what that means for the parameters of a layer, ``fallback`` for any
+other module · ``rules`` chooses, ``refuse`` says no · ``factors`` writes uses down, ``gradients`` takes their norms and
+weighted sums, ``norms`` one norm per example · ``bookkeeper`` keeps the order.
 """
 
 from privguard.training.bookkeeping.bookkeeper import BookKeeper as BookKeeper
