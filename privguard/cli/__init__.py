@@ -9,7 +9,7 @@ import sys
 
 import typer
 
-from privguard.cli import demo, key, report, seal
+from privguard.cli import demo, key, ledger, plan, report, seal
 from privguard.cli._output import complain
 from privguard.errors import PrivguardError, ProtocolInvalidError, TamperedError
 
@@ -21,9 +21,11 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("demo")(demo.demo)
+app.command("plan")(plan.plan)
 app.command("report")(report.report)
 
 app.add_typer(key.app, name="key")
+app.add_typer(ledger.app, name="ledger")
 seal.register(app)
 
 
