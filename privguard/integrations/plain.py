@@ -10,24 +10,21 @@
 
 import contextlib
 import os
-import signal
-import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import FrameType
-from typing import Any, Self, final
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
-from privguard import _check
 from privguard.errors import PrivacyError
+from privguard.integrations.interrupts import Interrupts
 from privguard.integrations.private_run import PrivateRun, Setting, Stateful, To
 from privguard.integrations.progress import Meter
 from privguard.records import Claim
-from privguard.training.batches import PoissonLoader, examples_of, rows_of, to_device
+from privguard.training.batches import PoissonLoader, check_rows, examples_of, to_device
 from privguard.training.clip import attach
 from privguard.training.plan import Plan, Speed
 from privguard.training.sample import PhysicalBatch
@@ -126,7 +123,7 @@ class PrivateLoop:
         At the end, also after ``break`` and Ctrl-C, the ledger is settled and the last state is sealed. Ctrl-C waits
         for the step under way; a second one does not.
         """
-        with self._meter.running(self._run.taken), _Interrupts() as interrupts, contextlib.closing(self):
+        with self._meter.running(self._run.taken), Interrupts() as interrupts, contextlib.closing(self):
             for batch, fetched in self._loader(self._run.taken, self._run.plan.steps):
                 if self._run.reserve() != batch.position:
                     raise PrivacyError(
@@ -181,14 +178,7 @@ class PrivateLoop:
         self._run.close()
 
     def _begin(self, batch: PhysicalBatch, fetched: Any) -> Any:
-        rows = rows_of(fetched)
-        _check.require(
-            rows == len(batch.mask),
-            "rows",
-            rows,
-            wanted=f"{len(batch.mask)}, one for each record that was drawn",
-            remedy="the collate function has to keep one row for each record, in dimension 0",
-        )
+        check_rows(fetched, batch)
         self._clipper.begin(torch.from_numpy(batch.mask))
         return self._move(fetched)
 
@@ -197,30 +187,3 @@ class PrivateLoop:
             raise PrivacyError(
                 "step() was not called for this batch; call private.step() after each private.backward(losses)"
             )
-
-
-class _Interrupts:
-    """Turns the first Ctrl-C into a stop at the end of the step, and the second into an immediate one."""
-
-    def __init__(self) -> None:
-        self._wanted = False
-        self._before: Any = None
-
-    def __enter__(self) -> Self:
-        if threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGINT, self._note)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGINT, self._before)
-
-    def stop_here(self) -> None:
-        """Raise the interrupt that was noted."""
-        if self._wanted:
-            raise KeyboardInterrupt
-
-    def _note(self, _number: int, _frame: FrameType | None) -> None:
-        if self._wanted:
-            raise KeyboardInterrupt
-        self._wanted = True
