@@ -150,8 +150,8 @@ class Heard:
         """Refuse an output whose dimension 0 cannot be the example."""
         if g.dim() == 0 or len(g) % self.batch.size:
             raise UnsupportedModelError(
-                f"module={self.tapped.name!r}: output {tuple(g.shape)} for a batch of {self.batch.size}; dimension 0 has "
-                "to be the example, or k rows for each example; put the examples first"
+                f"module={self.tapped.name!r}: output {tuple(g.shape)} for a batch of {self.batch.size}; dimension 0 "
+                "has to be the example, or k rows for each example; put the examples first"
             )
 
 

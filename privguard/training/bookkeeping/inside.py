@@ -1,7 +1,7 @@
 """Subclasses of ``nn.Linear`` and ``nn.Embedding`` that write their own forward around the one operation.
 
-Scaled and shifted embeddings (BART, OPT, Gemma) are such classes. Listening to the operation instead of the module keeps
-the rule, whatever is done before and after it.
+Scaled and shifted embeddings (BART, OPT, Gemma) are such classes. Listening to the operation instead of the module
+keeps the rule, whatever is done before and after it.
 """
 
 from collections.abc import Callable

@@ -51,24 +51,26 @@ REWRITTEN: dict[type[nn.Module], Listen] = {
 
 def listen_to(name: str, module: nn.Module) -> Listen:
     """How to hear what this module does, by its exact class: a subclass may do something else."""
+    if (known := _known(module) or _inherited(module)) is not None:
+        return known
+    if isinstance(module, ParametrizationList):
+        raise UnsupportedModelError(
+            f"module={name!r}: a parametrized weight is computed outside its layer's forward; remove the "
+            "parametrization (torch.nn.utils.parametrize.remove_parametrizations), or train one by one (OneByOne)"
+        )
+    check_repeatable(name, module)
+    return by_repetition
+
+
+def _known(module: nn.Module) -> Listen | None:
     kind = type(module)
     if kind is nn.Embedding:
         return by_rule(embedding, Positions())
     if kind in RULES:
         return by_rule(RULES[kind], Heard.shared)
-    if kind in REWRITTEN:
-        return REWRITTEN[kind]
     if _is_rms_norm_of_transformers(module):
         return by_rule(rms_norm_of_transformers, Heard.shared)
-    if (inherited := _inherited(module)) is not None:
-        return inherited
-    if isinstance(module, ParametrizationList):
-        raise UnsupportedModelError(
-            f"module={name!r}: a parametrized weight is computed outside its layer's forward; remove the parametrization "
-            "(torch.nn.utils.parametrize.remove_parametrizations), or train with physical batches of one (OneByOne)"
-        )
-    check_repeatable(name, module)
-    return by_repetition
+    return REWRITTEN.get(kind)
 
 
 def _inherited(module: nn.Module) -> Listen | None:

@@ -83,19 +83,17 @@ def llama() -> nn.Module:
 
 
 def opt() -> nn.Module:
-    config = transformers.OPTConfig(
-        vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, ffn_dim=24, max_position_embeddings=20,
-        word_embed_proj_dim=16, use_cache=False,
-    )  # fmt: skip
-    return transformers.OPTModel(config)
+    sizes = {"vocab_size": 50, "hidden_size": 16, "word_embed_proj_dim": 16, "ffn_dim": 24}
+    layers = {"num_hidden_layers": 2, "num_attention_heads": 2}
+    return transformers.OPTModel(transformers.OPTConfig(**sizes, **layers, max_position_embeddings=20, use_cache=False))
 
 
 def bart() -> nn.Module:
-    config = transformers.BartConfig(
-        vocab_size=50, d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2, decoder_attention_heads=2,
-        encoder_ffn_dim=24, decoder_ffn_dim=24, max_position_embeddings=20, use_cache=False,
-    )  # fmt: skip
-    return transformers.BartModel(config)
+    layers = {"encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    sizes = {"vocab_size": 50, "d_model": 16, "encoder_ffn_dim": 24, "decoder_ffn_dim": 24}
+    return transformers.BartModel(
+        transformers.BartConfig(**layers, **sizes, max_position_embeddings=20, use_cache=False)
+    )
 
 
 def vit() -> nn.Module:
@@ -137,10 +135,9 @@ def test_transformers_models_are_exact(make: Callable[[], nn.Module], rows: int)
 def test_adapters_are_exact(kind: str) -> None:
     peft = pytest.importorskip("peft")
     torch.manual_seed(2)
-    base = transformers.GPT2LMHeadModel(
-        transformers.GPT2Config(vocab_size=50, n_embd=16, n_layer=2, n_head=2, n_positions=16, use_cache=False, bos_token_id=0,
-                                eos_token_id=0)
-    )  # fmt: skip
+    sizes = {"vocab_size": 50, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 16}
+    config = transformers.GPT2Config(**sizes, use_cache=False, bos_token_id=0, eos_token_id=0)
+    base = transformers.GPT2LMHeadModel(config)
     configs = {
         "lora": peft.LoraConfig(task_type="CAUSAL_LM", r=3, target_modules=["c_attn"], init_lora_weights=False),
         "lora, embeddings": peft.LoraConfig(
