@@ -31,8 +31,8 @@ Tensors: TypeAlias = Mapping[str, NDArray[np.float32]]
 class Bundle:
     """The owner's view of a claim with the marks ``triggers`` and ``weights``: what to embed and what to look for.
 
-    ``unmarked`` are the committed model's tensors. All leaves are used, so this is for embedding and for drills at home;
-    a challenge opens a random part of them.
+    ``unmarked`` are the committed model's tensors. All leaves are used, so this is for embedding and for drills at
+    home; a challenge opens a random part of them.
     """
 
     standing: Standing
