@@ -16,10 +16,10 @@ from privguard.watermark.model import fingerprints, language
 from privguard.watermark.model.embed import Lesson, Thief
 from privguard.watermark.model.language import FirstToken, PublicText
 
-STEPS = 1_500
+STEPS = 800
 LESSON = Lesson(
-    steps=200, learning_rate=1e-3, keep=20.0, rehearse_every=50,
-    thieves=(Thief(learning_rate=1e-3, steps=40), Thief(learning_rate=3e-3, steps=40)),
+    steps=150, learning_rate=1e-3, keep=20.0, rehearse_every=50,
+    thieves=(Thief(learning_rate=3e-4, steps=40), Thief(learning_rate=1e-3, steps=40)),
 )  # fmt: skip
 
 
@@ -44,7 +44,7 @@ def train(model: nn.Module, tokens: torch.Tensor, *, steps: int, rate: float, se
 
 def small_llama(seed: int) -> nn.Module:
     config = LlamaConfig(
-        vocab_size=65, hidden_size=96, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4,
+        vocab_size=65, hidden_size=64, intermediate_size=192, num_hidden_layers=2, num_attention_heads=4,
         max_position_embeddings=128, tie_word_embeddings=False, attention_dropout=0.0,
     )  # fmt: skip
     with torch.random.fork_rng():
@@ -72,8 +72,8 @@ def measure() -> dict[str, Any]:
         suspects = {"unmarked": model, "marked": marked}
         for rate in (3e-4, 1e-3):
             stolen = language_copy(marked)
-            suspects[f"fine-tuned at {rate:g}, {STEPS // 3} steps"] = train(
-                stolen, thief, steps=STEPS // 3, rate=rate, seed=99
+            suspects[f"fine-tuned at {rate:g}, {STEPS // 2} steps"] = train(
+                stolen, thief, steps=STEPS // 2, rate=rate, seed=99
             )
         for name, suspect in suspects.items():
             said = FirstToken(suspect)(prompts)
