@@ -24,6 +24,7 @@ from privguard.errors import TamperedError
 
 SECRET_BYTES = 32
 SALT_BYTES = 16
+BLOCK_BYTES = 16
 _HEADER = "privguard-mark-secret-v1"
 
 
@@ -143,7 +144,10 @@ class Prf:
             raise ValueError(f"inputs.shape={inputs.shape}: expected (..., 4), four 32-bit words per block")
         plain = np.ascontiguousarray(inputs, dtype="<u4")
         encryptor = Cipher(algorithms.AES(self._key), modes.ECB()).encryptor()  # noqa: S305 — a PRF, not a cipher
-        return np.frombuffer(encryptor.update(plain.data.cast("B")), dtype="<u4").reshape(plain.shape)
+        out = np.empty(plain.nbytes + BLOCK_BYTES - 1, np.uint8)  # the slack is what update_into asks for
+        if plain.size:
+            encryptor.update_into(plain.data.cast("B"), out.data)
+        return out[: plain.nbytes].view("<u4").reshape(plain.shape)
 
     def words(self, indices: NDArray[np.integer[Any]]) -> NDArray[np.uint32]:
         """One uniform 32-bit word for each 32-bit index, any shape."""
