@@ -36,7 +36,7 @@ class Outcome(StrEnum):
 
 
 class Record:
-    """Base of the records below: JSON, digest, and a refusal to be used as a yes or no."""
+    """Base of the records below: JSON and digest."""
 
     __slots__ = ()
 
@@ -48,6 +48,12 @@ class Record:
         """SHA-256 of the record's canonical JSON."""
         return _canon.digest(self.to_json())
 
+
+class Measurement(Record):
+    """Base of the records that measure something: compare the number, there is no yes or no to ask for."""
+
+    __slots__ = ()
+
     def __bool__(self) -> NoReturn:
         raise TypeError(
             f"{type(self).__name__} has no truth value; compare its number with a level that you chose beforehand"
@@ -56,7 +62,7 @@ class Record:
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class Claim(Record):
+class Claim(Measurement):
     """ε from above: what the recorded events cost at most.
 
     ``epsilon`` is an upper bound at ``delta`` under ``relation`` for one ``unit``; ``replace_one`` is the same
@@ -88,7 +94,7 @@ class Claim(Record):
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class Finding(Record):
+class Finding(Measurement):
     """ε from below: what an attack showed, at a confidence fixed before looking.
 
     ``epsilon_low`` is a lower bound at ``delta`` that holds with probability ``confidence``; ``cap`` is the largest
@@ -110,7 +116,7 @@ class Finding(Record):
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class Verdict(Record):
+class Verdict(Measurement):
     """What a mark says: an exact probability under a null model that is written out in words.
 
     ``log10_p`` is the base-10 logarithm of the p-value of one test (``bound`` says whether it is exact or a proven
@@ -171,9 +177,12 @@ class Manifest(Record):
             ValueError: a field is missing or unknown.
         """
         names = {entry.name for entry in fields(cls)}
-        _check.require(set(value) - {"record"} == names, "manifest", sorted(value), wanted=f"the fields {sorted(names)}")
-        given = {name: value[name] for name in names}
-        return cls(**{**given, "recipients": tuple(given["recipients"])})
+        _check.require(
+            set(value) - {"record"} == names, "manifest", sorted(value), wanted=f"the fields {sorted(names)}"
+        )
+        given: dict[str, Any] = {name: value[name] for name in names}
+        given["recipients"] = tuple(given["recipients"])
+        return cls(**given)
 
 
 @final

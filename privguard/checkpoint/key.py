@@ -214,9 +214,11 @@ class Key(_Opaque):
 
 
 _DOOR = object()
+One = Recipient | Key | str | os.PathLike[str]
+To = One | Iterable[One]  # whom to seal to: recipients, keys, or paths of their files
 
 
-def recipients(to: Iterable["Recipient | Key | str | os.PathLike[str]"]) -> tuple[Recipient, ...]:
+def recipients(to: To) -> tuple[Recipient, ...]:
     """Recipients from recipients, keys or paths of their files.
 
     Raises:
@@ -230,7 +232,7 @@ def recipients(to: Iterable["Recipient | Key | str | os.PathLike[str]"]) -> tupl
     return found
 
 
-def _recipient(one: "Recipient | Key | str | os.PathLike[str]") -> Recipient:
+def _recipient(one: One) -> Recipient:
     if isinstance(one, Recipient):
         return one
     return one.recipient() if isinstance(one, Key) else Recipient.read(one)

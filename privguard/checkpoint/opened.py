@@ -4,7 +4,7 @@ import itertools
 import json
 import os
 from pathlib import Path
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, final
 
 from cryptography.exceptions import InvalidTag
 
@@ -15,6 +15,11 @@ from privguard.checkpoint.key import Key
 from privguard.checkpoint.payload import MalformedError, Place, Reader, one_failure, plain_size, sealed_size
 from privguard.checkpoint.stanza import Role
 from privguard.errors import PlainCheckpointError, SealError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from privguard.checkpoint.tensors import TensorFile
 
 _PLAIN_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")  # zip (torch.save) and pickle
 
@@ -63,6 +68,7 @@ class Sealed:
         """
         self.path = Path(path)
         self._descriptors: list[int] = []
+        self._tensors: TensorFile | None = None
         try:
             with one_failure(self.path):
                 self._open(key)
@@ -86,7 +92,7 @@ class Sealed:
         for name, wanted in (("ledger", head.preamble.ledger_digest), ("manifest", head.preamble.manifest_digest)):
             if archive.digest(self._places[name]) != wanted:
                 raise InvalidTag
-        self.manifest: dict[str, Any] = json.loads(self._small("manifest"))
+        self.manifest: dict[str, Any] = _json_object(self._small("manifest"))
         self._members = self._index() if self.role is Role.RESUME else {}
 
     @property
@@ -126,6 +132,21 @@ class Sealed:
         self._for_resume()
         number, size = self._members[name]
         return archive.member(self._secrets, number).reader(self._place(number), size)
+
+    def tensors(self) -> "TensorFile":
+        """The tensors of all ``*.safetensors`` members by name, each read when it is asked for.
+
+        In a snapshot these are the weights; the optimizer's tensors come with :func:`privguard.checkpoint.load` only.
+        """
+        from privguard.checkpoint.tensors import TensorFile
+
+        names = [name for name in self.names() if name.endswith(".safetensors") and not name.startswith("state.")]
+        return TensorFile(*(self.reader(name) for name in names))
+
+    def __getitem__(self, name: str) -> "Tensor":
+        if self._tensors is None:
+            self._tensors = self.tensors()
+        return self._tensors[name]
 
     def close(self) -> None:
         """Close the files behind this."""
@@ -174,10 +195,14 @@ class Sealed:
         """Names and sizes of the members, each found in its place."""
         try:
             listed = [(str(one["name"]), int(one["size"])) for one in json.loads(self._small("index"))]
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             raise MalformedError("index") from None
         sizes = [size for _, size in listed]
-        if sum(map(sealed_size, sizes)) != self.preamble.data_bytes or len(dict(listed)) != len(listed):
+        if (
+            min(sizes, default=0) < 0
+            or sum(map(sealed_size, sizes)) != self.preamble.data_bytes
+            or len(dict(listed)) != len(listed)
+        ):
             raise MalformedError("index")
         if self.preamble.form is Form.FOLDER:
             self._places |= {number: self._part(number) for number in range(len(sizes))}
@@ -185,6 +210,23 @@ class Sealed:
             descriptor = self._places["index"].descriptor
             self._places |= archive.places_in_file(self.path, descriptor, self.preamble, sizes)
         return {name: (number, size) for number, (name, size) in enumerate(listed)}
+
+
+def _json_object(text: bytearray) -> dict[str, Any]:
+    try:
+        return dict(json.loads(text))
+    except (ValueError, TypeError, RecursionError):
+        raise MalformedError("manifest") from None
+
+
+def open_sealed(path: str | os.PathLike[str], key: Key) -> Sealed:
+    """Open a sealed file or folder: ``open_sealed(path, key)["layer.weight"]`` reads that tensor and no other.
+
+    Raises:
+        TamperedError: the key opens nothing here, or the file is not what was written.
+        PlainCheckpointError: the file holds a checkpoint in clear.
+    """
+    return Sealed(path, key)
 
 
 def head_path(path: Path) -> Path:

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,13 +15,12 @@ from privguard import _canon, _check
 from privguard.attest import merkle
 from privguard.checkpoint import archive, tensors, tree
 from privguard.checkpoint.archive import Advance, Audience, Contents
-from privguard.checkpoint.key import Key, Recipient
+from privguard.checkpoint.key import Key, To
 from privguard.checkpoint.opened import Sealed
 from privguard.checkpoint.payload import Bytes
 from privguard.errors import RollbackError, TamperedError
 
 WEIGHTS, STATE, STATE_TENSORS = "weights.safetensors", "state.json", "state.safetensors"
-To = Iterable[Recipient | Key | str | os.PathLike[str]] | Recipient | Key | str | os.PathLike[str]
 
 
 @final

@@ -103,19 +103,23 @@ class Layout:
 
 @final
 class TensorFile(Mapping[str, Tensor]):
-    """Tensors by name, each read when it is asked for; ``rows("layer.weight", 0, 8)`` reads a stretch."""
+    """Tensors by name over one or more members, each read when it is asked for.
 
-    def __init__(self, content: Readable) -> None:
-        self._content = content
-        length = int.from_bytes(content.read(0, 8), "little") if content.size >= 8 else -1  # noqa: PLR2004 — the format's first field
-        if not 0 <= length <= min(content.size - 8, _LONGEST_HEADER):
-            raise TamperedError("the header of a tensor file has an impossible length")
-        self._base = 8 + length
-        self.entries, self._aliases = parse_header(content.read(8, self._base), content.size - self._base)
+    ``file["layer.weight"]`` is the whole tensor, ``file.rows("layer.weight", 0, 8)`` a stretch of it; both read their
+    own bytes and nothing else.
+    """
+
+    def __init__(self, *contents: Readable) -> None:
+        self._homes: dict[str, tuple[Readable, int, Entry]] = {}
+        for content in contents:
+            base = 8 + _header_length(content.read(0, min(8, content.size)), content.size)
+            entries, aliases = parse_header(content.read(8, base), content.size - base)
+            for name, entry in (entries | {alias: entries[kept] for alias, kept in aliases.items()}).items():
+                self._homes[name] = (content, base, entry)
 
     def __getitem__(self, name: str) -> Tensor:
         entry = self.entry(name)
-        return self._read(entry, entry.shape, entry.start, entry.stop)
+        return self._read(name, entry.shape, entry.start, entry.stop)
 
     def rows(self, name: str, start: int, stop: int) -> Tensor:
         """The stretch ``start:stop`` of the first dimension; it costs no more than its own bytes."""
@@ -124,29 +128,28 @@ class TensorFile(Mapping[str, Tensor]):
             raise ValueError(f"rows={start}:{stop}: expected a stretch of the first of {entry.shape}")
         width = (entry.stop - entry.start) // entry.shape[0] if entry.shape[0] else 0
         shape = (stop - start, *entry.shape[1:])
-        return self._read(entry, shape, entry.start + start * width, entry.start + stop * width)
+        return self._read(name, shape, entry.start + start * width, entry.start + stop * width)
 
     def entry(self, name: str) -> Entry:
         """Data type and shape of a tensor, without reading it."""
-        return self.entries[self._aliases.get(name, name)]
+        return self._homes[name][2]
 
     def __iter__(self) -> Iterator[str]:
-        return itertools.chain(self.entries, self._aliases)
+        return iter(self._homes)
 
     def __len__(self) -> int:
-        return len(self.entries) + len(self._aliases)
+        return len(self._homes)
 
-    def _read(self, entry: Entry, shape: Sequence[int], start: int, stop: int) -> Tensor:
+    def _read(self, name: str, shape: Sequence[int], start: int, stop: int) -> Tensor:
+        content, base, entry = self._homes[name]
         memory = allocate(stop - start)
-        self._content.read_into(memory, self._base + start)
+        content.read_into(memory, base + start)
         return _tensor(memory, Entry(entry.dtype, tuple(shape), 0, stop - start), 0)
 
 
 def from_buffer(memory: memoryview) -> dict[str, Tensor]:
     """The tensors of a safetensors file in memory, each a view of its own bytes there; nothing is copied."""
-    length = int.from_bytes(memory[:8], "little")
-    if not 0 <= length <= min(len(memory) - 8, _LONGEST_HEADER):
-        raise TamperedError("the header of a tensor file has an impossible length")
+    length = _header_length(memory[:8], len(memory))
     entries, aliases = parse_header(memory[8 : 8 + length], len(memory) - 8 - length)
     tensors = {name: _tensor(memory, entry, 8 + length) for name, entry in entries.items()}
     return tensors | {alias: tensors[name] for alias, name in aliases.items()}
@@ -175,9 +178,16 @@ def allocate(size: int) -> memoryview:
     """Fresh memory of ``size`` bytes, in large pages where that pays."""
     if size < _HUGE:
         return memoryview(bytearray(size))
-    memory = mmap.mmap(-1, size)
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     memory.madvise(mmap.MADV_HUGEPAGE)
     return memoryview(memory)
+
+
+def _header_length(start: bytes | bytearray | memoryview, size: int) -> int:
+    length = int.from_bytes(start, "little")
+    if len(start) < 8 or length > min(size - 8, _LONGEST_HEADER):  # noqa: PLR2004 — the format's first field
+        raise TamperedError("the header of a tensor file has an impossible length")
+    return length
 
 
 def _one_name_each(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:

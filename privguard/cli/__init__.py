@@ -9,6 +9,7 @@ import sys
 
 import typer
 
+from privguard.cli import audit, demo, key, report, seal
 from privguard.cli._output import complain
 from privguard.errors import PrivguardError, ProtocolInvalidError, TamperedError
 
@@ -19,6 +20,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.command("demo")(demo.demo)
+app.command("report")(report.report)
+
+app.add_typer(audit.app, name="audit")
+app.add_typer(key.app, name="key")
+seal.register(app)
 
 
 def main() -> None:

@@ -19,8 +19,15 @@ from privguard.training.plan import Plan
 _SOFTWARE = ("torch", "numpy", "opacus", "dp-accounting", "cryptography", "transformers", "accelerate")
 
 
-def describe(
-    run: str, *, plan: Plan, model: nn.Module, clipper: object, recipients: Sequence[Recipient], streams: Stream, commitment: str | None
+def describe(  # noqa: PLR0913 — one argument for each thing described
+    run: str,
+    *,
+    plan: Plan,
+    model: nn.Module,
+    clipper: object,
+    recipients: Sequence[Recipient],
+    streams: Stream,
+    commitment: str | None,
 ) -> Manifest:
     """The public manifest of a run; nothing in it depends on the private data, except through the salted commitment."""
     return Manifest(
@@ -35,7 +42,8 @@ def describe(
         data={"examples": plan.examples, "commitment": commitment},
         recipients=tuple(f"{one.kind.label} {one.id}" for one in recipients),
         clipping=f"per example, flat, by {type(clipper).__name__}; non-finite examples count as zero",
-        noise="Gaussian by Box–Muller from AES-256-CTR, " + ("from a published seed" if streams.insecure else "keyed from OS entropy"),
+        noise="Gaussian by Box–Muller from AES-256-CTR, "
+        + ("from a published seed" if streams.insecure else "keyed from OS entropy"),
         precision=f"weights {_dtypes(model)}; norms, sums and noise float32",
         software=software(),
         insecure=streams.insecure,
@@ -49,9 +57,10 @@ def software() -> dict[str, str]:
 
 
 def commitment(loader: DataLoader[Any], salt: bytes) -> str | None:
-    """SHA-256 over a secret salt and the records of a tensor data set; None for data sets that would have to be read item by item.
+    """SHA-256 over a secret salt and the records of a tensor data set; None for other data sets.
 
-    The salt stays in the sealed snapshot: a plain digest would let whoever knows all records but one test a guess at it.
+    The salt stays in the sealed snapshot: a plain digest would let whoever knows all records but one test a guess at
+    it.
     """
     if not isinstance(loader.dataset, TensorDataset):
         return None

@@ -15,7 +15,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import FrameType
-from typing import Any, final
+from typing import Any, Self, final
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,6 @@ from torch.utils.data import DataLoader
 
 from privguard import _check
 from privguard.errors import PrivacyError
-from privguard.integrations import manifest
 from privguard.integrations.private_run import PrivateRun, Setting, Stateful, To
 from privguard.integrations.progress import Meter
 from privguard.records import Claim
@@ -53,8 +52,8 @@ def privatize(  # noqa: PLR0913 — what a person decides about a run, each with
 ) -> "PrivateLoop":
     """Make a training loop private.
 
-    The loader gives its data set, collate function and workers; its sampler is replaced by Poisson sampling at the plan's
-    rate, its batch size is the most rows that go forward at once. Model and optimizer stay the objects they are.
+    The loader gives its data set, collate function and workers; its sampler is replaced by Poisson sampling at the
+    plan's rate, its batch size is the most rows that go forward at once. Model and optimizer stay the objects they are.
 
     Args:
         model: the module to train; refused before the first step if examples are not kept apart in it.
@@ -65,11 +64,11 @@ def privatize(  # noqa: PLR0913 — what a person decides about a run, each with
         seal_to: who can open the checkpoints: recipients, keys, or paths of their files.
         resume: go on with the run in the folder.
         key: opens the snapshots when resuming; by default a key file among ``seal_to``.
-        also: further state to keep, such as ``{"schedule": scheduler}``; step it when :meth:`PrivateLoop.step` says True.
+        also: further state to keep, such as ``{"schedule": scheduler}``.
         checkpoint_every: steps between sealed snapshots; by default a tenth of the run.
         speed: settings that cannot change a claim.
         insecure_seed: repeatable sampler and noise, for tests and figures; such a run has no claim.
-        show_private_loss: show the un-noised training loss on the terminal; it is not covered by the guarantee.
+        show_private_loss: show the un-noised loss on the terminal; the guarantee does not cover it.
         quiet: no progress bar.
 
     Raises:
@@ -104,8 +103,8 @@ def privatize(  # noqa: PLR0913 — what a person decides about a run, each with
 class PrivateLoop:
     """A private run driven by the user's own loop; made by :func:`privatize`.
 
-    ``model`` is the module that was handed in. Leaving :meth:`batches` early, by ``break``, an error or Ctrl-C, leaves a run
-    that ``resume=True`` goes on with.
+    ``model`` is the module that was handed in. Leaving :meth:`batches` early, by ``break``, an error or Ctrl-C, leaves
+    a run that ``resume=True`` goes on with.
     """
 
     def __init__(
@@ -124,13 +123,15 @@ class PrivateLoop:
     def batches(self) -> Iterator[Any]:
         """Physical batches of the steps that the plan has left, on the model's device, until the budget is used.
 
-        At the end, also after ``break`` and Ctrl-C, the ledger is settled and the last state is sealed. Ctrl-C waits for the
-        step under way; a second one does not.
+        At the end, also after ``break`` and Ctrl-C, the ledger is settled and the last state is sealed. Ctrl-C waits
+        for the step under way; a second one does not.
         """
         with self._meter.running(self._run.taken), _Interrupts() as interrupts, contextlib.closing(self):
             for batch, fetched in self._loader(self._run.taken, self._run.plan.steps):
                 if self._run.reserve() != batch.position:
-                    raise PrivacyError(f"position={batch.position}: step() was not called at the end of the batch before")
+                    raise PrivacyError(
+                        f"position={batch.position}: step() was not called at the end of the batch before"
+                    )
                 self._open = batch
                 yield self._begin(batch, fetched)
                 self._check_stepped(batch)
@@ -193,7 +194,9 @@ class PrivateLoop:
 
     def _check_stepped(self, batch: PhysicalBatch) -> None:
         if self._open is batch:
-            raise PrivacyError("step() was not called for this batch; call private.step() after each private.backward(losses)")
+            raise PrivacyError(
+                "step() was not called for this batch; call private.step() after each private.backward(losses)"
+            )
 
 
 class _Interrupts:
@@ -203,7 +206,7 @@ class _Interrupts:
         self._wanted = False
         self._before: Any = None
 
-    def __enter__(self) -> "_Interrupts":
+    def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
             self._before = signal.signal(signal.SIGINT, self._note)
         return self
@@ -217,7 +220,7 @@ class _Interrupts:
         if self._wanted:
             raise KeyboardInterrupt
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _note(self, _number: int, _frame: FrameType | None) -> None:
         if self._wanted:
             raise KeyboardInterrupt
         self._wanted = True

@@ -1,7 +1,7 @@
 """One private run: plan, ledger, clipper, noise and sealed snapshots, kept in step with each other.
 
-Every wrapper (the plain loop, accelerate, transformers) is a thin shell around a :class:`PrivateRun`. The run folder holds
-``run.json`` (public manifest), ``ledger.jsonl``, ``checkpoints/`` (sealed), ``evidence/`` and the report.
+Every wrapper (the plain loop, accelerate, transformers) is a thin shell around a :class:`PrivateRun`. The run folder
+holds ``run.json`` (public manifest), ``ledger.jsonl``, ``checkpoints/`` (sealed), ``evidence/`` and the report.
 """
 
 import contextlib
@@ -72,7 +72,7 @@ class Setting:
     key: Key | str | os.PathLike[str] | None = None
     every: int | None = None
     insecure_seed: int | None = None
-    speed: Speed = Speed()
+    speed: Speed = field(default_factory=Speed)
 
 
 @final
@@ -108,7 +108,9 @@ class PrivateRun:
         check_optimizer(setting.optimizer, trainable(setting.model).values())
         folder = setting.folder
         if (folder / "run.json").exists():
-            raise ResumeError(f"run={folder}: holds a run already; pass resume=True to go on with it, or name a new folder")
+            raise ResumeError(
+                f"run={folder}: holds a run already; pass resume=True to go on with it, or name a new folder"
+            )
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
         streams = _fresh(setting)
         facts = manifest.describe(
@@ -118,10 +120,14 @@ class PrivateRun:
             clipper=setting.clipper,
             recipients=to,
             streams=streams,
-            commitment=None if loader is None else manifest.commitment(loader, streams.child("data commitment").secret()),
+            commitment=None
+            if loader is None
+            else manifest.commitment(loader, streams.child("data commitment").secret()),
         )
         text = json.dumps(facts.to_json(), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
-        ledger = Ledger.create(folder / "ledger.jsonl", {"run": facts.run, "manifest": facts.digest(), "plan": plan.facts()})
+        ledger = Ledger.create(
+            folder / "ledger.jsonl", {"run": facts.run, "manifest": facts.digest(), "plan": plan.facts()}
+        )
         durable.create(folder / "run.json", text.encode(), mode=0o644)
         return cls(plan, setting, facts=facts, ledger=ledger, streams=streams)
 
@@ -129,13 +135,13 @@ class PrivateRun:
     def resume(cls, plan: Plan, setting: Setting) -> "PrivateRun":
         """Go on with the run in the folder, from its newest snapshot.
 
-        After a clean stop the streams go on as if nothing had happened: same samples, same noise. After a crash the ledger is
-        ahead of the snapshot; what it reserved stays spent, and sampler and noise are keyed afresh.
+        After a clean stop the streams go on as if nothing had happened: same samples, same noise. After a crash the
+        ledger is ahead of the snapshot; what it reserved stays spent, and sampler and noise are keyed afresh.
 
         Raises:
-            ResumeError: no run or no snapshot is there, the plan is another one, or the ledger does not extend the snapshot.
-            LedgerError: the ledger is missing or not what was written.
-            TamperedError: the key does not open the snapshot, or it was changed.
+            ResumeError: no run or no snapshot is there, the plan is another one, or the ledger does not extend the
+            snapshot. LedgerError: the ledger is missing or not what was written. TamperedError: the key does not open
+            the snapshot, or it was changed.
         """
         check_optimizer(setting.optimizer, trainable(setting.model).values())
         facts = read_manifest(setting.folder)
@@ -151,7 +157,7 @@ class PrivateRun:
         except BaseException:
             ledger.close()
             raise
-        run._saved = snapshot.step  # noqa: SLF001 — a constructor of this class
+        run._saved = snapshot.step
         return run
 
     @property
@@ -187,7 +193,9 @@ class PrivateRun:
             PrivacyError: the run was started with an insecure seed.
         """
         if self.manifest.insecure:
-            raise PrivacyError("insecure_seed: this run's noise can be repeated by anybody, so it has no claim; run it without")
+            raise PrivacyError(
+                "insecure_seed: this run's noise can be repeated by anybody, so it has no claim; run it without"
+            )
         return spent(self._ledger.spent(), delta=self.plan.delta, relation=self.plan.relation)
 
     def save(self) -> Path:
@@ -233,7 +241,9 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         return Manifest.from_json(json.loads((folder / "run.json").read_text()))
     except FileNotFoundError:
-        raise ResumeError(f"run={folder}: there is no run.json, so no run to go on with; start one without resume=True") from None
+        raise ResumeError(
+            f"run={folder}: there is no run.json, so no run to go on with; start one without resume=True"
+        ) from None
 
 
 def _end(step: PrivateStep, ledger: Ledger) -> None:
@@ -252,7 +262,9 @@ def _fresh(setting: Setting) -> Stream:
 def _newest(setting: Setting) -> Snapshot:
     found = sorted((setting.folder / "checkpoints").glob("step-*.sealed"))
     if not found:
-        raise ResumeError(f"run={setting.folder}: there is no snapshot; what the ledger reserved is spent, start a new run")
+        raise ResumeError(
+            f"run={setting.folder}: there is no snapshot; what the ledger reserved is spent, start a new run"
+        )
     return load(found[-1], _key(setting))
 
 
@@ -270,7 +282,9 @@ def _key(setting: Setting) -> Key:
 
 def _check_extends(ledger: Ledger, snapshot: Snapshot, facts: Manifest) -> None:
     if snapshot.run != facts.run or ledger.facts.get("manifest") != facts.digest():
-        raise ResumeError(f"run={facts.run}: manifest, ledger and snapshot belong to different runs; put back the run's own files")
+        raise ResumeError(
+            f"run={facts.run}: manifest, ledger and snapshot belong to different runs; put back the run's own files"
+        )
     if not ledger.extends(snapshot.ledger_head, snapshot.ledger_size):
         raise ResumeError(
             f"ledger={ledger.path}: does not extend the one that the snapshot of step {snapshot.step} was taken with; "

@@ -2,7 +2,7 @@
 
 import contextlib
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import final
 
 from rich.console import Console
@@ -27,14 +27,20 @@ class Meter:
         self._curve: list[tuple[int, float]] = []
 
     @contextlib.contextmanager
-    def running(self, done: int) -> Iterator[None]:
+    def running(self, done: int) -> Generator[None]:
         """Show the bar for as long as the block runs, ``done`` steps being behind it."""
         self._done = done
         if self._quiet:
             yield
             return
         self._curve = list(epsilon_curve([(self._plan.event(), self._plan.steps)], delta=self._plan.delta, points=20))
-        columns = (TextColumn("private steps"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[said]}"))
+        columns = (
+            TextColumn("private steps"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[said]}"),
+        )
         with Progress(*columns, console=Console(stderr=True), refresh_per_second=4) as self._bar:
             self._bar.add_task("", total=self._plan.steps, completed=done, said="")
             yield

@@ -22,9 +22,10 @@ from privguard.report import statement
 class Report(Record):
     """What a privacy officer signs.
 
-    ``claim`` is None for a run with an insecure seed, which has no guarantee. ``curve`` holds (steps, ε) pairs that never fall.
-    ``reserved`` counts all events that are priced; ``settled`` says whether the run stopped cleanly, so that all of them took
-    effect, or crashed, so that some may not have. ``findings`` and ``verdicts`` are the audits' and marks' records, as JSON.
+    ``claim`` is None for a run with an insecure seed, which has no guarantee. ``curve`` holds (steps, ε) pairs that
+    never fall. ``reserved`` counts all events that are priced; ``settled`` says whether the run stopped cleanly, so
+    that all of them took effect, or crashed, so that some may not have. ``findings`` and ``verdicts`` are the audits'
+    and marks' records, as JSON.
     """
 
     manifest: Manifest
@@ -54,7 +55,9 @@ def assemble(folder: str | os.PathLike[str]) -> Report:
     manifest = Manifest.from_json(json.loads((folder / "run.json").read_text()))
     history = Ledger.read(folder / "ledger.jsonl")
     if history.facts.get("manifest") != manifest.digest():
-        raise TamperedError(f"{folder / 'run.json'}: the ledger was opened for another manifest; one of the two was changed")
+        raise TamperedError(
+            f"{folder / 'run.json'}: the ledger was opened for another manifest; one of the two was changed"
+        )
     events, delta = history.spent(), manifest.plan["delta"]
     claim = None if manifest.insecure else spent(events, delta=delta)
     findings, verdicts = _evidence(folder / "evidence")
@@ -69,7 +72,9 @@ def assemble(folder: str | os.PathLike[str]) -> Report:
         settled=history.settled,
         ledger_head=history.head,
         ledger_lines=history.size,
-        checkpoints=tuple(_digest(path, folder) for path in sorted((folder / "checkpoints").glob("*")) if path.is_file()),
+        checkpoints=tuple(
+            _digest(path, folder) for path in sorted((folder / "checkpoints").glob("*")) if path.is_file()
+        ),
         findings=findings,
         verdicts=verdicts,
         contradictions=tuple(_contradictions(claim, findings)),
@@ -78,7 +83,12 @@ def assemble(folder: str | os.PathLike[str]) -> Report:
 
 def _summary(claim: Claim | None) -> tuple[str, ...]:
     if claim is None:
-        return ("This run was started with an insecure seed, so anybody may know its noise: it carries no guarantee at all.",)
+        return (
+            (
+                "This run was started with an insecure seed, so anybody may know its noise: it carries no "
+                "guarantee at all."
+            ),
+        )
     if not math.isfinite(claim.epsilon):
         return ("This run added no noise, so its ε is infinite: it carries no guarantee at all.",)
     return statement.guarantee(claim), statement.reach(claim), statement.odds(claim)
@@ -101,8 +111,10 @@ def _contradictions(claim: Claim | None, findings: tuple[Mapping[str, Any], ...]
     if claim is None:
         return []
     return [
-        f"{finding['method']}: an attack showed ε ≥ {finding['epsilon_low']:.3f} at δ = {finding['delta']:g} with confidence "
-        f"{finding['confidence']:.0%}, above the claimed {claim.epsilon:.3f}. One of the two is wrong; do not rely on the claim."
+        f"{finding['method']}: an attack showed ε ≥ {finding['epsilon_low']:.3f} at δ = "
+        f"{finding['delta']:g} with confidence "
+        f"{finding['confidence']:.0%}, above the claimed {claim.epsilon:.3f}. One of the two is wrong; do "
+        "not rely on the claim."
         for finding in findings
         if finding["delta"] >= claim.delta and finding["epsilon_low"] > claim.epsilon
     ]
@@ -110,4 +122,8 @@ def _contradictions(claim: Claim | None, findings: tuple[Mapping[str, Any], ...]
 
 def _digest(path: Path, folder: Path) -> Digest:
     with path.open("rb") as file:
-        return Digest(name=str(path.relative_to(folder)), sha256=hashlib.file_digest(file, "sha256").hexdigest(), size=path.stat().st_size)
+        return Digest(
+            name=str(path.relative_to(folder)),
+            sha256=hashlib.file_digest(file, "sha256").hexdigest(),
+            size=path.stat().st_size,
+        )

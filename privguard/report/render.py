@@ -53,7 +53,11 @@ def facts(report: Report) -> list[tuple[str, str]]:
         ("Neighbouring relation", plan["relation"]),
         ("Sampler", f"Poisson: every record enters every step independently with rate {plan['sample_rate']:.6g}"),
         ("Steps planned", f"{plan['steps']:,}"),
-        ("Steps spent", f"{report.reserved:,} " + ("(all took effect)" if report.settled else "(reserved before a crash; some may not have taken effect)")),
+        (
+            "Steps spent",
+            f"{report.reserved:,} "
+            + ("(all took effect)" if report.settled else "(reserved before a crash; some may not have taken effect)"),
+        ),
         ("Noise multiplier σ", f"{plan['noise_multiplier']:.6g} (standard deviation over the clipping norm)"),
         ("Clipping norm C", f"{plan['max_grad_norm']:g} (L2, one bound for all parameters together)"),
         ("Clipping", manifest.clipping),
@@ -65,8 +69,14 @@ def facts(report: Report) -> list[tuple[str, str]]:
     if claim is not None:
         rows += [
             ("Accountant", f"{claim.accountant}, privacy-loss distribution, interval {claim.interval:g}"),
-            ("ε when one record is replaced", statement.upward(claim.replace_one) if claim.replace_one is not None else "not computed"),
-            ("ε by Rényi accounting (cross-check)", statement.upward(claim.cross_check) if claim.cross_check is not None else "not computed"),
+            (
+                "ε when one record is replaced",
+                statement.upward(claim.replace_one) if claim.replace_one is not None else "not computed",
+            ),
+            (
+                "ε by Rényi accounting (cross-check)",
+                statement.upward(claim.cross_check) if claim.cross_check is not None else "not computed",
+            ),
         ]
     rows += [
         ("Ledger", f"{report.ledger_lines} lines, head {report.ledger_head}"),

@@ -10,7 +10,10 @@ from collections.abc import Iterator
 from privguard.records import Claim, Manifest, Relation, Unit
 
 _UNITS = {
-    Unit.EXAMPLE: ("one training example", "A person who gave several examples is protected for each of them, not for all at once."),
+    Unit.EXAMPLE: (
+        "one training example",
+        "A person who gave several examples is protected for each of them, not for all at once.",
+    ),
     Unit.USER: ("all examples of one person together", "The guarantee covers a person's whole contribution."),
 }
 
@@ -21,7 +24,8 @@ def guarantee(claim: Claim) -> str:
     act = "adding or removing" if claim.relation is Relation.ADD_OR_REMOVE_ONE else "replacing"
     return (
         f"Whatever this training published, {act} {who} changes the probability of any outcome by a factor of at most "
-        f"{factor(claim.epsilon)} (e to the power ε = {upward(claim.epsilon)}), except with probability δ = {claim.delta:g}."
+        f"{factor(claim.epsilon)} (e to the power ε = {upward(claim.epsilon)}), except with probability δ = "
+        f"{claim.delta:g}."
     )
 
 
@@ -29,8 +33,10 @@ def odds(claim: Claim) -> str:
     """What the guarantee means to an attacker who guesses whether somebody took part."""
     right, found = percent(best_accuracy(claim)), percent(best_tpr(claim, fpr=1e-3))
     return (
-        f"An attacker who must decide whether {_UNITS[claim.unit][0]} was used, with even odds beforehand, is right at most "
-        f"{right} of the time. One who accepts a false accusation in a thousand finds at most {found} of those who took part."
+        f"An attacker who must decide whether {_UNITS[claim.unit][0]} was used, with even odds beforehand, "
+        "is right at most "
+        f"{right} of the time. One who accepts a false accusation in a thousand finds at most {found} of "
+        "those who took part."
     )
 
 
@@ -49,7 +55,7 @@ def best_accuracy(claim: Claim) -> float:
 
 
 def best_tpr(claim: Claim, *, fpr: float) -> float:
-    """Highest true-positive rate of any membership test at this false-positive rate (Kairouz et al. 2015, Theorem 2.1)."""
+    """Highest true-positive rate of any membership test at this ``fpr`` (Kairouz et al. 2015, Theorem 2.1)."""
     if not math.isfinite(claim.epsilon) or claim.epsilon > 700:  # noqa: PLR2004 — e⁷⁰⁰ is still a double
         return 1.0
     growth = math.exp(claim.epsilon)
@@ -59,9 +65,14 @@ def best_tpr(claim: Claim, *, fpr: float) -> float:
 def not_covered(manifest: Manifest) -> Iterator[str]:
     """What the claim says nothing about, whatever its number."""
     yield "The choice of hyper-parameters: runs made to find them on the same data spend budget of their own."
-    yield "Evaluation and selection on other people's records, such as a validation set: those records are not protected."
+    yield (
+        "Evaluation and selection on other people's records, such as a validation set: those records are not protected."
+    )
     yield "Preprocessing, vocabulary, augmentation and pre-trained weights that were made from the same data."
-    yield "Whoever can read the training machine's memory, or open the checkpoints: training state is protected by keys, not by ε."
+    yield (
+        "Whoever can read the training machine's memory, or open the checkpoints: training state is protected "
+        "by keys, not by ε."
+    )
     yield "What is true of the population: the model may teach it about a person who never took part."
     if manifest.data.get("examples") is None:
         yield "Nothing here says how many records there were; the denominator and the rate are constants of the plan."
@@ -72,12 +83,21 @@ def not_covered(manifest: Manifest) -> Iterator[str]:
 def assumptions(manifest: Manifest) -> Iterator[str]:
     """What the claim rests on and no part of this report has checked."""
     yield "Each record of the data set belongs to one unit of privacy, and no record was put in twice."
-    yield "The noise is drawn in float32; attacks on the last bits of floating-point noise (Mironov 2012) are not ruled out by construction."
+    yield (
+        "The noise is drawn in float32; attacks on the last bits of floating-point noise (Mironov 2012) are "
+        "not ruled out by construction."
+    )
     yield "The operating system's entropy and AES-256 are sound."
-    yield "The losses handed over depend on their own example only; a probe on synthetic batches looked for leaks between examples."
+    yield (
+        "The losses handed over depend on their own example only; a probe on synthetic batches looked for "
+        "leaks between examples."
+    )
     delta, examples = manifest.plan["delta"], manifest.data.get("examples")
     if examples and delta >= 1 / examples:
-        yield f"δ = {delta:g} is not below 1/{examples:,}: publishing one whole record at random would be within this δ. Choose a smaller one."
+        yield (
+            f"δ = {delta:g} is not below 1/{examples:,}: publishing one whole record at random would be within "
+            "this δ. Choose a smaller one."
+        )
 
 
 def factor(epsilon: float) -> str:

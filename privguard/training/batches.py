@@ -18,8 +18,8 @@ from privguard.training.sample import PhysicalBatch, Poisson, cut
 class PoissonLoader:
     """Yields (physical batch, its data) for the ledger positions from ``start`` to ``stop``.
 
-    Workers may fetch ahead: a draw is a function of its position alone, so what was fetched and never used was never drawn
-    as far as anybody can see.
+    Workers may fetch ahead: a draw is a function of its position alone, so what was fetched and never used was never
+    drawn as far as anybody can see.
     """
 
     def __init__(self, data: DataLoader[Any], *, sampler: Poisson, source: Stream, limit: int) -> None:
@@ -50,8 +50,8 @@ class PoissonLoader:
 def fetch(loader: DataLoader[Any], records: Iterator[Sequence[int]]) -> Iterator[Any]:
     """Collated data for each list of records, by the loader's own data set, collate function and workers.
 
-    A ``TensorDataset`` with the default collate function is indexed at once, which gives the same tensors without a Python
-    call for each record.
+    A ``TensorDataset`` with the default collate function is indexed at once, which gives the same tensors without a
+    Python call for each record.
     """
     if isinstance(loader.dataset, TensorDataset) and loader.collate_fn is default_collate and loader.num_workers == 0:
         return _index(loader.dataset.tensors, records)
@@ -81,7 +81,8 @@ def examples_of(loader: DataLoader[Any]) -> int:
     """Number of records in the loader's data set.
 
     Raises:
-        PrivacyError: the data set cannot be Poisson-sampled, or the loader samples in a way that would silently be replaced.
+        PrivacyError: the data set cannot be Poisson-sampled, or the loader samples in a way that would silently be
+        replaced.
     """
     dataset: Dataset[Any] = loader.dataset
     if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
@@ -93,7 +94,8 @@ def examples_of(loader: DataLoader[Any]) -> int:
     shuffled = isinstance(sampler, RandomSampler) and not sampler.replacement
     if not (shuffled or isinstance(sampler, SequentialSampler)) or not _plain_batches(loader):
         raise PrivacyError(
-            f"sampler={type(sampler).__name__}: the accountant prices Poisson sampling alone, and replacing your sampler would "
+            f"sampler={type(sampler).__name__}: the accountant prices Poisson sampling alone, and replacing "
+            "your sampler would "
             "change what you train on; give a loader with shuffle=True and weigh or group records in the data set"
         )
     return len(dataset)  # type: ignore[arg-type] — checked above

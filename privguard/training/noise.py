@@ -1,8 +1,8 @@
 """Gaussian noise from AES-256-CTR: a clipped sum goes in, a noisy sum comes out.
 
-Box–Muller (1958) on words of a cipher stream: the radius takes 63 bits, so |z| reaches 9.4 and the cut tail has probability
-below 1e-20 per coordinate; the angle takes 32 bits. Each parameter of each ledger position has a stream of its own, so no
-noise is ever used twice, and two processes that share the key add the same noise, not two noises.
+Box–Muller (1958) on words of a cipher stream: the radius takes 63 bits, so |z| reaches 9.4 and the cut tail has
+probability below 1e-20 per coordinate; the angle takes 32 bits. Each parameter of each ledger position has a stream of
+its own, so no noise is ever used twice, and two processes that share the key add the same noise, not two noises.
 
 What this does not repair: samples are float32, so the attack on floating-point noise (Mironov 2012) is not ruled out by
 construction; the report lists it among the assumptions.
@@ -29,7 +29,7 @@ _LONGEST = (1 << 63) - 1
 @final
 @dataclass(frozen=True)
 class NoisySum:
-    """A clipped sum with noise of standard deviation ``deviation`` in every coordinate; only this may reach the optimizer.
+    """A clipped sum with noise of deviation ``deviation`` in every coordinate; only this may reach the optimizer.
 
     ``gradients`` maps the names of the model's parameters to float32 tensors of their shapes.
     """
@@ -42,9 +42,9 @@ class NoisySum:
 def add_noise(clipped: ClippedSum, *, multiplier: float, source: Stream) -> NoisySum:
     """Add N(0, (multiplier · l2_bound)²) to every coordinate, in place: ``clipped`` is used up.
 
-    Guarantee: the Gaussian mechanism for a sum of L2 sensitivity ``clipped.l2_bound`` under add-or-remove-one (Dwork & Roth
-    2014, A.1; Abadi et al. 2016, Algorithm 1). ``source`` must belong to one ledger position alone. ``multiplier`` is
-    dimensionless; 0 adds nothing, and the claim of such a run is infinite.
+    Guarantee: the Gaussian mechanism for a sum of L2 sensitivity ``clipped.l2_bound`` under add-or-remove-one (Dwork &
+    Roth 2014, A.1; Abadi et al. 2016, Algorithm 1). ``source`` must belong to one ledger position alone. ``multiplier``
+    is dimensionless; 0 adds nothing, and the claim of such a run is infinite.
     """
     deviation = _check.non_negative("multiplier", multiplier) * clipped.l2_bound
     if deviation > 0:
@@ -54,9 +54,14 @@ def add_noise(clipped: ClippedSum, *, multiplier: float, source: Stream) -> Nois
 
 
 def _add_gaussian(target: Tensor, deviation: float, source: Stream) -> None:
-    """Add one Gaussian of this deviation to each coordinate of a contiguous float32 tensor."""
+    """Add one Gaussian of this deviation to each coordinate of a float32 tensor."""
+    if not target.is_contiguous():  # for instance channels_last: noise in the order of the coordinates all the same
+        noise = torch.zeros_like(target, memory_format=torch.contiguous_format)
+        _add_gaussian(noise, deviation, source)
+        target.add_(noise)
+        return
     flat = target.view(-1)
-    pairs = min(_PAIRS, -(-flat.numel() // 2))
+    pairs = max(1, min(_PAIRS, -(-flat.numel() // 2)))
     draw = _pairs(pairs, deviation, source.reader(), flat.device)
     for start in range(0, flat.numel(), 2 * pairs):
         radius, cosine, sine = draw()

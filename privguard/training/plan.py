@@ -1,7 +1,7 @@
 """Plan and Speed: what touches privacy, and what touches only speed.
 
-Sampler, clipping bound, noise and ledger event all derive from one frozen plan, so they cannot disagree. Every field is a
-public constant: none is computed from the private data behind the user's back.
+Sampler, clipping bound, noise and ledger event all derive from one frozen plan, so they cannot disagree. Every field is
+a public constant: none is computed from the private data behind the user's back.
 """
 
 import math
@@ -58,7 +58,7 @@ class Plan(Record):
             _check.count("examples", self.examples)
 
     @classmethod
-    def for_budget(  # noqa: PLR0913 — the six numbers that a person decides, and nothing else
+    def for_budget(
         cls,
         *,
         epsilon: float,
@@ -70,21 +70,22 @@ class Plan(Record):
     ) -> "Plan":
         """The plan with the least noise that spends at most ``epsilon`` at ``delta``.
 
-        ``examples`` is a *public* number, for instance the published size of the data set: rate and number of steps follow
-        from it (rate = batch_size / examples, steps = epochs / rate, rounded up). A different real size is never an error.
-        ``batch_size`` is the expected number of examples in a step.
+        ``examples`` is a *public* number, for instance the published size of the data set: rate and number of steps
+        follow from it (rate = batch_size / examples, steps = epochs / rate, rounded up). A different real size is never
+        an error. ``batch_size`` is the expected number of examples in a step.
 
         Raises:
-            ValueError: an argument is out of range, or no noise at all could meet the budget.
+            ValueError: an argument is out of range.
+            BudgetExceededError: no amount of noise meets the budget.
         """
         _check.count("examples", examples)
         _check.count("batch_size", batch_size)
         _check.require(batch_size <= examples, "batch_size", batch_size, wanted=f"at most examples={examples}")
         rate = batch_size / examples
         steps = math.ceil(_check.positive("epochs", epochs) / rate - 1e-9)
-        from privguard.accounting.calibrate import noise_multiplier
+        from privguard.accounting.calibrate import Budget, least_noise
 
-        noise = noise_multiplier(epsilon=epsilon, delta=delta, sample_rate=rate, steps=steps)
+        noise = least_noise(Budget(epsilon=epsilon, delta=delta), sample_rate=rate, steps=steps)
         return cls(
             sample_rate=rate,
             noise_multiplier=noise,
@@ -102,9 +103,9 @@ class Plan(Record):
 
     def event(self) -> "DpEvent":
         """What one step does to the data: a Gaussian mechanism on a Poisson sample."""
-        from privguard.accounting.events import poisson_gaussian
+        from privguard.accounting.calibrate import dp_sgd
 
-        return poisson_gaussian(sample_rate=self.sample_rate, noise_multiplier=self.noise_multiplier)
+        return dp_sgd(sample_rate=self.sample_rate, noise_multiplier=self.noise_multiplier)
 
     def facts(self) -> dict[str, Any]:
         """The plan as plain JSON values, for manifest, ledger and report."""

@@ -1,8 +1,9 @@
 """Poisson batches, cut into physical batches.
 
-Poisson sampling is what the accountant prices: every record enters every step on its own coin, so the size of a batch is
-random and secret. The coin of a record is one 64-bit word of a stream that belongs to one ledger position; no step ever sees
-another step's words, and drawing a position again gives the same batch, which is how a clean resume continues exactly.
+Poisson sampling is what the accountant prices: every record enters every step on its own coin, so the size of a batch
+is random and secret. The coin of a record is one 64-bit word of a stream that belongs to one ledger position; no step
+ever sees another step's words, and drawing a position again gives the same batch, which is how a clean resume continues
+exactly.
 """
 
 import math
@@ -23,7 +24,7 @@ _WORD = 1 << 64
 @final
 @dataclass(frozen=True)
 class Poisson:
-    """Independent inclusion of every record with probability ``rate``. Public facts only: the number of records is an argument."""
+    """Independent inclusion of every record with probability ``rate``. Public facts only: the size is an argument."""
 
     rate: float
 
@@ -45,7 +46,7 @@ class Poisson:
 @final
 @dataclass(frozen=True)
 class PhysicalBatch:
-    """Rows that go forward together: ``records`` are indices into the data set, ``mask`` is False where a row is padding.
+    """Rows that go forward together: ``records`` index the data set, ``mask`` is False where a row is padding.
 
     ``position`` is the ledger position of the logical batch, ``last`` says that the logical batch ends here.
     """
@@ -59,8 +60,9 @@ class PhysicalBatch:
 def cut(records: NDArray[np.int64], *, position: int, limit: int) -> Iterator[PhysicalBatch]:
     """Cut a logical batch into the fewest physical batches of at most ``limit`` rows, sizes equal to within one.
 
-    An empty draw gives one batch of a single masked row (record 0 lends its shape), so that an empty step does what every
-    other step does. Equal sizes cost less than full batches with a padded rest: a draw just above ``limit`` gives two halves.
+    An empty draw gives one batch of a single masked row (record 0 lends its shape), so that an empty step does what
+    every other step does. Equal sizes cost less than full batches with a padded rest: a draw just above ``limit`` gives
+    two halves.
     """
     if len(records) == 0:
         yield PhysicalBatch(position, [0], np.zeros(1, bool), last=True)

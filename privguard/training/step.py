@@ -1,7 +1,7 @@
 """One private step: reserve, clip, noise, move.
 
-This is the only writer of the ledger and the only door to the optimizer: a clipped sum becomes a noisy sum on an event that
-the ledger has durably reserved, and only the noisy sum moves the weights.
+This is the only writer of the ledger and the only door to the optimizer: a clipped sum becomes a noisy sum on an event
+that the ledger has durably reserved, and only the noisy sum moves the weights.
 """
 
 from collections.abc import Iterable
@@ -23,8 +23,8 @@ from privguard.training.plan import Plan
 class PrivateStep:
     """Turns what the clipper gathered into one optimizer step.
 
-    Guarantee: step number ``i`` of the ledger applies noise drawn for position ``i`` alone, after that event was reserved on
-    disk. Exactly one noise per logical batch, whatever was gathered, also for an empty draw.
+    Guarantee: step number ``i`` of the ledger applies noise drawn for position ``i`` alone, after that event was
+    reserved on disk. Exactly one noise per logical batch, whatever was gathered, also for an empty draw.
     """
 
     def __init__(self, plan: Plan, *, clipper: Clipper, ledger: Ledger, noise: Stream, reserve: int) -> None:
@@ -34,10 +34,11 @@ class PrivateStep:
         self._noise = noise
         self._block = reserve
         self._next = ledger.position
+        self._unsettled = False
 
     @property
     def taken(self) -> int:
-        """Ledger positions that are spent: by this process, and by those before it, whether they kept the result or not."""
+        """Ledger positions that are spent, by this process and by those before it, result kept or not."""
         return self._next
 
     @property
@@ -57,6 +58,7 @@ class PrivateStep:
             )
         if self._next == self._ledger.position:
             self._ledger.reserve(self._plan.event(), times=min(self._block, self.remaining))
+            self._unsettled = True
         return self._next
 
     def finish(self, optimizer: Optimizer, parameters: dict[str, nn.Parameter]) -> NoisySum:
@@ -68,21 +70,18 @@ class PrivateStep:
         return noisy
 
     def settle(self) -> None:
-        """A clean stop: give back what was reserved and not used."""
-        if self._next < self._ledger.position:
+        """A clean stop: the ledger learns how many of the reserved events took effect, and gives the others back."""
+        if self._unsettled:
             self._ledger.settle(self._next)
+            self._unsettled = False
 
 
 @torch.no_grad()
-def move(
-    optimizer: Optimizer, parameters: dict[str, nn.Parameter], noisy: NoisySum, *, denominator: float
-) -> None:
+def move(optimizer: Optimizer, parameters: dict[str, nn.Parameter], noisy: NoisySum, *, denominator: float) -> None:
     """One optimizer step along ``noisy / denominator``; the gradient fields are cleared afterwards."""
-    tensors = list(noisy.gradients.values())
-    torch._foreach_mul_(tensors, 1.0 / denominator)  # noqa: SLF001 — torch's own fused loops carry this underscore
     for name, gradient in noisy.gradients.items():
         parameter = parameters[name]
-        parameter.grad = gradient.to(parameter.dtype)
+        parameter.grad = gradient.div_(denominator).to(parameter.dtype)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
 
@@ -91,7 +90,8 @@ def check_optimizer(optimizer: Optimizer, parameters: Iterable[Tensor]) -> None:
     """Refuse an optimizer that moves other tensors than the model's trainable parameters.
 
     Raises:
-        PrivacyError: the optimizer holds a tensor that the model does not, or lacks one of the model's. The usual cause is
+        PrivacyError: the optimizer holds a tensor that the model does not, or lacks one of the model's. The usual cause
+        is
             an optimizer made before the model was moved to a device, or before adapters were added.
     """
     ours = {id(parameter) for parameter in parameters}
@@ -100,6 +100,7 @@ def check_optimizer(optimizer: Optimizer, parameters: Iterable[Tensor]) -> None:
     missing = len(ours - {id(parameter) for parameter in theirs})
     if strangers or missing:
         raise PrivacyError(
-            f"optimizer={type(optimizer).__name__}: {strangers} of its tensors are not the model's and {missing} of the model's "
+            f"optimizer={type(optimizer).__name__}: {strangers} of its tensors are not the model's and "
+            f"{missing} of the model's "
             "are not in it; make the optimizer after the model has its final parameters and device"
         )
