@@ -44,7 +44,7 @@ def demo(folder: Path, *, quiet: bool = False) -> Demonstration:
     _make_room(folder)
     Key.generate().write(folder / "demo.key")
     train, test = _digits()
-    plan = Plan.for_budget(epsilon=3.0, delta=1e-4, examples=len(train), batch_size=256, epochs=40, max_grad_norm=0.5)
+    plan = Plan.for_budget(epsilon=3.0, delta=1e-4, examples=len(train), batch_size=718, epochs=40, max_grad_norm=0.5)
     claim = _train_privately(folder, plan, train, quiet=quiet)
     model = _reopen(folder)
     pages = render.write(assemble(folder), folder)
@@ -59,8 +59,8 @@ def demo(folder: Path, *, quiet: bool = False) -> Demonstration:
 
 def _train_privately(folder: Path, plan: Plan, train: TensorDataset, *, quiet: bool) -> Claim:
     model = _model()
-    optimizer = torch.optim.SGD(model.parameters(), lr=4.0, momentum=0.9)
-    loader = DataLoader(train, batch_size=256, shuffle=True)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.7, momentum=0.9)
+    loader = DataLoader(train, batch_size=512, shuffle=True)
     private = privatize(model, optimizer, loader, plan, run=folder, seal_to=[folder / "demo.key"], quiet=quiet)
     for images, labels in private.batches():
         private.backward(functional.cross_entropy(private.model(images), labels, reduction="none"))
@@ -70,7 +70,7 @@ def _train_privately(folder: Path, plan: Plan, train: TensorDataset, *, quiet: b
 
 def _train_ordinarily(train: TensorDataset) -> nn.Module:
     model = _model()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.9)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     for _ in range(40):
         for images, labels in DataLoader(train, batch_size=256, shuffle=True):
             optimizer.zero_grad()
@@ -88,16 +88,16 @@ def _reopen(folder: Path) -> nn.Module:
 
 
 def _model() -> nn.Module:
-    return nn.Sequential(nn.Linear(64, 128), nn.Tanh(), nn.Linear(128, 10))
+    return nn.Sequential(nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 10))
 
 
 def _digits() -> tuple[TensorDataset, TensorDataset]:
-    """Scikit-learn's 8 × 8 digits, scaled to [0, 1]: 1,437 to train on, 360 to test on."""
+    """Scikit-learn's 8 × 8 digits, scaled to [-1, 1]: 1,437 to train on, 360 to test on."""
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
     images, labels = load_digits(return_X_y=True)
-    parts = train_test_split(images / 16, labels, test_size=_TEST_IMAGES, random_state=0, stratify=labels)
+    parts = train_test_split(images / 8 - 1, labels, test_size=_TEST_IMAGES, random_state=0, stratify=labels)
     train_x, test_x, train_y, test_y = (torch.from_numpy(part) for part in parts)
     return TensorDataset(train_x.float(), train_y), TensorDataset(test_x.float(), test_y)
 

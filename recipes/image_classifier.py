@@ -1,11 +1,11 @@
 """MNIST to (ε = 2.93, δ = 1e-5) with a small convolutional network.
 
-    python recipes/image_classifier.py                          # data from the hub, through `datasets`
-    python recipes/image_classifier.py --data mnist.npz         # arrays train_x, train_y, test_x, test_y
-    python recipes/image_classifier.py --choose                 # how the settings were chosen: on a split of the training set
+    python recipes/image_classifier.py                       # data from the hub, through `datasets`
+    python recipes/image_classifier.py --data mnist.npz      # arrays train_x, train_y, test_x, test_y
+    python recipes/image_classifier.py --choose              # how the settings were chosen
 
-The network is the tanh one of Papernot et al. 2021 ("Tempered Sigmoid Activations for Deep Learning with Differential
-Privacy"). Its settings were chosen on 10,000 of the 60,000 training images; the test images are looked at once, at the end.
+The network is the tanh one of Papernot et al. 2021 ("Tempered Sigmoid Activations for Deep Learning with
+Differential Privacy"). Its settings were chosen on 10,000 of the 60,000 training images, never on the test images.
 """
 
 import argparse

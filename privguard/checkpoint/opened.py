@@ -92,7 +92,7 @@ class Sealed:
         for name, wanted in (("ledger", head.preamble.ledger_digest), ("manifest", head.preamble.manifest_digest)):
             if archive.digest(self._places[name]) != wanted:
                 raise InvalidTag
-        self.manifest: dict[str, Any] = json.loads(self._small("manifest"))
+        self.manifest: dict[str, Any] = _json_object(self._small("manifest"))
         self._members = self._index() if self.role is Role.RESUME else {}
 
     @property
@@ -195,7 +195,7 @@ class Sealed:
         """Names and sizes of the members, each found in its place."""
         try:
             listed = [(str(one["name"]), int(one["size"])) for one in json.loads(self._small("index"))]
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             raise MalformedError("index") from None
         sizes = [size for _, size in listed]
         if (
@@ -210,6 +210,13 @@ class Sealed:
             descriptor = self._places["index"].descriptor
             self._places |= archive.places_in_file(self.path, descriptor, self.preamble, sizes)
         return {name: (number, size) for number, (name, size) in enumerate(listed)}
+
+
+def _json_object(text: bytearray) -> dict[str, Any]:
+    try:
+        return dict(json.loads(text))
+    except (ValueError, TypeError, RecursionError):
+        raise MalformedError("manifest") from None
 
 
 def open_sealed(path: str | os.PathLike[str], key: Key) -> Sealed:

@@ -9,7 +9,7 @@ import sys
 
 import typer
 
-from privguard.cli import demo, key, report, seal
+from privguard.cli import audit, demo, key, report, seal
 from privguard.cli._output import complain
 from privguard.errors import PrivguardError, ProtocolInvalidError, TamperedError
 
@@ -23,6 +23,7 @@ app = typer.Typer(
 app.command("demo")(demo.demo)
 app.command("report")(report.report)
 
+app.add_typer(audit.app, name="audit")
 app.add_typer(key.app, name="key")
 seal.register(app)
 

@@ -1,6 +1,7 @@
 """Plots as SVG that takes its colours from the page around it, so that light and dark both read well."""
 
 import io
+import re
 from collections.abc import Sequence
 
 _INK, _LINE = "#010203", "#040506"  # stand-ins that are exchanged for the page's own colours
@@ -31,5 +32,6 @@ def epsilon_curve(points: Sequence[tuple[int, float]]) -> str:
 
 
 def _embed(svg: str, label: str) -> str:
-    body = svg[svg.index("<svg") :].replace(_INK, "var(--ink)").replace(_LINE, "var(--accent)")
+    body = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
+    body = body.replace(_INK, "var(--ink)").replace(_LINE, "var(--accent)")
     return body.replace("<svg", f'<svg role="img" aria-label="{label}"', 1)

@@ -7,7 +7,8 @@ A :class:`Clipper` goes through *begin → forward → backward* once for every 
 Source: Abadi et al. 2016, "Deep Learning with Differential Privacy", Algorithm 1.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Protocol, cast, final
 
@@ -16,6 +17,9 @@ from torch import Tensor, nn
 
 from privguard import _check
 from privguard.errors import SensitivityError
+from privguard.training.refuse import refuse_mixing
+
+NO_BOUND = 1e18  # a clipping norm that clips nothing
 
 
 @final
@@ -40,7 +44,13 @@ class ClippedSum:
 
 
 class Clipper(Protocol):
-    """What a private step needs: from the losses of a batch to the sum of its clipped gradients."""
+    """What a private step needs: from the losses of a batch to the sum of its clipped gradients.
+
+    Attributes:
+        rows: how many rows may go forward at once, or None for as many as fit in memory.
+    """
+
+    rows: int | None
 
     def begin(self, mask: Tensor) -> None:
         """Announce that ``B`` rows are about to go forward; ``mask`` is bool (B,), False where a row is padding."""
@@ -56,6 +66,10 @@ class Clipper(Protocol):
 
     def close(self) -> None:
         """Give the model back as it was; the clipper is of no use afterwards."""
+        ...
+
+    def unclipped(self) -> AbstractContextManager[None]:
+        """Inside, nothing is clipped: for the probe, on made-up data."""
         ...
 
 
@@ -115,6 +129,10 @@ class Turn:
     def spend(self) -> None:
         """Close the physical batch: its examples have been counted."""
         self.mask, self._spent = None, True
+
+    def reset(self) -> None:
+        """Forget an open batch."""
+        self.mask, self._spent = None, False
 
     def end(self) -> None:
         """End the logical batch."""
@@ -191,32 +209,42 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
 
 @final
 class OneByOne:
-    """The exact fallback for any model: one autograd pass per example over the forward that the user made.
+    """The exact fallback for any model: physical batches of a single example, and an ordinary backward pass for each.
 
-    Exact wherever the model keeps examples apart, whatever its layers, dropout included, since nothing is run again.
-    Slow: B backward passes for a batch of B, so feed it physical batches of one (:attr:`rows`). The reference that the
-    book-keeping clipper is tested against.
+    Slow, and obviously right whatever the layers are, since no example ever meets another: two of them in one graph
+    would meet in 0 · NaN. The reference that the book-keeping clipper is tested against.
     """
 
-    rows = 1  # the physical batch size at which this costs least
+    rows: int | None = 1
 
     def __init__(self, model: nn.Module, *, max_grad_norm: float) -> None:
         self._bound = float(_check.positive("max_grad_norm", max_grad_norm))
+        refuse_mixing(model)
         self._parameters = trainable(model)
         self._turn, self._total = Turn(), Total(self._parameters)
         self._alarm = EscapeAlarm(self._parameters)
 
     def begin(self, mask: Tensor) -> None:
-        """See :meth:`Clipper.begin`."""
+        """See :meth:`Clipper.begin`; one row."""
         self._turn.begin(mask)
+        _check.require(len(mask) == 1, "mask.shape", tuple(mask.shape), wanted="(1,)", remedy="feed one row at a time")
 
     def backward(self, losses: Tensor) -> None:
-        """See :meth:`Clipper.backward`; one pass per example that is not padding."""
+        """See :meth:`Clipper.backward`."""
         mask = self._turn.check(losses)
         self._turn.spend()
-        real = mask.nonzero().flatten().tolist()
-        for index in real:
-            self._add(self._gradient(losses[index], keep=index != real[-1]))
+        if not mask.item():
+            return
+        wanted = list(self._parameters.values())
+        found = torch.autograd.grad(losses.sum(), wanted, allow_unused=True)
+        found = cast("tuple[Tensor | None, ...]", found)  # a parameter that took no part has none
+        gradient = {n: g.float() for n, g in zip(self._parameters, found, strict=True) if g is not None}
+        norm = global_norm(gradient.values())
+        if not norm.isfinite():
+            return  # counts as zero; the noise does not tell
+        factor = clip_factors(norm, max_norm=self._bound).item()
+        for name, value in gradient.items():
+            self._total.into(name).add_(value, alpha=factor)
 
     def take(self) -> ClippedSum:
         """See :meth:`Clipper.take`."""
@@ -227,19 +255,16 @@ class OneByOne:
         """See :meth:`Clipper.close`."""
         self._alarm.close()
 
-    def _gradient(self, loss: Tensor, *, keep: bool) -> dict[str, Tensor]:
-        wanted = list(self._parameters.values())
-        found = torch.autograd.grad(loss, wanted, retain_graph=keep, allow_unused=True)
-        found = cast("tuple[Tensor | None, ...]", found)  # a parameter that took no part has none
-        return {n: g.float() for n, g in zip(self._parameters, found, strict=True) if g is not None}
-
-    def _add(self, gradient: Mapping[str, Tensor]) -> None:
-        norm = global_norm(gradient.values())
-        factor = clip_factors(norm, max_norm=self._bound)
-        if not norm.isfinite():
-            return  # counts as zero; the noise does not tell
-        for name, value in gradient.items():
-            self._total.into(name).add_(value, alpha=factor.item())
+    @contextmanager
+    def unclipped(self) -> Generator[None]:
+        """See :meth:`Clipper.unclipped`."""
+        bound, self._bound = self._bound, NO_BOUND
+        try:
+            yield
+        finally:
+            self._bound = bound
+            self._turn.reset()
+            self._total.take()
 
 
 def global_norm(tensors: Iterable[Tensor]) -> Tensor:

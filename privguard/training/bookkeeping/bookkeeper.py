@@ -4,6 +4,8 @@ Forward: every module that owns trainable parameters is tapped. Backward: the ta
 per example over all parameters, one clip factor, and one weighted sum per parameter.
 """
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import final
 
 import torch
@@ -15,9 +17,9 @@ from privguard.training.bookkeeping.batch import Batch, Desk, Part, Tapped
 from privguard.training.bookkeeping.factors import gather
 from privguard.training.bookkeeping.gradients import Gradient
 from privguard.training.bookkeeping.norms import example_norms
-from privguard.training.bookkeeping.refuse import refuse_mixing
 from privguard.training.bookkeeping.rules import listen_to
-from privguard.training.clip import ClippedSum, EscapeAlarm, Total, Turn, clip_factors, trainable
+from privguard.training.clip import NO_BOUND, ClippedSum, EscapeAlarm, Total, Turn, clip_factors, trainable
+from privguard.training.refuse import refuse_mixing
 
 BUDGET = 1 << 27  # numbers of per-example gradients that may be held at once: 512 MiB
 
@@ -29,6 +31,8 @@ class BookKeeper:
     Between *begin* and *backward* every forward with gradients is listened to, whether the model is in training mode or
     not. At any other time forwards are left alone, and a gradient that reaches a parameter is refused.
     """
+
+    rows: int | None = None  # as many as fit in memory
 
     def __init__(self, model: nn.Module, *, max_grad_norm: float, budget: int = BUDGET) -> None:
         self._bound = float(_check.positive("max_grad_norm", max_grad_norm))
@@ -74,6 +78,17 @@ class BookKeeper:
         self._alarm.close()
         while self._tapped:
             self._tapped.pop().remove()
+
+    @contextmanager
+    def unclipped(self) -> Generator[None]:
+        """See :meth:`~privguard.training.clip.Clipper.unclipped`."""
+        bound, self._bound = self._bound, NO_BOUND
+        try:
+            yield
+        finally:
+            self._bound, self._desk.batch = bound, None
+            self._turn.reset()
+            self._total.take()
 
     def _check_reached(self, batch: Batch) -> None:
         if self._all_reached or not batch.mask.any():

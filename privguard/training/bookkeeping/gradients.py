@@ -6,6 +6,7 @@ matrices (Li et al. 2021, "ghost clipping"), a sum of signed terms that can canc
 example whose slack is not small is settled in float64.
 """
 
+from collections.abc import Iterator
 from typing import Protocol, final
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 ROUNDING = 2.0**-24  # of one float32 operation
 KAPPA = 8.0  # worst seen error of a Gram norm is 7.04 ROUNDING · U², over the adversarial inputs of the tests
 _TINY = 2.0**-126  # a float32 square below this is lost
+_LAST = 1e-5  # slack of a float64 Gram norm ÷ the norm above which even that is not good enough
 _CHUNK = 1 << 22  # numbers of a float64 gradient formed at once: 32 MiB
 
 
@@ -96,13 +98,16 @@ class Product:
 
     def settle(self, which: Tensor) -> Tensor:
         """See :meth:`Gradient.settle`."""
-        found: list[Tensor] = []
+        found: list[Tensor | float] = []
         for index in which.tolist():
             row, col = self.rows[index].double(), self.cols[index].double()
             grams = row @ row.t(), col @ col.t()
             lengths = (grams[0].diagonal() * grams[1].diagonal()).sqrt().sum()
-            found.append((grams[0] * grams[1]).sum().clamp(min=0) + KAPPA * 2.0**-53 * lengths.square())
-        return torch.stack(found)
+            square, slack = (grams[0] * grams[1]).sum(), KAPPA * 2.0**-53 * lengths.square()
+            if slack > _LAST * square:
+                square, slack = sum(piece.square().sum() for _, piece in self._formed(index)), 0.0
+            found.append(square + slack)
+        return torch.stack([torch.as_tensor(f, dtype=torch.float64) for f in found]).to(self.rows.device)
 
     def isolate(self, which: Tensor) -> None:
         """See :meth:`Gradient.isolate`; a single position cannot cancel."""
@@ -126,11 +131,15 @@ class Product:
         into.addmm_(rows.flatten(0, 1).t(), cols.flatten(0, 1))
 
     def _add_exactly(self, index: int, weight: float, into: Tensor) -> None:
+        for rows, piece in self._formed(index):
+            into[rows] += (weight * piece).float()
+
+    def _formed(self, index: int) -> Iterator[tuple[slice, Tensor]]:
+        """One example's gradient in float64, some rows at a time."""
         row, col = self.rows[index].double(), self.cols[index].double()
         step = max(1, _CHUNK // col.shape[1])
         for start in range(0, row.shape[1], step):
-            piece = row[:, start : start + step].t() @ col
-            into[start : start + step] += (weight * piece).float()
+            yield slice(start, start + step), row[:, start : start + step].t() @ col
 
 
 @final

@@ -8,8 +8,10 @@ from privguard.training.clip import Clipper
 def clipped(clipper: Clipper, model: nn.Module, batches: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
     """The sum of ``model(x)``, a loss per example, over batches of (x, mask)."""
     for x, mask in batches:
-        clipper.begin(mask)
-        clipper.backward(model(x))
+        size = clipper.rows or len(x)
+        for rows, real in zip(x.split(size), mask.split(size), strict=True):
+            clipper.begin(real)
+            clipper.backward(model(rows))
     total = clipper.take()
     clipper.close()
     assert all(p.grad is None for p in model.parameters())

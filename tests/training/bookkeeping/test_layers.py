@@ -57,7 +57,7 @@ class Attend(nn.Module):
         if self.masks:
             causal = torch.ones(x.shape[1], other.shape[1], dtype=torch.bool).triu(1)
             padding = torch.zeros(len(x), other.shape[1], dtype=torch.bool)
-            padding[0, -1] = True
+            padding[:, -1] = x[:, 0, 0] > 0
             masks = {"attn_mask": causal, "key_padding_mask": padding}
         out, weights = self.attention(x, other, other, need_weights=self.weights, **masks)
         return out if weights is None else out + weights.sum(-1, keepdim=True)
@@ -95,7 +95,7 @@ class Bag(nn.Module):
         self.bag = nn.EmbeddingBag(9, 4, **options)
 
     def forward(self, x: Tensor) -> Tensor:
-        lengths = torch.tensor([1 + i % x.shape[1] for i in range(len(x))])
+        lengths = 1 + x[:, 0] % x.shape[1]
         ids = torch.cat([row[:n] for row, n in zip(x, lengths, strict=True)])
         return self.bag(ids, lengths.cumsum(0) - lengths)
 
@@ -271,7 +271,7 @@ def test_book_keeping_equals_one_example_at_a_time(layer: str, bound: float) -> 
     batches = [(draw(4), torch.tensor([True, True, False, True])), (draw(2), torch.ones(2, dtype=torch.bool))]
     slow = clipped(OneByOne(model, max_grad_norm=bound), model, batches)
     fast = clipped(BookKeeper(model, max_grad_norm=bound), model, batches)
-    assert distance(fast, slow) < 1e-6
+    assert distance(fast, slow) < 3e-6
 
 
 @pytest.mark.filterwarnings("ignore:LSTM with projections:UserWarning")

@@ -1,0 +1,195 @@
+"""Detection: token ids and the secret in, one exact p-value per document out. No model, no text, no torch.
+
+Documents are scored together: one sort removes repeated n-grams, one AES call per sub-key makes all words, and one
+vectorised tail makes all p-values. The p-value already pays for the sub-keys; ``keys`` and ``documents`` tested beside
+it are paid for by whoever tests them (:meth:`Detections.verdict`).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from privguard import _check
+from privguard.errors import MarkError
+from privguard.records import Verdict
+from privguard.watermark import statistic
+from privguard.watermark.secret import Secret
+from privguard.watermark.statistic import Floats
+from privguard.watermark.text.ngrams import Documents, Ngrams, unique_in_corpus, unique_ngrams
+from privguard.watermark.text.prf import ContextStream, Ids, Lookup
+from privguard.watermark.text.profile import Profile
+from privguard.watermark.text.scheme import Payload
+
+NOTES = (
+    "A small p-value says that the text was written under this key or copied from such text; it does not say by whom.",
+    "A large p-value does not say that a person wrote it: low entropy, editing and paraphrase remove the mark.",
+)
+
+
+@final
+@dataclass(frozen=True)
+class Detections:
+    """What was found, one row per document; all arrays have shape (D,).
+
+    ``log10_p`` is exact for the best sub-key after Bonferroni over all ``profile.subkeys``; ``log10_e`` averages the
+    e-values of the sub-keys, so it needs no correction and may be watched while a text grows; ``runner_up`` is
+    ``log10_p`` of the second-best sub-key: in text written under the profile only one sub-key fires.
+    """
+
+    profile: Profile
+    log10_p: Floats
+    log10_e: Floats
+    runner_up: Floats
+    score: Floats
+    scored: NDArray[np.int64]
+    subkey: NDArray[np.int64]
+
+    def accepted(self, *, log10_level: float) -> NDArray[np.bool_]:
+        """Whether exactly one sub-key fires at the level: the rule for attributing a text to its writer.
+
+        Guarantee: under the null, P(accepted) ≤ level. A forgery learnt from texts under many sub-keys makes several
+        fire (arXiv 2507.07871); with one sub-key the rule is the p-value's alone.
+        """
+        return (self.log10_p <= log10_level) & (self.runner_up > log10_level)
+
+    def verdict(self, document: int, *, tests: float = 1.0) -> Verdict:
+        """The verdict on one document; ``tests`` is how many documents and keys were tested beside it."""
+        row = int(document)
+        log10_m = np.log10(self.profile.subkeys)
+        return Verdict(
+            scheme=f"text/{self.profile.scheme.name}",
+            null_model=f"text written without the secret; per unique n-gram: {self.profile.scheme.null.sentence}",
+            log10_p=float(self.log10_p[row]),
+            trials=int(self.scored[row]),
+            matches=float(self.score[row]),
+            multiplicity=float(tests),
+            bound="exact" if self.profile.subkeys == 1 else "bonferroni over sub-keys",
+            log10_e=float(self.log10_e[row]),
+            details={
+                "profile": self.profile.digest(),
+                "key_id": self.profile.key_id,
+                "subkeys_tried": self.profile.subkeys,
+                "log10_p_before_subkeys": float(self.log10_p[row] - log10_m) if self.log10_p[row] < 0 else 0.0,
+                "runner_up_log10_p": float(self.runner_up[row]),
+                "mean_score": float(self.score[row] / max(1, self.scored[row])),
+                "mean_without_mark": self.profile.scheme.null.mean,
+            },
+            notes=NOTES,
+        )
+
+    def __len__(self) -> int:
+        return len(self.log10_p)
+
+
+class _ScoringScheme(Protocol):
+    """A scheme whose n-grams have scores without knowing a message."""
+
+    def lookup(self, contexts: Ids, tokens: Ids, *, block_bytes: int) -> Lookup: ...
+    def scores(self, words: Any, /) -> Floats: ...
+
+
+@final
+class Detector:
+    """Reads marks of one profile with its secret; with ``user`` those written for one user.
+
+    Raises:
+        ProfileMismatchError: the secret is not the profile's.
+        MarkError: the profile carries a payload, which :mod:`privguard.watermark.text.payload` reads.
+    """
+
+    def __init__(self, profile: Profile, secret: Secret, *, user: str | None = None) -> None:
+        self.profile = profile
+        self._scheme = _scoring(profile)
+        self._streams = [profile.stream(secret, subkey=j, user=user) for j in range(profile.subkeys)]
+
+    def detect(self, documents: Documents) -> Detections:
+        """One result per document, each n-gram counted once in its document."""
+        ngrams = unique_ngrams(documents.without(self.profile.special_ids), width=self.profile.context_width)
+        return self.judge(ngrams)
+
+    def detect_corpus(self, documents: Documents) -> Detections:
+        """One result for all documents together, each n-gram counted once in the corpus.
+
+        For templated text, where the same n-grams come back in every document.
+        """
+        ngrams = unique_in_corpus(documents.without(self.profile.special_ids), width=self.profile.context_width)
+        return self.judge(Ngrams(ngrams.contexts, ngrams.tokens, np.zeros_like(ngrams.document), ngrams.place, 1))
+
+    def detect_text(self, texts: Sequence[str], tokenizer: Any) -> Detections:
+        """Tokenize with the profile's tokenizer (no special tokens added), then :meth:`detect`.
+
+        Raises:
+            ProfileMismatchError: another tokenizer.
+        """
+        return self.detect(encode(texts, tokenizer, profile=self.profile))
+
+    def scores(self, ngrams: Ngrams) -> Floats:
+        """Score of every n-gram under every sub-key: (M, N)."""
+        lookup = _lookup(self._scheme, self._streams, ngrams)
+        return np.stack([self._scheme.scores(lookup.read(stream)) for stream in self._streams])
+
+    def judge(self, ngrams: Ngrams) -> Detections:
+        """Sum the scores of unique n-grams per document and find the best sub-key."""
+        return _judge(self.profile, _sums(self._scheme, self._streams, ngrams), ngrams.count())
+
+
+def _lookup(scheme: _ScoringScheme, streams: Sequence[ContextStream], ngrams: Ngrams) -> Lookup:
+    return scheme.lookup(ngrams.contexts, ngrams.tokens, block_bytes=streams[0].block_bytes)
+
+
+def _sums(scheme: _ScoringScheme, streams: Sequence[ContextStream], ngrams: Ngrams) -> Floats:
+    """Sum of scores per sub-key and document, (M, D)."""
+    lookup, out = _lookup(scheme, streams, ngrams), np.empty((len(streams), ngrams.documents))
+    for row, stream in zip(out, streams, strict=True):
+        row[:] = np.bincount(ngrams.document, weights=scheme.scores(lookup.read(stream)), minlength=ngrams.documents)
+    return out
+
+
+def _judge(profile: Profile, sums: Floats, count: NDArray[np.int64]) -> Detections:
+    null, subkeys = profile.scheme.null, len(sums)
+    every = np.arange(sums.shape[1])
+    best = sums.argmax(0)
+    rest = sums.copy()
+    rest[best, every] = -1.0
+    second = rest.max(0)
+    log10_p = statistic.bonferroni(null.log10_tail(sums[best, every], count), subkeys)
+    runner_up = np.zeros(len(every))
+    if subkeys > 1:
+        runner_up = statistic.bonferroni(null.log10_tail(second, count), subkeys)
+    log10_e = statistic.log10_mean_exp(null.log10_e(sums, count).T / statistic.LOG10_E)
+    return Detections(profile, log10_p, log10_e, runner_up, sums[best, every], count, best)
+
+
+def decoy_ranks(profile: Profile, secret: Secret, documents: Documents, *, decoys: int = 999) -> Floats:
+    """p-value per document from the rank of the true key among ``decoys`` other keys on the same text.
+
+    Exact whatever the text looks like, because the true key is exchangeable with the decoys where there is no mark. Its
+    smallest value is 1/(decoys+1). The decoys come from the secret, so the result is repeatable.
+    """
+    _check.count("decoys", decoys)
+    scheme = _scoring(profile)
+    ngrams = unique_ngrams(documents.without(profile.special_ids), width=profile.context_width)
+
+    true = [profile.stream(secret, subkey=j) for j in range(profile.subkeys)]
+    own = _sums(scheme, true, ngrams).max(0)
+    at_least = np.zeros(len(own))
+    for i in range(decoys):
+        decoy = secret.child("decoy", i)
+        streams = [profile.stream_of_any(decoy, subkey=j) for j in range(profile.subkeys)]
+        at_least += _sums(scheme, streams, ngrams).max(0) >= own
+    return (1 + at_least) / (1 + decoys)
+
+
+def encode(texts: Sequence[str], tokenizer: Any, *, profile: Profile) -> Documents:
+    """Token ids of texts, without special tokens, after checking that the tokenizer is the profile's."""
+    profile.require_tokenizer(tokenizer)
+    return Documents.of_lists([tokenizer.encode(text, add_special_tokens=False) for text in texts])
+
+
+def _scoring(profile: Profile) -> _ScoringScheme:
+    if isinstance(profile.scheme, Payload):
+        raise MarkError("profile: its mark carries a payload; read it with privguard.watermark.text.payload.read")
+    return profile.scheme

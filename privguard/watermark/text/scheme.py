@@ -1,0 +1,172 @@
+"""The schemes of a text mark: what each token's secret word is worth, and what the sum looks like without a mark.
+
+A scheme is a frozen value. Its numbers are public and stand in the profile; its null is fixed with it. How a writer
+uses the same words to choose tokens is in :mod:`privguard.watermark.text.choose`.
+"""
+
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import ClassVar, TypeAlias, final
+
+import numpy as np
+
+from privguard import _check
+from privguard.watermark.null import BinomialCount, ExponentialSum, WeightedBits
+from privguard.watermark.statistic import Floats
+from privguard.watermark.text.prf import Bytes, Ids, Lookup, Words, bytes_of, words_of
+
+UNIFORM_BITS = 23
+_LEVELS = 256  # a green list takes a whole number of 256ths of the vocabulary
+_WORD_BITS = 32
+
+
+def exponential(words: Words) -> Floats:
+    """−ln(1−m/2²³) of the top 23 bits m: never above the Exp(1) variable that a full-precision uniform would give."""
+    return -np.log1p((words >> np.uint32(_WORD_BITS - UNIFORM_BITS)).astype(np.float64) * -(2.0**-UNIFORM_BITS))
+
+
+@final
+@dataclass(frozen=True)
+class Gumbel:
+    """Gumbel-max (Aaronson 2023): the token with the largest u^(1/p) is taken; no distortion of any one token.
+
+    The default: the most evidence per token of all schemes here. Needs sampling; cannot mark greedy decoding.
+    """
+
+    name: ClassVar[str] = "gumbel"
+    statistic: ClassVar[str] = "exponential-sum-v1"
+    samples: ClassVar[bool] = True
+
+    @property
+    def null(self) -> ExponentialSum:
+        """Each unique n-gram adds Exp(1)."""
+        return ExponentialSum()
+
+    def lookup(self, contexts: Ids, tokens: Ids, *, block_bytes: int) -> Lookup:
+        """A 32-bit word per n-gram."""
+        return words_of(contexts, tokens, block_bytes=block_bytes)
+
+    def scores(self, words: Words) -> Floats:
+        """The exponential score of each word."""
+        return exponential(words)
+
+
+@final
+@dataclass(frozen=True)
+class GreenList:
+    """Soft green list (Kirchenbauer et al. 2023), each token green independently with chance ``green``/256.
+
+    ``bias`` is δ, added to the logits of green tokens. Distorts the text a little, works with greedy decoding and
+    through an API's logit bias.
+    """
+
+    green: int = 64
+    bias: float = 2.0
+
+    name: ClassVar[str] = "green-list"
+    statistic: ClassVar[str] = "binomial-count-v1"
+    samples: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        _check.require(
+            type(self.green) is int and 0 < self.green < _LEVELS, "green", self.green, wanted="1 to 255, in 256ths"
+        )
+        _check.positive("bias", self.bias)
+
+    @property
+    def null(self) -> BinomialCount:
+        """Each unique n-gram is green with chance ``green``/256."""
+        return BinomialCount(Fraction(self.green, _LEVELS))
+
+    def lookup(self, contexts: Ids, tokens: Ids, *, block_bytes: int) -> Lookup:
+        """A byte per n-gram."""
+        return bytes_of(contexts, tokens, block_bytes=block_bytes)
+
+    def scores(self, octets: Bytes) -> Floats:
+        """1 where the n-gram is green, else 0."""
+        return (octets < self.green).astype(np.float64)
+
+
+@final
+@dataclass(frozen=True)
+class Tournament:
+    """Two-leaf tournament sampling (SynthID-Text, Dathathri et al. 2024), ``depth`` layers on the ``top_k`` tokens.
+
+    Layer i reads bit i of a token's word. Tokens outside the top k keep their probability and lose only the mark. No
+    distortion of any one token. Needs sampling.
+    """
+
+    depth: int = 30
+    top_k: int = 1000
+
+    name: ClassVar[str] = "tournament"
+    statistic: ClassVar[str] = "weighted-bits-v1"
+    samples: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        _check.require(
+            type(self.depth) is int and 0 < self.depth <= _WORD_BITS, "depth", self.depth, wanted="1 to 32 layers"
+        )
+        _check.count("top_k", self.top_k, least=2)
+
+    @property
+    def weights(self) -> tuple[int, ...]:
+        """From 10 at the first layer, which carries the most evidence, down to 1 at the last."""
+        return tuple(10 - 10 * layer // self.depth for layer in range(self.depth))
+
+    @property
+    def null(self) -> WeightedBits:
+        """Each unique n-gram adds independent fair bits with these weights."""
+        return WeightedBits(self.weights)
+
+    def lookup(self, contexts: Ids, tokens: Ids, *, block_bytes: int) -> Lookup:
+        """A 32-bit word per n-gram."""
+        return words_of(contexts, tokens, block_bytes=block_bytes)
+
+    def scores(self, words: Words) -> Floats:
+        """Weighted sum of each word's bits, read through four tables of 256 entries."""
+        octets = np.ascontiguousarray(words).view(np.uint8).reshape(-1, 4)
+        padded = np.zeros(_WORD_BITS)
+        padded[: self.depth] = self.weights
+        bits = np.unpackbits(np.arange(_LEVELS, dtype=np.uint8)[:, None], axis=1, bitorder="little")
+        tables = [bits @ padded[8 * i : 8 * i + 8] for i in range(4)]
+        return sum((table[octets[:, i]] for i, table in enumerate(tables)), start=np.zeros(len(octets)))
+
+
+@final
+@dataclass(frozen=True)
+class Payload:
+    """Gumbel-max that also carries a message of at most 32 bits, without distortion: the message turns the words.
+
+    A message is cut into pieces of at most ``PIECE`` bits; the secret assigns each context to one piece, and under
+    message piece m token t uses word (t + m) mod R, R the larger of the logits width and 2^piece. A detector tries all
+    values of a piece at once, because their words stand side by side in the stream.
+    """
+
+    bits: int = 32
+
+    name: ClassVar[str] = "gumbel-payload"
+    statistic: ClassVar[str] = "exponential-sum-max-v1"
+    samples: ClassVar[bool] = True
+    PIECE: ClassVar[int] = 16
+
+    def __post_init__(self) -> None:
+        _check.require(
+            type(self.bits) is int and 0 < self.bits <= 2 * self.PIECE, "bits", self.bits, wanted="1 to 32 bits"
+        )
+
+    @property
+    def null(self) -> ExponentialSum:
+        """For one given message: each unique n-gram adds Exp(1)."""
+        return ExponentialSum()
+
+    @property
+    def pieces(self) -> tuple[int, ...]:
+        """Bits of each piece, the low piece first."""
+        return (self.bits,) if self.bits <= self.PIECE else (self.PIECE, self.bits - self.PIECE)
+
+
+Scheme: TypeAlias = Gumbel | GreenList | Tournament | Payload
+SCHEMES: dict[str, type[Gumbel] | type[GreenList] | type[Tournament] | type[Payload]] = {
+    kind.name: kind for kind in (Gumbel, GreenList, Tournament, Payload)
+}
