@@ -9,7 +9,7 @@ import sys
 
 import typer
 
-from privguard.cli import audit, demo, key, report, seal
+from privguard.cli import audit, demo, key, mark_model, report, seal
 from privguard.cli._output import complain
 from privguard.errors import PrivguardError, ProtocolInvalidError, TamperedError
 
@@ -25,6 +25,7 @@ app.command("report")(report.report)
 
 app.add_typer(audit.app, name="audit")
 app.add_typer(key.app, name="key")
+app.add_typer(mark_model.app, name="mark")
 seal.register(app)
 
 
