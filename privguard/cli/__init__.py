@@ -9,6 +9,7 @@ import sys
 
 import typer
 
+from privguard.cli import mark
 from privguard.cli._output import complain
 from privguard.errors import PrivguardError, ProtocolInvalidError, TamperedError
 
@@ -19,6 +20,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.add_typer(mark.app)
 
 
 def main() -> None:

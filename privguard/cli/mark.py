@@ -1,0 +1,8 @@
+"""``privguard mark``: marks in models and in text."""
+
+import typer
+
+from privguard.cli import mark_text
+
+app = typer.Typer(name="mark", help="Write, read and test marks in models and in text.", no_args_is_help=True)
+app.add_typer(mark_text.app)
