@@ -1,7 +1,7 @@
-"""Attacks on the text marks: key recovery, forging by list stealing, and whether marked draws can be told from others.
+"""Attacks on the text marks: key recovery, forging by list stealing, telling marked draws from others.
 
-Key recovery runs three attacks on a million marked n-grams: the Fourier correlation with the public g-table that finds
-transformers' SynthID keys, frequency counts of tokens, and a search over small seeds; transformers' own processor is the
+Key recovery runs three attacks on a million marked n-grams: the Fourier correlation with the public g-table that
+finds transformers' SynthID keys, frequency counts of tokens, and a search over small seeds; transformers' own processor is the
 positive control. Forging learns from a million marked tokens of a bigram language (1.0 nats) in which contexts come
 back some forty times. Distribution: randomised probability integral transforms of a million draws (KS) and a fixed
 distribution (χ²). Run: ``python -m benchmarks.text_attack`` (``--tokens 1e5`` for a quick look).

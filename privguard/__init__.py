@@ -8,19 +8,44 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from privguard.accounting.ledger import Ledger as Ledger
+    from privguard.checkpoint.key import Key as Key
+    from privguard.checkpoint.key import Recipient as Recipient
+    from privguard.integrations.plain import privatize as privatize
     from privguard.records import Claim as Claim
     from privguard.records import Finding as Finding
+    from privguard.records import Manifest as Manifest
     from privguard.records import Verdict as Verdict
+    from privguard.training.plan import Plan as Plan
+    from privguard.training.plan import Speed as Speed
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "Claim": "privguard.records",
     "Finding": "privguard.records",
+    "Key": "privguard.checkpoint.key",
+    "Ledger": "privguard.accounting.ledger",
+    "Manifest": "privguard.records",
+    "Plan": "privguard.training.plan",
+    "Recipient": "privguard.checkpoint.key",
+    "Speed": "privguard.training.plan",
     "Verdict": "privguard.records",
+    "privatize": "privguard.integrations.plain",
 }
 
-__all__ = ["Claim", "Finding", "Verdict"]  # tests/test_surface.py holds it equal to the table
+__all__ = [
+    "Claim",
+    "Finding",
+    "Key",
+    "Ledger",
+    "Manifest",
+    "Plan",
+    "Recipient",
+    "Speed",
+    "Verdict",
+    "privatize",
+]  # tests/test_surface.py holds it equal to the table
 
 
 def __getattr__(name: str) -> Any:

@@ -6,6 +6,7 @@ Canonical JSON is the same bytes in every language, so a digest that privguard p
 import dataclasses
 import enum
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias, cast
 
@@ -15,13 +16,15 @@ Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | Non
 
 
 def to_json(value: object) -> Any:  # noqa: PLR0911 — one line for each kind of value
-    """Turn records, mappings, sequences, enums and bytes (as hex) into plain JSON values.
+    """Turn records, mappings, sequences, enums and bytes (as hex) into plain JSON values; infinity becomes ``"inf"``.
 
     Raises:
         TypeError: for anything else; a record never holds an object that JSON cannot carry.
     """
     if isinstance(value, enum.Enum):
         return value.value
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)  # "inf": JSON has no such number, and an infinite ε must still be said
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, bytes):

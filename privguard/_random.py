@@ -8,6 +8,7 @@ exactly.
 
 import json
 import os
+from collections.abc import Callable
 from typing import Any, cast, final
 
 import numpy as np
@@ -57,13 +58,21 @@ class Stream:
         """The key itself, for a sealed snapshot and nothing else."""
         return self._key
 
-    def fill(self, target: NDArray[Any]) -> None:
-        """Overwrite a contiguous array with this stream's first bytes, from the beginning of the stream."""
-        view = memoryview(cast("Any", target)).cast("B")  # numpy arrays are buffers; their stubs do not say so
+    def reader(self) -> Callable[[NDArray[Any]], None]:
+        """A function that overwrites one contiguous array after another with consecutive bytes, from the beginning."""
         encryptor = Cipher(algorithms.AES(self._key), modes.CTR(bytes(16))).encryptor()
-        for start in range(0, len(view), _BLOCK):
-            piece = view[start : start + _BLOCK]
-            encryptor.update_into(_ZEROS[: len(piece)], piece)
+
+        def fill(target: NDArray[Any]) -> None:
+            view = memoryview(cast("Any", target)).cast("B")  # numpy arrays are buffers; their stubs do not say so
+            for start in range(0, len(view), _BLOCK):
+                piece = view[start : start + _BLOCK]
+                encryptor.update_into(_ZEROS[: len(piece)], piece)
+
+        return fill
+
+    def fill(self, target: NDArray[Any]) -> None:
+        """Overwrite a contiguous array with this stream's first bytes."""
+        self.reader()(target)
 
     def words(self, count: int) -> NDArray[np.uint64]:
         """The first ``count`` uniform 64-bit words of the stream."""

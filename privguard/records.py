@@ -6,7 +6,7 @@ chose beforehand.
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from typing import Any, NoReturn, final
 
@@ -36,7 +36,7 @@ class Outcome(StrEnum):
 
 
 class Record:
-    """Base of the records below: JSON, digest, and a refusal to be used as a yes or no."""
+    """Base of the records below: JSON and digest."""
 
     __slots__ = ()
 
@@ -48,6 +48,12 @@ class Record:
         """SHA-256 of the record's canonical JSON."""
         return _canon.digest(self.to_json())
 
+
+class Measurement(Record):
+    """Base of the records that measure something: compare the number, there is no yes or no to ask for."""
+
+    __slots__ = ()
+
     def __bool__(self) -> NoReturn:
         raise TypeError(
             f"{type(self).__name__} has no truth value; compare its number with a level that you chose beforehand"
@@ -56,7 +62,7 @@ class Record:
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class Claim(Record):
+class Claim(Measurement):
     """ε from above: what the recorded events cost at most.
 
     ``epsilon`` is an upper bound at ``delta`` under ``relation`` for one ``unit``; ``replace_one`` is the same
@@ -88,7 +94,7 @@ class Claim(Record):
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class Finding(Record):
+class Finding(Measurement):
     """ε from below: what an attack showed, at a confidence fixed before looking.
 
     ``epsilon_low`` is a lower bound at ``delta`` that holds with probability ``confidence``; ``cap`` is the largest
@@ -110,7 +116,7 @@ class Finding(Record):
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class Verdict(Record):
+class Verdict(Measurement):
     """What a mark says: an exact probability under a null model that is written out in words.
 
     ``log10_p`` is the base-10 logarithm of the p-value of one test (``bound`` says whether it is exact or a proven
@@ -138,6 +144,45 @@ class Verdict(Record):
     def log10_p_corrected(self) -> float:
         """``log10_p`` after Bonferroni over ``multiplicity`` tests, at most 0."""
         return min(0.0, self.log10_p + math.log10(self.multiplicity))
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Manifest(Record):
+    """What a run says about itself in public, before its first step: ``run.json``.
+
+    ``plan`` holds the plan's facts, ``model`` its class and sizes, ``data`` what is public about the data (a salted
+    commitment, never a plain digest: that would tell a record's presence to whoever knows all others), ``recipients``
+    who can open the checkpoints, ``noise`` and ``precision`` how the arithmetic was done. ``insecure`` means that a
+    seed was given, so the run has no claim.
+    """
+
+    run: str
+    created: str
+    plan: dict[str, Any]
+    model: dict[str, Any]
+    data: dict[str, Any]
+    recipients: tuple[str, ...]
+    clipping: str
+    noise: str
+    precision: str
+    software: dict[str, str]
+    insecure: bool = False
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "Manifest":
+        """The manifest that :meth:`Record.to_json` wrote.
+
+        Raises:
+            ValueError: a field is missing or unknown.
+        """
+        names = {entry.name for entry in fields(cls)}
+        _check.require(
+            set(value) - {"record"} == names, "manifest", sorted(value), wanted=f"the fields {sorted(names)}"
+        )
+        given: dict[str, Any] = {name: value[name] for name in names}
+        given["recipients"] = tuple(given["recipients"])
+        return cls(**given)
 
 
 @final

@@ -8,6 +8,7 @@ gets all entries and the head, rebuilds the tree, and counts.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import Any, final
 
 from privguard import _canon, _check
@@ -17,6 +18,7 @@ from privguard.errors import TamperedError
 from privguard.records import Digest
 
 HEAD_TYPE = statement.PREDICATES + "log-head/v1"
+DRIFT = timedelta(minutes=5)
 
 
 @final
@@ -126,13 +128,14 @@ class Log:
         self.entries.append(entry)
         return len(self.entries) - 1
 
-    def head(self) -> Envelope:
-        """The present head, signed by the operator alone."""
+    def head(self, *, at: datetime | None = None) -> Envelope:
+        """The present head with the time, signed by the operator alone."""
+        moment = (at or datetime.now(UTC)).astimezone(UTC)
         root = merkle.root([entry.leaf() for entry in self.entries])
         said = Statement(
             subjects=(Digest(name=self.origin, sha256=root.hex()),),
             predicate_type=HEAD_TYPE,
-            predicate={"origin": self.origin, "size": len(self.entries)},
+            predicate={"origin": self.origin, "size": len(self.entries), "time": moment.isoformat(timespec="seconds")},
         )
         return statement.sign(said, by=self._key)
 
@@ -141,34 +144,45 @@ class Log:
         leaves = [entry.leaf() for entry in self.entries]
         return merkle.consistency_proof(leaves, earlier) if earlier else []
 
-    def extract(self, *witnesses: "Witness") -> Extract:
+    def extract(self, *witnesses: "Witness", at: datetime | None = None) -> Extract:
         """All entries with a head that these witnesses have countersigned."""
-        head = self.head()
+        head = self.head(at=at)
         for witness in witnesses:
-            head = witness.cosign(head, proof=self.consistency(witness.size))
+            head = witness.cosign(head, proof=self.consistency(witness.size), at=at)
         return Extract(entries=tuple(self.entries), head=head)
 
 
 @final
 class Witness:
-    """Signs a head only when it extends the last head it signed; remembers one size and root."""
+    """Signs a head only when it extends the last head it signed and tells the right time; each size once.
+
+    It remembers one size and root, and lends its clock: a head more than five minutes off is refused.
+    """
 
     def __init__(self, key: SigningKey, *, operator: Identity, size: int = 0, root: bytes = merkle.EMPTY_ROOT) -> None:
-        self._key, self._operator = key, operator
+        self.key, self._operator = key, operator
         self.size, self.root = size, root
 
     @property
     def identity(self) -> Identity:
         """Whose countersignature this is."""
-        return self._key.identity
+        return self.key.identity
 
-    def cosign(self, head: Envelope, *, proof: Sequence[bytes]) -> Envelope:
-        """The head with one more signature.
+    def cosign(self, head: Envelope, *, proof: Sequence[bytes], at: datetime | None = None) -> Envelope:
+        """The head with one more signature; ``at`` is the witness's own time, by default the present.
 
         Raises:
-            TamperedError: the head is not the operator's, or does not extend what was signed before.
+            TamperedError: the head is not the operator's, does not extend what was signed, or tells a wrong time.
         """
-        root, size, _ = _read_head(statement.verify(head, by=self._operator))
+        root, size, time, _ = _read_head(statement.verify(head, by=self._operator))
+        if abs(time - (at or datetime.now(UTC))) > DRIFT:
+            raise TamperedError(
+                f"log head: says {time}, which is not the present; expected the operator's clock to be right"
+            )
+        if size <= self.size:
+            raise TamperedError(
+                f"log head: {size} entries; {self.size} are signed already, and each size is signed once"
+            )
         if self.size and not merkle.verify_consistency(
             earlier=self.size, earlier_head=self.root, size=size, head=root, proof=proof
         ):
@@ -176,7 +190,7 @@ class Witness:
                 f"log head: {size} entries do not extend the {self.size} signed before; history was rewritten"
             )
         self.size, self.root = size, root
-        return statement.countersign(head, by=self._key)
+        return statement.countersign(head, by=self.key)
 
 
 def verify(extract: Extract, *, log: Trusted) -> tuple[Entry, ...]:
@@ -185,25 +199,35 @@ def verify(extract: Extract, *, log: Trusted) -> tuple[Entry, ...]:
     Raises:
         TamperedError: a wrong operator, too few witnesses, or entries that are not the ones under the head.
     """
-    said = statement.verify(extract.head, by=log.operator)
-    root, size, origin = _read_head(said)
-    signed = sum(_signed(extract.head, witness) for witness in set(log.witnesses))
-    if signed < log.quorum:
-        raise TamperedError(f"log head: {signed} of the trusted witnesses signed; expected {log.quorum}")
-    if origin != log.origin:
-        raise TamperedError(f"log head: of {origin!r}; expected {log.origin!r}")
+    root, size, _ = verify_head(extract.head, log=log)
     if size != len(extract.entries) or merkle.root([entry.leaf() for entry in extract.entries]) != root:
         raise TamperedError("log extract: its entries are not the ones under its head")
     return extract.entries
 
 
-def _read_head(said: Statement) -> tuple[bytes, int, str]:
+def verify_head(head: Envelope, *, log: Trusted) -> tuple[bytes, int, datetime]:
+    """Root, size and time of a head, once the operator and enough witnesses signed it.
+
+    Raises:
+        TamperedError: they did not, or it is another log's.
+    """
+    root, size, time, origin = _read_head(statement.verify(head, by=log.operator))
+    signed = sum(_signed(head, witness) for witness in set(log.witnesses))
+    if signed < log.quorum:
+        raise TamperedError(f"log head: {signed} of the trusted witnesses signed; expected {log.quorum}")
+    if origin != log.origin:
+        raise TamperedError(f"log head: of {origin!r}; expected {log.origin!r}")
+    return root, size, time
+
+
+def _read_head(said: Statement) -> tuple[bytes, int, datetime, str]:
     try:
         if said.predicate_type != HEAD_TYPE:
             raise TamperedError(f"predicateType={said.predicate_type!r}: expected {HEAD_TYPE}")
-        return bytes.fromhex(said.subjects[0].sha256), int(said.predicate["size"]), str(said.predicate["origin"])
-    except (KeyError, ValueError):
-        raise TamperedError("log head: expected a root, a size and an origin") from None
+        root, size = bytes.fromhex(said.subjects[0].sha256), int(said.predicate["size"])
+        return root, size, datetime.fromisoformat(said.predicate["time"]), str(said.predicate["origin"])
+    except (KeyError, TypeError, ValueError):
+        raise TamperedError("log head: expected a root, a size, a time and an origin") from None
 
 
 def _signed(envelope: Envelope, by: Identity) -> bool:

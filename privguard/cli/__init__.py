@@ -9,7 +9,7 @@ import sys
 
 import typer
 
-from privguard.cli import mark
+from privguard.cli import audit, demo, key, mark, report, seal
 from privguard.cli._output import complain
 from privguard.errors import PrivguardError, ProtocolInvalidError, TamperedError
 
@@ -20,7 +20,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.add_typer(mark.app)
+app.command("demo")(demo.demo)
+app.command("report")(report.report)
+
+app.add_typer(audit.app, name="audit")
+app.add_typer(key.app, name="key")
+app.add_typer(mark.app, name="mark")
+seal.register(app)
 
 
 def main() -> None:

@@ -4,5 +4,5 @@ import typer
 
 from privguard.cli import mark_text
 
-app = typer.Typer(name="mark", help="Write, read and test marks in models and in text.", no_args_is_help=True)
-app.add_typer(mark_text.app)
+app = typer.Typer(help="Write, read and test marks in models and in text.", no_args_is_help=True)
+app.add_typer(mark_text.app, name="text")

@@ -15,7 +15,7 @@ import typer
 
 from privguard.cli._output import AsJson, emit, progress, stderr
 
-app = typer.Typer(name="text", help="Marks in text: setup, write, detect, drill.", no_args_is_help=True)
+app = typer.Typer(help="Marks in text: setup, write, detect, drill.", no_args_is_help=True)
 
 ProfilePath = Annotated[Path, typer.Option("--profile", help="The signed profile.", exists=True)]
 SecretPath = Annotated[Path, typer.Option("--secret", help="The owner's secret.", exists=True)]
@@ -69,7 +69,7 @@ def setup(
 
 
 @app.command()
-def write(  # noqa: PLR0917 — one parameter per option
+def write(
     prompts: Inputs,
     model: Annotated[Path, typer.Option("--model", help="Folder of a causal transformers model and its tokenizer.")],
     profile: ProfilePath,
@@ -155,7 +155,7 @@ def detect(
         write_reports(report, detector, documents, tokenizer=reader, log10_level=log10_level)
     values = [{**v.to_json(), "found": hit} for v, hit in zip(verdicts, hits, strict=True)]
     lines = [
-        f"{'found    ' if hit else 'not found'}  log10 p = {v.log10_p_corrected:8.2f}  {v.trials:5d} n-grams  document {i}"
+        f"{'found    ' if hit else 'not found'}  log10 p = {v.log10_p_corrected:8.2f}  {v.trials:5d} n-grams  #{i}"
         for i, (v, hit) in enumerate(zip(verdicts, hits, strict=True))
     ]
     emit(values, as_json=as_json, lines=lines)

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -32,7 +33,7 @@ def a_witness(key=FIRST):
     return Witness(key, operator=OPERATOR.identity)
 
 
-@pytest.mark.parametrize("size", [0, 1, 2, 5, 8])
+@pytest.mark.parametrize("size", [1, 2, 5, 8])
 def test_every_entry_under_a_witnessed_head_comes_back(size):
     witness, other = a_witness(), a_witness(SECOND)
     extract = Extract.from_json(json.loads(json.dumps(a_log(size).extract(witness, other).to_json())))
@@ -49,8 +50,22 @@ def test_a_witness_follows_a_growing_log_and_refuses_a_rewritten_one():
     with pytest.raises(TamperedError, match="history was rewritten"):
         forked.extract(witness)
     with pytest.raises(TamperedError, match="history was rewritten"):
-        witness.cosign(a_log(4).head(), proof=[])
+        witness.cosign(Log("test", OPERATOR, [entry(n) for n in range(20, 40)]).head(), proof=[])
     assert witness.size == 9
+
+
+def test_a_witness_signs_each_size_once_and_only_at_the_right_time():
+    witness, log = a_witness(), a_log(3)
+    now = datetime(2026, 3, 1, tzinfo=UTC)
+    log.extract(witness, at=now)
+    with pytest.raises(TamperedError, match="each size is signed once"):
+        log.extract(witness, at=now + timedelta(minutes=1))
+    log.append(entry(3))
+    for wrong in (timedelta(minutes=6), timedelta(minutes=-6)):
+        with pytest.raises(TamperedError, match="not the present"):
+            witness.cosign(log.head(at=now + wrong), proof=log.consistency(3), at=now)
+    signed = witness.cosign(log.head(at=now), proof=log.consistency(3), at=now)
+    assert logs.verify_head(signed, log=trusted(witness))[1:] == (4, now)
 
 
 def test_dropped_added_reordered_and_edited_entries_are_refused():

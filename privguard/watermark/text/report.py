@@ -1,4 +1,4 @@
-"""A detection report that a non-expert can read: the answer, a coloured picture of the text, and what it does not prove.
+"""A detection report that a non-expert can read: the answer, a coloured picture of the text, what it does not prove.
 
 One self-contained HTML page, no script, nothing loaded from elsewhere; or the same facts as JSON.
 """
@@ -17,12 +17,10 @@ from privguard.watermark.text.ngrams import Documents, unique_ngrams
 from privguard.watermark.text.window import Window, find_windows
 
 NOT_PROVEN = (
-    "It does not say who wrote or sent this text, only whether it agrees with the key beyond chance. Copied marked text "
-    "stays marked.",
-    "It does not say that a person wrote a text in which no mark was found. Paraphrase, translation, heavy editing, "
-    "short texts and predictable texts (lists, code, quotations) leave no mark to find.",
-    "It does not judge whether the text is true, allowed or original.",
-    "One token's colour means nothing by itself: without a mark, half of them look strong. Only the sum counts.",
+    "Who wrote or sent this text: it only agrees with the key beyond chance, and copied marked text stays marked.",
+    "That a person wrote a text in which no mark was found: paraphrase, editing and predictable text leave none.",
+    "Whether the text is true, allowed or original.",
+    "Anything about one token: without a mark, half of them look strong. Only the sum counts.",
 )
 
 
@@ -142,10 +140,13 @@ _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>Text mark: detection report</title>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <style>
-body{{font:16px/1.5 system-ui,sans-serif;max-width:46rem;margin:2rem auto;padding:0 1rem;color:#1b1b1b;background:#fff}}
-h1{{font-size:1.4rem}} h2{{font-size:1.1rem;margin-top:2rem}} .answer{{font-size:1.15rem;border-left:4px solid #2a8a5f;padding-left:1rem}}
-table{{border-collapse:collapse}} th{{text-align:left;font-weight:500;padding:.15rem 1rem .15rem 0;vertical-align:top}} td{{overflow-wrap:anywhere}}
-.text{{white-space:pre-wrap;border:1px solid #ddd;border-radius:6px;padding:1rem;line-height:1.9}} .text span{{border-radius:3px}} .n{{color:#999}}
+body{{font:16px/1.5 system-ui,sans-serif;max-width:46rem;margin:2rem auto;padding:0 1rem;color:#1b1b1b}}
+h1{{font-size:1.4rem}} h2{{font-size:1.1rem;margin-top:2rem}}
+.answer{{font-size:1.15rem;border-left:4px solid #2a8a5f;padding-left:1rem}}
+table{{border-collapse:collapse}} td{{overflow-wrap:anywhere}}
+th{{text-align:left;font-weight:500;padding:.15rem 1rem .15rem 0;vertical-align:top}}
+.text{{white-space:pre-wrap;border:1px solid #ddd;border-radius:6px;padding:1rem;line-height:1.9}}
+.text span{{border-radius:3px}} .n{{color:#999}}
 </style></head><body>
 <h1>Text mark: detection report</h1>
 <p class="answer">{answer}</p>

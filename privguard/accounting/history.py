@@ -1,0 +1,189 @@
+"""What a ledger says: its lines replayed and checked, as a frozen value.
+
+Each line is canonical JSON (RFC 8785) of one record with the RFC 6962 head over all records so far, itself included.
+So a changed byte, a missing, a doubled or a moved line shows at that line; a cut at the end shows against a head that
+was kept elsewhere (a sealed snapshot, a signed report). The format is written down in ``docs/spec/ledger-v1.md``.
+
+Records: ``open`` (facts), ``reserve`` (an event, how often, from which position), ``settle`` (a clean stop: so many
+positions were used), ``resume`` (a writer came back; what was reserved and not settled stays spent).
+"""
+
+import copy
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, final
+
+from privguard import _canon
+from privguard.accounting import events
+from privguard.attest import merkle
+from privguard.errors import LedgerError
+
+if TYPE_CHECKING:
+    from dp_accounting import DpEvent
+
+FORMAT = "privguard ledger v1"
+
+
+@final
+@dataclass(frozen=True)
+class Entry:
+    """``times`` equal events at the positions ``first``, ``first + 1``, …; ``event`` is its JSON form."""
+
+    first: int
+    times: int
+    event: Mapping[str, Any]
+
+
+@final
+@dataclass(frozen=True)
+class History:
+    """A ledger as it was read.
+
+    ``facts`` is what the run said about itself when it began; ``entries`` what counts as spent; ``position`` the next
+    free ledger position; ``size`` the number of lines and ``head`` (hexadecimal) their Merkle head; ``settled``
+    whether the last writer stopped cleanly; ``torn`` how many bytes of an unfinished last line were left aside: such a
+    line was never acknowledged, so no step has taken effect on it.
+    """
+
+    facts: Mapping[str, Any]
+    entries: tuple[Entry, ...]
+    position: int
+    heads: tuple[str, ...]
+    settled: bool
+    torn: int = 0
+
+    @property
+    def size(self) -> int:
+        """Number of lines."""
+        return len(self.heads)
+
+    @property
+    def head(self) -> str:
+        """Merkle head over all lines, 64 hexadecimal characters."""
+        return self.heads[-1]
+
+    def spent(self) -> "list[tuple[DpEvent, int]]":
+        """(event, times) in ledger order: all that was reserved, less what a clean stop gave back."""
+        return [(events.from_json(entry.event), entry.times) for entry in self.entries]
+
+    def extends(self, head: str, size: int) -> bool:
+        """Whether the first ``size`` lines are those that ``head`` stands for."""
+        return 0 < size <= self.size and self.heads[size - 1] == head
+
+
+def read(path: "str | os.PathLike[str]") -> History:
+    """Replay a ledger file without writing to it.
+
+    Raises:
+        LedgerError: missing, empty, edited, reordered or cut in the middle; the message names the line.
+    """
+    return replay(Path(path)).history()
+
+
+def replay(path: Path) -> "Replay":
+    """Replay the whole lines of the file; an unfinished last line is left aside and its bytes counted."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise LedgerError(f"ledger={path}: missing; a run is resumed with its ledger or not at all") from None
+    *lines, tail = data.split(b"\n")
+    if not lines:
+        raise LedgerError(f"ledger={path}: no complete line; nothing was ever recorded here, so it may be removed")
+    state = Replay(torn=len(tail))
+    for number, line in enumerate(lines, start=1):
+        try:
+            state.apply(line)
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise LedgerError(f"ledger={path}, line {number}: {_why(error)}") from error
+    return state
+
+
+class Replay:
+    """The state machine behind reader and writer: lines go in, what is spent comes out."""
+
+    def __init__(self, *, torn: int = 0) -> None:
+        self.facts: Mapping[str, Any] = {}
+        self.entries: list[Entry] = []
+        self.position = 0
+        self.floor = 0
+        self.settled = False
+        self.torn = torn
+        self.heads: list[str] = []
+        self.bytes = 0
+        self._frontier = merkle.Frontier()
+
+    def history(self) -> History:
+        """A frozen copy."""
+        entries, heads = tuple(self.entries), tuple(self.heads)
+        return History(self.facts, entries, self.position, heads, self.settled, self.torn)
+
+    def line(self, record: Mapping[str, Any]) -> bytes:
+        """The next line (without its newline) that would carry this record; changes nothing."""
+        frontier = copy.deepcopy(self._frontier)
+        frontier.append(merkle.leaf_hash(_canon.canonical(record)))
+        return _canon.canonical({**record, "head": frontier.root().hex()})
+
+    def apply(self, line: bytes) -> None:
+        """Check one line against all before it, then take it in.
+
+        Raises:
+            ValueError, KeyError, TypeError: the line is not the one that may stand here.
+        """
+        given = json.loads(line)
+        record = {key: value for key, value in given.items() if key != "head"}
+        if self.line(record) != line:
+            raise ValueError("its head does not follow from the lines before it, so a line was edited, moved or cut")
+        self._take(record)
+        self._frontier.append(merkle.leaf_hash(_canon.canonical(record)))
+        self.heads.append(given["head"])
+        self.bytes += len(line) + 1
+
+    def _take(self, record: Mapping[str, Any]) -> None:
+        kind = record["kind"]
+        if (kind == "open") != (not self.heads):
+            raise ValueError("a ledger opens once, on its first line")
+        take = {"open": self._open, "reserve": self._reserve, "settle": self._settle, "resume": self._resume}
+        if kind not in take:
+            raise ValueError(f"kind={kind!r}: expected one of {sorted(take)}")
+        take[kind](record)
+        self.settled = kind == "settle"
+
+    def _open(self, record: Mapping[str, Any]) -> None:
+        if record["format"] != FORMAT:
+            raise ValueError(
+                f"format={record['format']!r}: expected {FORMAT!r}; read it with the version that wrote it"
+            )
+        self.facts = record["facts"]
+
+    def _reserve(self, record: Mapping[str, Any]) -> None:
+        first, times = record["first"], record["times"]
+        if first != self.position or type(times) is not int or times < 1:
+            raise ValueError(f"positions {first} and on, {times} times: expected to begin at {self.position}")
+        events.check_json(record["event"])
+        self.entries.append(Entry(first, times, record["event"]))
+        self.position += times
+
+    def _settle(self, record: Mapping[str, Any]) -> None:
+        used = record["used"]
+        if type(used) is not int or not self.floor <= used <= self.position:
+            raise ValueError(f"used={used}: expected between {self.floor} and {self.position}")
+        self.entries = [
+            Entry(entry.first, min(entry.times, used - entry.first), entry.event)
+            for entry in self.entries
+            if entry.first < used
+        ]
+        self.position = self.floor = used
+
+    def _resume(self, record: Mapping[str, Any]) -> None:
+        if record["position"] != self.position:
+            raise ValueError(f"position={record['position']}: expected {self.position}")
+        self.floor = self.position
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, json.JSONDecodeError | UnicodeDecodeError):
+        return "not a line of JSON, so it was edited or damaged"
+    return f"lacks {error}" if isinstance(error, KeyError) else str(error)

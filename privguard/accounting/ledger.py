@@ -1,0 +1,248 @@
+"""The append-only history of a run: every private step is reserved here, on disk, before it may take effect.
+
+Write-ahead: :meth:`Ledger.reserve` returns only after the reservation is durable, so a step without its event cannot
+exist. A clean stop gives back what was reserved and not used; after a crash all that was reserved counts as spent.
+Each event has a ledger *position* (0, 1, 2, …), which names the sampler's and the noise's stream of its step; a
+position that may have been used is never handed out again.
+
+One writer at a time (``flock``); readers need no lock and never write.
+"""
+
+import contextlib
+import fcntl
+import os
+import secrets
+import weakref
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, final
+
+from privguard import _canon, _check
+from privguard.accounting import events, history
+from privguard.accounting.history import FORMAT, History
+from privguard.errors import LedgerError, ResumeError
+
+if TYPE_CHECKING:
+    from dp_accounting import DpEvent
+
+
+@final
+class Ledger:
+    """A ledger open for writing. Make one with :meth:`create` or :meth:`open`; it is a context manager.
+
+    Leaving the ``with`` block closes the file and settles nothing: say what was used with :meth:`settle`. The
+    attributes of :class:`~privguard.accounting.history.History` are current after every call.
+    """
+
+    def __init__(self, path: Path, descriptor: int, state: history.Replay) -> None:
+        self.path = path
+        self._descriptor: int | None = descriptor
+        self._state = state
+        _open_ledgers.add(self)
+
+    @classmethod
+    def create(cls, path: "str | os.PathLike[str]", facts: Mapping[str, Any]) -> "Ledger":
+        """Begin a new ledger that opens with ``facts``: run, relation, unit, delta, plan; plain JSON values, public.
+
+        Raises:
+            FileExistsError: there is a file already; a ledger is never overwritten.
+            TypeError, ValueError: the facts are not plain JSON.
+        """
+        path = Path(path)
+        record = {"kind": "open", "format": FORMAT, "id": secrets.token_hex(16), "facts": _canon.to_json(facts)}
+        line = history.Replay().line(record)
+        descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        ledger = cls(path, descriptor, history.Replay())
+        ledger._locked()
+        ledger._write(line)
+        _sync_folder(path.parent)
+        return ledger
+
+    @classmethod
+    def open(cls, path: "str | os.PathLike[str]") -> "Ledger":
+        """Take up an existing ledger; what was reserved and not settled before stays spent.
+
+        An unfinished last line, left by a crash or a full disk, is cut off and its size recorded: the reservation in
+        it was never acknowledged, so no step can have used it.
+
+        Raises:
+            LedgerError: the file is missing, edited, reordered or cut in the middle.
+            ResumeError: another process is writing to it.
+        """
+        path = Path(path)
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)
+        except FileNotFoundError:
+            raise LedgerError(f"ledger={path}: missing; a run is resumed with its ledger or not at all") from None
+        ledger = cls(path, descriptor, history.Replay())
+        ledger._locked()
+        try:
+            ledger._take_up()
+        except BaseException:
+            ledger.close()
+            raise
+        return ledger
+
+    @staticmethod
+    def read(path: "str | os.PathLike[str]") -> History:
+        """The history in a ledger file, checked line by line; the file is not touched.
+
+        Raises:
+            LedgerError: missing, empty, edited, reordered or cut in the middle; the message names the line.
+        """
+        return history.read(path)
+
+    @property
+    def history(self) -> History:
+        """What this ledger says now, as a frozen value."""
+        return self._state.history()
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """What the run said about itself when it began."""
+        return self._state.facts
+
+    @property
+    def head(self) -> str:
+        """Merkle head over all lines, 64 hexadecimal characters."""
+        return self._state.heads[-1]
+
+    @property
+    def size(self) -> int:
+        """Number of lines."""
+        return len(self._state.heads)
+
+    @property
+    def position(self) -> int:
+        """The next free ledger position."""
+        return self._state.position
+
+    def spent(self) -> "list[tuple[DpEvent, int]]":
+        """(event, times) in ledger order: all that was reserved, less what a clean stop gave back."""
+        return self.history.spent()
+
+    def extends(self, head: str, size: int) -> bool:
+        """Whether the first ``size`` lines are those that ``head`` stands for."""
+        return 0 < size <= self.size and self._state.heads[size - 1] == head
+
+    def reserve(self, event: "DpEvent", times: int = 1) -> range:
+        """Set aside ``times`` equal events and return their positions; durable when this returns.
+
+        Raises:
+            UnknownEventError: no accountant here can price the event.
+            OSError: the disk is full or failed; nothing was reserved, and this ledger takes no more writes.
+            LedgerError: the file changed under this writer.
+        """
+        _check.count("times", times)
+        first = self._state.position
+        self._record({"kind": "reserve", "event": events.to_json(event), "times": times, "first": first})
+        return range(first, first + times)
+
+    def settle(self, used: int) -> None:
+        """Record a clean stop: positions below ``used`` took effect, the others were never drawn and are free again.
+
+        Only what this writer reserved since it opened or last settled can be given back.
+
+        Raises:
+            ValueError: ``used`` would give back what an earlier writer reserved, or counts more than was reserved.
+        """
+        low, high = self._state.floor, self._state.position
+        inside = type(used) is int and low <= used <= high
+        _check.require(inside, "used", used, wanted=f"a position between {low} and {high}")
+        self._record({"kind": "settle", "used": used})
+
+    def close(self) -> None:
+        """Close the file and let the lock go; harmless when done twice."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    def __enter__(self) -> "Ledger":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"Ledger({str(self.path)!r}, size={self.size}, position={self.position})"
+
+    def _locked(self) -> None:
+        try:
+            fcntl.flock(self._writable(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self.close()
+            raise ResumeError(
+                f"ledger={self.path}: another process is writing to it; stop that run, or start one in its own folder"
+            ) from None
+
+    def _take_up(self) -> None:
+        self._state = history.replay(self.path)
+        torn, self._state.torn = self._state.torn, 0
+        if torn:
+            os.ftruncate(self._writable(), self._state.bytes)
+        self._record({"kind": "resume", "position": self._state.position, "torn": torn})
+
+    def _record(self, record: Mapping[str, Any]) -> None:
+        self._require_untouched()
+        self._write(self._state.line(record))
+
+    def _write(self, line: bytes) -> None:
+        descriptor = self._writable()
+        try:
+            _write_all(descriptor, line + b"\n")
+            _sync(descriptor)
+        except OSError as error:
+            # A failed fsync leaves the file's state on disk unknown, so nothing more is promised from here.
+            with contextlib.suppress(OSError):
+                os.ftruncate(descriptor, self._state.bytes)
+            self.close()
+            said = f"{error.strerror}; nothing was reserved, and the ledger is closed: make room and resume"
+            raise OSError(error.errno, said, str(self.path)) from error
+        self._state.apply(line)
+
+    def _writable(self) -> int:
+        if self._descriptor is None:
+            raise ValueError(f"ledger={self.path}: closed; open it again with Ledger.open")
+        return self._descriptor
+
+    def _require_untouched(self) -> None:
+        """The file under this name is still ours, and as long as we left it."""
+        mine = os.fstat(self._writable())
+        with contextlib.suppress(FileNotFoundError):
+            there = self.path.stat()
+            if os.path.samestat(mine, there) and mine.st_size == self._state.bytes:
+                return
+        raise LedgerError(f"ledger={self.path}: removed, replaced or changed while this run was writing to it")
+
+
+_open_ledgers: "weakref.WeakSet[Ledger]" = weakref.WeakSet()
+
+
+def _leave_to_the_parent() -> None:
+    """A forked child lets go: a worker must neither write to its parent's ledger nor keep its lock alive."""
+    for ledger in list(_open_ledgers):
+        ledger.close()
+
+
+os.register_at_fork(after_in_child=_leave_to_the_parent)
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
+def _sync(descriptor: int) -> None:
+    if hasattr(fcntl, "F_FULLFSYNC"):  # macOS: fsync alone stops at the drive's cache
+        fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)  # pyright: ignore[reportAttributeAccessIssue]
+    else:
+        os.fsync(descriptor)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,177 @@
+"""Tests of a private training step, each for one thing that must hold whatever the data.
+
+Every check returns a p-value: the chance that a correct step looks at least this wrong. :func:`examine` runs those that
+one trace allows and shares one false-alarm rate among them. Deterministic facts (the ledger knows every step) give 0
+or 1.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import final
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import special
+
+from privguard import _check
+from privguard.audit.roc import holm
+from privguard.audit.steps import FloatArray, Trace
+from privguard.records import Record
+
+FALSE_ALARM = 1e-3  # of all checks of one examination together
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Examination(Record):
+    """p-values of all checks, after Holm over them, and the names of those at or below ``level``."""
+
+    p_values: dict[str, float]
+    failed: tuple[str, ...]
+    level: float = FALSE_ALARM
+
+
+def examine(
+    trace: Trace, *, noise_multiplier: float, giant: int | None = None, others: Mapping[str, float] | None = None
+) -> Examination:
+    """Run every check that a trace allows; ``others`` brings in p-values from ledger, sampler or other ranks.
+
+    ``giant`` is the number of a canary whose raw gradient is far larger than the others'.
+    """
+    sigma = _check.positive("noise_multiplier", noise_multiplier)
+    p_values = {
+        "noise level": noise_level(trace, sigma),
+        "contribution": contribution(trace, sigma),
+        "contribution of each": contribution_of_each(trace, sigma),
+        "noise across steps": noise_across_steps(trace, sigma),
+        "noise across coordinates": noise_across_coordinates(trace, sigma),
+        "public denominator": public_denominator(trace, sigma),
+        **({} if giant is None else {"influence of a giant": influence(trace, sigma, giant=giant)}),
+        **(others or {}),
+    }
+    adjusted = holm(p_values)
+    return Examination(p_values=adjusted, failed=tuple(name for name, p in adjusted.items() if p <= FALSE_ALARM))
+
+
+def noise_level(trace: Trace, sigma: float) -> float:
+    """The noise has the claimed variance: Σ residual² / σ² is χ² with one degree of freedom per trial."""
+    trials = trace.scores.size
+    total = float((trace.residuals**2).sum()) / sigma**2
+    return _chi_square(total, trials)
+
+
+def contribution(trace: Trace, sigma: float) -> float:
+    """A record moves the sum by exactly the clipping norm, neither more (not clipped, counted twice) nor less."""
+    own = trace.residuals[trace.included]
+    return _normal(float(own.sum()) / (sigma * math.sqrt(max(1, len(own)))))
+
+
+def contribution_of_each(trace: Trace, sigma: float) -> float:
+    """As :func:`contribution`, for every canary on its own (Bonferroni): a single record counted twice shows."""
+    counts = np.maximum(trace.included.sum(0), 1)
+    z = np.where(trace.included, trace.residuals, 0).sum(0) / (sigma * np.sqrt(counts))
+    return min(1.0, len(z) * _normal(float(np.abs(z).max())))
+
+
+def influence(trace: Trace, sigma: float, *, giant: int) -> float:
+    """Another canary's score does not depend on whether a huge one is in the batch: records are clipped one by one."""
+    others = np.arange(trace.scores.shape[1]) != giant
+    present = trace.included[:, giant]
+    sums, counts = _per_step(trace, others)
+    with_it, without = counts[present].sum(), counts[~present].sum()
+    if not with_it or not without:
+        return 1.0
+    difference = sums[present].sum() / with_it - sums[~present].sum() / without
+    return _normal(difference / (sigma * math.sqrt(1 / with_it + 1 / without)))
+
+
+def noise_across_steps(trace: Trace, sigma: float) -> float:
+    """No step's noise appears in another step: all lags, each paid for (Bonferroni)."""
+    noise = trace.residuals / sigma
+    steps, canaries = noise.shape
+    if steps < 2:  # noqa: PLR2004 — no pair of steps
+        return 1.0
+    z = [float((noise[lag:] * noise[:-lag]).sum()) / math.sqrt(canaries * (steps - lag)) for lag in range(1, steps)]
+    return min(1.0, len(z) * min(_normal(value) for value in z))
+
+
+def noise_across_coordinates(trace: Trace, sigma: float) -> float:
+    """No coordinate's noise appears in another one, at any cyclic distance (Bonferroni)."""
+    noise = trace.residuals / sigma
+    steps, canaries = noise.shape
+    power = np.abs(np.fft.rfft(noise, axis=1)) ** 2
+    sums = np.fft.irfft(power.sum(0), canaries)[1 : canaries // 2 + 1]
+    pairs = np.full(len(sums), float(steps * canaries))
+    if canaries % 2 == 0:
+        sums[-1], pairs[-1] = sums[-1] / 2, pairs[-1] / 2  # the farthest distance meets each pair twice
+    return min(1.0, len(sums) * min(_normal(value) for value in sums / np.sqrt(pairs)))
+
+
+def public_denominator(trace: Trace, sigma: float) -> float:
+    """What a canary contributes does not shrink as the batch grows: the divisor is public, not the realised size."""
+    sums, counts = _per_step(trace, np.ones(trace.scores.shape[1], bool))
+    spread = trace.sizes - trace.sizes.mean()
+    deviation = sigma * math.sqrt(float((spread**2 * counts).sum()))
+    return _normal(float((spread * sums).sum()) / deviation) if deviation > 0 else 1.0
+
+
+def noise_across_ranks(one: Trace, another: Trace, sigma: float) -> float:
+    """Two ranks that are meant to add independent noise do: their residuals do not correlate."""
+    product = float((one.residuals * another.residuals).sum()) / sigma**2
+    return _normal(product / math.sqrt(one.scores.size))
+
+
+def every_step_recorded(*, taken: int, recorded: int) -> float:
+    """The ledger knows every step: 0 where a step was taken that it does not hold, otherwise 1."""
+    return 0.0 if taken > recorded else 1.0
+
+
+def poisson_inclusion(draws: Sequence[NDArray[np.int64]], *, records: int, rate: float) -> float:
+    """The sampler is Poisson: how often a record comes per epoch is binomial, and so is the size of a batch.
+
+    A shuffled loader gives each record exactly once per epoch and batches of one size. ``draws`` are the records of
+    successive steps; an epoch is ⌈1 / rate⌉ of them. Three tests, Bonferroni: number of inclusions, spread of
+    inclusions per record and epoch, spread of batch sizes.
+    """
+    _check.probability("rate", rate)
+    epoch = math.ceil(1 / rate)
+    epochs = len(draws) // epoch
+    _check.require(epochs >= 1, "draws", len(draws), wanted=f"at least {epoch}, one epoch")
+    whole = draws[: epochs * epoch]
+    counts = np.stack([_counts(whole[start : start + epoch], records) for start in range(0, len(whole), epoch)])
+    sizes = np.array([len(draw) for draw in whole])
+    total = len(whole) * records
+    mean = _normal((float(sizes.sum()) - total * rate) / math.sqrt(total * rate * (1 - rate)))
+    return min(
+        1.0, 3 * min(mean, _binomial_spread(counts.ravel(), epoch, rate), _binomial_spread(sizes, records, rate))
+    )
+
+
+def _counts(draws: Sequence[NDArray[np.int64]], records: int) -> NDArray[np.int64]:
+    return np.bincount(np.concatenate(draws), minlength=records)
+
+
+def _binomial_spread(values: NDArray[np.int64], trials: int, rate: float) -> float:
+    """Two-sided test of Σ (x - np)² for independent binomials, by its mean and variance."""
+    variance = trials * rate * (1 - rate)
+    fourth = variance * (1 + 3 * (trials - 2) * rate * (1 - rate))
+    excess = float(((values - trials * rate) ** 2).sum()) - len(values) * variance
+    freedom = 2 * variance**2 * len(values) / (fourth - variance**2)  # a χ² of the same spread keeps the skew
+    total = (excess / (len(values) * variance) + 1) * freedom
+    return _chi_square(total, freedom)
+
+
+def _per_step(trace: Trace, canaries: NDArray[np.bool_]) -> tuple[FloatArray, FloatArray]:
+    """Per step (trials,): sum of the residuals of the included ones among ``canaries``, and their number."""
+    chosen = trace.included & canaries
+    return np.where(chosen, trace.residuals, 0).sum(1), chosen.sum(1).astype(np.float64)
+
+
+def _normal(z: float) -> float:
+    return float(2 * special.ndtr(-abs(z)))
+
+
+def _chi_square(total: float, freedom: float) -> float:
+    """Two-sided p-value of a χ² statistic."""
+    return min(1.0, 2 * min(float(special.chdtr(freedom, total)), float(special.chdtrc(freedom, total))))

@@ -1,0 +1,56 @@
+"""ROC curves as SVG: log axes, the 95 % band of the first curve, and the blind curve beside them."""
+
+import io
+from collections.abc import Mapping
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import ArrayLike, NDArray
+
+from privguard.audit import roc
+
+
+def roc_svg(
+    statistics: Mapping[str, NDArray[np.float64]], members: ArrayLike, *, blind: NDArray[np.float64] | None = None
+) -> str:
+    """The curves of all attacks on one set of records, as SVG text.
+
+    Axes end at one record: nothing is drawn below 1 / non-members, where nothing was measured.
+    """
+    mask = np.asarray(members, bool)
+    floor = 1 / max(2, int((~mask).sum()))
+    figure = Figure(figsize=(5.2, 5.0), layout="constrained")
+    axes = figure.add_subplot()
+    for number, (name, values) in enumerate(statistics.items()):
+        curve = roc.curve(values, mask)
+        axes.step(
+            curve.false,
+            curve.true,
+            where="post",
+            label=f"{name} (AUC {roc.auc(values, mask).value:.3f})",
+            color=f"C{number}",
+        )
+        if number == 0:
+            axes.fill_between(curve.false, curve.low, curve.high, step="post", alpha=0.2, color="C0", linewidth=0)
+    if blind is not None:
+        curve = roc.curve(blind, mask)
+        axes.step(
+            curve.false,
+            curve.true,
+            where="post",
+            label=f"blind, no model (AUC {roc.auc(blind, mask).value:.3f})",
+            color="grey",
+        )
+    axes.plot([floor, 1], [floor, 1], linestyle=":", color="black", linewidth=0.8, label="chance")
+    axes.set(
+        xscale="log",
+        yscale="log",
+        xlim=(floor, 1),
+        ylim=(floor, 1),
+        xlabel="false-positive rate",
+        ylabel="true-positive rate",
+    )
+    axes.legend(fontsize=8, loc="lower right")
+    text = io.StringIO()
+    figure.savefig(text, format="svg", metadata={"Date": None})
+    return text.getvalue()

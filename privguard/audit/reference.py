@@ -1,0 +1,379 @@
+"""Reference models: what the target would say had it seen, or not seen, a record.
+
+Each is trained on its own random half of the records. Where the architecture allows it they are trained as one stack of
+batched products (:mod:`privguard.audit.stack`), otherwise through ``torch.func``, and one by one where a model keeps
+buffers such as running means. Records are included by independent fair coins and not in exact halves: in exact halves,
+the number of references that hold a record would give its membership away.
+
+Reference models have memorised the records they were trained on; keep their folder as you keep the records.
+"""
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from privguard import _canon, _check
+from privguard.audit.stack import stack_modules, stackable
+from privguard.errors import AuditError
+
+MakeModel = Callable[[], nn.Module]
+OnProgress = Callable[[int, int, float], None]  # models done, models in all, seconds left
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """How every reference model is trained: SGD with momentum and a cosine from ``learning_rate`` to zero.
+
+    Keep it as close to the target's own training as you can. ``batch_size`` is in examples, ``at_once`` in models.
+    ``precision`` is that of the products; weights and updates stay float32.
+    """
+
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    seed: int = 0
+    at_once: int = 8
+    precision: torch.dtype = torch.float32
+
+    def __post_init__(self) -> None:
+        _check.count("epochs", self.epochs)
+        _check.count("batch_size", self.batch_size)
+        _check.count("at_once", self.at_once)
+        _check.positive("learning_rate", self.learning_rate)
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where references are trained and kept.
+
+    With a ``folder`` each finished group of models is on disk before the next begins, and a second call goes on from
+    there. ``share`` (index, of how many) divides the groups over processes that see the same folder: with accelerate,
+    pass ``(state.process_index, state.num_processes)`` and ``state.device``.
+    """
+
+    folder: Path | None = None
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    share: tuple[int, int] = (0, 1)
+    on_progress: OnProgress | None = None
+
+
+@final
+@dataclass(frozen=True)
+class References:
+    """Trained reference models: ``included`` (R, n) says which records each saw, ``states`` holds their parameters."""
+
+    included: NDArray[np.bool_]
+    states: list[dict[str, Tensor]]
+    make_model: MakeModel
+
+    def logits(self, inputs: Tensor, *, batch: int = 4096) -> NDArray[np.float32]:
+        """Outputs (R, n, classes) of every model on ``inputs`` (n, ...)."""
+        model = self.make_model().eval()
+        return np.stack([_logits(_with_state(model, state), inputs, batch) for state in self.states])
+
+
+def draw_inclusion(references: int, records: int, *, seed: int) -> NDArray[np.bool_]:
+    """Independent fair coins (R, n): whether reference r is trained on record i."""
+    _check.count("references", references)
+    _check.count("records", records)
+    return np.random.default_rng(seed).random((references, records)) < 0.5  # noqa: PLR2004 — a fair coin
+
+
+def train_references(
+    make_model: MakeModel,
+    inputs: Tensor,
+    labels: Tensor,
+    *,
+    included: NDArray[np.bool_],
+    schedule: Schedule,
+    place: Place | None = None,
+) -> References:
+    """Train one model per row of ``included`` (R, n) on the records (n, ...) that the row marks.
+
+    Every labelled member is seen exactly once in every epoch, also where the rows differ in size. The models do not
+    depend on how many are trained at once, up to rounding. ``make_model`` returns a freshly initialised network.
+
+    Raises:
+        ValueError: where shapes disagree or a row marks no record.
+        AuditError: where ``place.folder`` holds references of other settings, or, after a shared run, not all groups.
+    """
+    _check_sets(inputs, labels, included)
+    place = place or Place()
+    groups = [
+        range(first, min(first + schedule.at_once, len(included)))
+        for first in range(0, len(included), schedule.at_once)
+    ]
+    store = _Store(place.folder, _settings(schedule, included, labels))
+    mine = [group for number, group in enumerate(groups) if number % place.share[1] == place.share[0]]
+    _train_groups(
+        make_model,
+        (inputs, labels, included),
+        [group for group in mine if not store.has(group)],
+        schedule,
+        (store, place),
+    )
+    states = [state for group in groups for state in store.read(group)]
+    return References(included, states, make_model)
+
+
+class Trainable(Protocol):
+    """K models with float32 ``parameters`` (K, ...) or lists of them, and gradients in the same order."""
+
+    parameters: list[Tensor]
+
+    def gradients(self, inputs: Tensor, labels: Tensor, weights: Tensor) -> list[Tensor]:
+        """Gradients of the weighted sum of cross-entropies: inputs (K, B, ...), labels and weights (K, B)."""
+        ...
+
+    def state(self, model: int, names: Sequence[str]) -> dict[str, Tensor]:
+        """One model's parameters and buffers by name."""
+        ...
+
+
+def batches(
+    included: NDArray[np.bool_], batch_size: int, generators: Sequence[torch.Generator]
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """One epoch for K models at once: steps of record numbers (K, B) and weights (K, B).
+
+    Each model's members are spread evenly over the steps; the rest of a row is padding of weight 0, and the weights
+    of a row add up to 1. Guarantee: over the epoch, model k meets each of its members exactly once and nothing else.
+    """
+    sizes = included.sum(1)
+    steps = math.ceil(int(sizes.max()) / batch_size)
+    width = math.ceil(int(sizes.max()) / steps)
+    starts = np.stack([np.arange(steps + 1) * int(size) // steps for size in sizes])  # (K, steps + 1)
+    slots = starts[:, :-1, None] + np.arange(width)  # (K, steps, B)
+    real = slots < starts[:, 1:, None]
+    counts = np.maximum(real.sum(2, keepdims=True), 1)
+    order = np.zeros((len(included), int(sizes.max())), np.int64)
+    for k, generator in enumerate(generators):
+        members = np.flatnonzero(included[k])
+        order[k, : len(members)] = members[torch.randperm(len(members), generator=generator).numpy()]
+    taken = np.take_along_axis(order, np.where(real, slots, 0).reshape(len(order), -1), 1).reshape(slots.shape)
+    weights = torch.from_numpy((real / counts).astype(np.float32))
+    for step in range(steps):
+        yield torch.from_numpy(taken[:, step].copy()), weights[:, step]
+
+
+def _train_groups(
+    make_model: MakeModel,
+    data: tuple[Tensor, Tensor, NDArray[np.bool_]],
+    groups: list[range],
+    schedule: Schedule,
+    keep: "tuple[_Store, Place]",
+) -> None:
+    inputs, labels, included = data
+    store, place = keep
+    inputs, labels = inputs.to(place.device, schedule.precision), labels.to(place.device)
+    begun, total = time.monotonic(), sum(len(group) for group in groups)
+    done = 0
+    for group in groups:
+        modules = [_fresh(make_model, schedule.seed, k).to(place.device) for k in group]
+        names = [name for name, _ in modules[0].named_parameters()]
+        stack = _stacked(modules, schedule.precision)
+        _train_stack(stack, (inputs, labels, included[group.start : group.stop]), schedule, first=group.start)
+        store.write(
+            group, [{name: value.cpu() for name, value in stack.state(i, names).items()} for i in range(len(group))]
+        )
+        done += len(group)
+        if place.on_progress is not None:
+            place.on_progress(done, total, (time.monotonic() - begun) / done * (total - done))
+
+
+def _train_stack(
+    stack: Trainable, data: tuple[Tensor, Tensor, NDArray[np.bool_]], schedule: Schedule, *, first: int
+) -> None:
+    inputs, labels, included = data
+    generators = [torch.Generator().manual_seed(schedule.seed * 1_000_003 + first + k) for k in range(len(included))]
+    momenta = [torch.zeros_like(parameter) for parameter in stack.parameters]
+    steps = schedule.epochs * math.ceil(int(included.sum(1).max()) / schedule.batch_size)
+    step = 0
+    for _ in range(schedule.epochs):
+        for chosen, weights in batches(included, schedule.batch_size, generators):
+            chosen, weights = chosen.to(inputs.device), weights.to(inputs.device)  # noqa: PLW2901 — the same batch, moved
+            taken = inputs.index_select(0, chosen.view(-1)).view(*chosen.shape, *inputs.shape[1:])
+            gradients = stack.gradients(taken, labels[chosen], weights)
+            rate = schedule.learning_rate * 0.5 * (1 + math.cos(math.pi * step / steps))
+            _sgd(stack.parameters, gradients, momenta, rate, schedule)
+            step += 1
+
+
+def _sgd(
+    parameters: list[Tensor], gradients: list[Tensor], momenta: list[Tensor], rate: float, schedule: Schedule
+) -> None:
+    """One step of SGD with momentum and weight decay in a single pass over memory."""
+    torch._fused_sgd_(  # type: ignore[attr-defined]
+        parameters,
+        gradients,
+        momenta,
+        weight_decay=schedule.weight_decay,
+        momentum=schedule.momentum,
+        lr=rate,
+        dampening=0.0,
+        nesterov=False,
+        maximize=False,
+        is_first_step=False,
+    )
+
+
+def _stacked(modules: list[nn.Module], precision: torch.dtype) -> Trainable:
+    if stackable(modules[0]):
+        return stack_modules(modules, precision=precision)
+    if any(True for _ in modules[0].buffers()):
+        return _OneByOne(modules)
+    return _Mapped(modules)
+
+
+@final
+class _Mapped:
+    """Any architecture without buffers, through ``torch.func``: one vectorised gradient for K models."""
+
+    def __init__(self, modules: list[nn.Module]) -> None:
+        self._module = modules[0]
+        self._names = [name for name, _ in modules[0].named_parameters()]
+        self.parameters = [
+            torch.stack([dict(module.named_parameters())[name].detach() for module in modules]) for name in self._names
+        ]
+        self._gradients = torch.func.vmap(torch.func.grad(self._loss), in_dims=(0, 0, 0, 0), randomness="different")
+
+    def _loss(self, parameters: list[Tensor], inputs: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+        outputs = torch.func.functional_call(self._module, dict(zip(self._names, parameters, strict=True)), (inputs,))
+        return (nn.functional.cross_entropy(outputs.float(), labels, reduction="none") * weights).sum()
+
+    def gradients(self, inputs: Tensor, labels: Tensor, weights: Tensor) -> list[Tensor]:
+        return self._gradients(self.parameters, inputs.float(), labels, weights)
+
+    def state(self, model: int, names: Sequence[str]) -> dict[str, Tensor]:
+        return {name: parameter[model].clone() for name, parameter in zip(names, self.parameters, strict=True)}
+
+
+@final
+class _OneByOne:
+    """Models with buffers: each has its own forward and backward pass on its real examples."""
+
+    def __init__(self, modules: list[nn.Module]) -> None:
+        self._modules = [module.train() for module in modules]
+        self.parameters = [parameter.data for module in modules for parameter in module.parameters()]
+
+    def gradients(self, inputs: Tensor, labels: Tensor, weights: Tensor) -> list[Tensor]:
+        return [
+            gradient
+            for k, module in enumerate(self._modules)
+            for gradient in self._one(module, inputs[k], labels[k], weights[k])
+        ]
+
+    def _one(self, module: nn.Module, inputs: Tensor, labels: Tensor, weights: Tensor) -> Sequence[Tensor]:
+        real = weights > 0
+        losses = nn.functional.cross_entropy(module(inputs[real].float()), labels[real], reduction="none")
+        return torch.autograd.grad((losses * weights[real]).sum(), list(module.parameters()))
+
+    def state(self, model: int, names: Sequence[str]) -> dict[str, Tensor]:  # noqa: ARG002 — buffers go along
+        return {name: value.detach().clone() for name, value in self._modules[model].state_dict().items()}
+
+
+@final
+class _Store:
+    """Finished groups, in memory or in a folder that only ever holds whole groups of one setting."""
+
+    def __init__(self, folder: Path | None, settings: dict[str, Any]) -> None:
+        self._folder = folder
+        self._kept: dict[int, list[dict[str, Tensor]]] = {}
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._pin(folder / "references.json", settings)
+
+    @staticmethod
+    def _pin(path: Path, settings: dict[str, Any]) -> None:
+        if not path.exists():
+            _replace(path, lambda part: part.write_bytes(_canon.canonical(settings)))
+        elif json.loads(path.read_bytes()) != settings:
+            raise AuditError(f"{path}: these references were trained with other settings; choose an empty folder")
+
+    def has(self, group: range) -> bool:
+        return self._folder is not None and self._path(group).exists()
+
+    def write(self, group: range, states: list[dict[str, Tensor]]) -> None:
+        if self._folder is None:
+            self._kept[group.start] = states
+            return
+        flat = {f"{i}/{name}": value for i, state in enumerate(states) for name, value in state.items()}
+        _replace(self._path(group), lambda part: save_file(flat, part))
+
+    def read(self, group: range) -> list[dict[str, Tensor]]:
+        if self._folder is None:
+            return self._kept.get(group.start, [])
+        if not self.has(group):
+            raise AuditError(f"{self._path(group)}: not trained yet; run the other shares, then this one again")
+        states: list[dict[str, Tensor]] = [{} for _ in group]
+        for name, value in load_file(self._path(group)).items():
+            number, _, rest = name.partition("/")
+            states[int(number)][rest] = value
+        return states
+
+    def _path(self, group: range) -> Path:
+        return (self._folder or Path()) / f"references-{group.start:05d}.safetensors"
+
+
+def _replace(path: Path, write: Callable[[Path], object]) -> None:
+    """Write beside ``path`` and move into place, so that a killed run leaves no half file under the name."""
+    part = path.with_name(path.name + ".part")
+    write(part)
+    part.replace(path)
+
+
+def _settings(schedule: Schedule, included: NDArray[np.bool_], labels: Tensor) -> dict[str, Any]:
+    facts = {name: str(value) for name, value in vars(schedule).items()}
+    return {
+        **facts,
+        "included": _canon.digest(np.packbits(included).tobytes()),
+        "labels": _canon.digest(labels.cpu().numpy().tobytes()),
+    }
+
+
+def _fresh(make_model: MakeModel, seed: int, number: int) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed * 1_000_003 + number)  # noqa: TID251 — nn.Module knows no other generator; restored on exit
+        return make_model()
+
+
+def _with_state(model: nn.Module, state: dict[str, Tensor]) -> nn.Module:
+    missing, unexpected = model.load_state_dict(state, strict=False)
+    wrong = unexpected or [name for name in missing if name in dict(model.named_parameters())]
+    _check.require(not wrong, "make_model", wrong, wanted="the architecture that the references were trained with")
+    return model
+
+
+@torch.no_grad()
+def _logits(model: nn.Module, inputs: Tensor, batch: int) -> NDArray[np.float32]:
+    return np.concatenate([model(part.float()).float().numpy() for part in inputs.split(batch)])
+
+
+def _check_sets(inputs: Tensor, labels: Tensor, included: NDArray[np.bool_]) -> None:
+    records = included.shape[1] if included.ndim == 2 else -1  # noqa: PLR2004 — (R, n)
+    shapes = (tuple(inputs.shape), tuple(labels.shape), included.shape)
+    _check.require(
+        len(inputs) == records and tuple(labels.shape) == (records,),
+        "shapes",
+        shapes,
+        wanted="inputs (n, ...), labels (n,), included (R, n)",
+    )
+    _check.require(
+        bool((included.sum(1) > 0).all()),
+        "included",
+        included.sum(1).min(),
+        wanted="at least one record for every reference",
+    )

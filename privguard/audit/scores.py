@@ -1,0 +1,87 @@
+"""The scores-only door: a model trained and attacked elsewhere, audited from one ``.npz`` file.
+
+Arrays in the file: ``scores`` (n,) or several named ``scores_<attack>``; ``members`` (n,) of bool. Optional:
+``records`` (n, ...) of numbers or (n,) of text, without which no blind baseline can be run and no leak is claimed.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from privguard import _check
+from privguard.audit.blind import Baseline, blind_baseline
+from privguard.audit.membership import LEVEL, NOT_CLAIMED, AttackResult, Leak, leak_of, weigh
+from privguard.records import Record
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class ScoresAudit(Record):
+    """What given scores show. ``leak`` is None without a blind baseline: the split might explain everything."""
+
+    leak: Leak | None
+    attacks: tuple[AttackResult, ...]
+    blind: Any
+    members: int
+    non_members: int
+    not_claimed: tuple[str, ...] = NOT_CLAIMED
+    notes: tuple[str, ...] = ()
+
+
+def read_scores(path: Path) -> dict[str, NDArray[Any]]:
+    """The arrays of a scores file; objects are refused, as they would be pickles.
+
+    Raises:
+        ValueError: where the file is no ``.npz`` of plain arrays, or has no scores or no members.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    except (ValueError, EOFError, AttributeError) as error:
+        raise ValueError(f"{path}: expected an .npz file of plain arrays; write it with numpy.savez") from error
+    return arrays
+
+
+def audit_scores(arrays: Mapping[str, NDArray[Any]]) -> ScoresAudit:
+    """Weigh the scores of one or several attacks against the split that they were computed on."""
+    attacks = {_name(key): np.asarray(arrays[key], np.float64) for key in arrays if key.startswith("scores")}
+    _check.require(bool(attacks), "arrays", sorted(arrays), wanted="'scores', or several named 'scores_<attack>'")
+    _check.require(
+        "members" in arrays,
+        "arrays",
+        sorted(arrays),
+        wanted="'members', True where the model was trained on the record",
+    )
+    members = np.asarray(arrays["members"]).astype(bool)
+    baseline = _baseline(arrays, members)
+    results = weigh(attacks, members, baseline)
+    return ScoresAudit(
+        leak=leak_of(results, baseline.record) if baseline else None,
+        attacks=results,
+        blind=baseline.record.to_json() if baseline else None,
+        members=int(members.sum()),
+        non_members=int((~members).sum()),
+        notes=()
+        if baseline
+        else ("no records, so no blind baseline: nothing here is called a leak; add an array 'records'",),
+    )
+
+
+def significant(audit: ScoresAudit) -> list[str]:
+    """Names of the attacks that rank members above others at the 5 % level, after Holm."""
+    return [result.attack for result in audit.attacks if result.p_holm <= LEVEL]
+
+
+def _name(key: str) -> str:
+    return key.removeprefix("scores").lstrip("_") or "scores"
+
+
+def _baseline(arrays: Mapping[str, NDArray[Any]], members: NDArray[np.bool_]) -> Baseline | None:
+    if "records" not in arrays:
+        return None
+    records: Any = arrays["records"]
+    return blind_baseline([str(text) for text in records] if records.dtype.kind == "U" else records, members)

@@ -1,0 +1,163 @@
+"""Change who may open a sealed file without touching what is in it.
+
+Only the head is written, so the time does not depend on the size, and a signature over the rest still holds. What this
+cannot do is take back what somebody has read: who could open the file before may have kept its key or a copy of the old
+head. To shut them out of the content, seal it anew.
+"""
+
+import fcntl
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import final
+
+from cryptography.exceptions import InvalidTag
+
+from privguard.checkpoint import durable, envelope
+from privguard.checkpoint.envelope import Form, Secrets
+from privguard.checkpoint.key import Key, Kind, One, Recipient, To, recipients
+from privguard.checkpoint.opened import Head, head_path, refuse_plain
+from privguard.checkpoint.payload import one_failure
+from privguard.checkpoint.stanza import Role, Stanza
+from privguard.errors import NoRecipientError, SealError
+from privguard.records import Record
+
+NOT_REVOKED = (
+    "who was removed may have kept the file's key, a copy of the file, or what they read; "
+    "to shut them out of the content, seal it anew"
+)
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Inspection(Record):
+    """What can be known of a sealed file without a key; sizes are in bytes, identities in hexadecimal."""
+
+    path: str
+    form: str
+    version: int
+    file_id: str
+    data_bytes: int
+    ledger_bytes: int
+    rewraps: int
+    resume: tuple[str, ...]
+    audit: tuple[str, ...]
+
+
+def inspect(path: str | os.PathLike[str]) -> Inspection:
+    """Form, sizes and recipients of a sealed file or folder.
+
+    Without a key nothing of this is authenticated: it is what the file says of itself.
+
+    Raises:
+        TamperedError: no sealed file of privguard, or a damaged one.
+        PlainCheckpointError: a checkpoint in clear.
+    """
+    path = Path(path)
+    descriptor = os.open(head_path(path), os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        refuse_plain(descriptor, path)
+        with one_failure(path):
+            head = Head.read(descriptor)
+    finally:
+        os.close(descriptor)
+    listed = {role: tuple(_name(one) for one in head.slot.stanzas if one.role is role) for role in Role}
+    return Inspection(
+        path=str(path),
+        form=head.preamble.form.name.lower(),
+        version=envelope.VERSION,
+        file_id=head.preamble.file_id.hex(),
+        data_bytes=head.preamble.data_bytes,
+        ledger_bytes=head.preamble.ledger_bytes,
+        rewraps=head.slot.sequence - 1,
+        resume=listed[Role.RESUME],
+        audit=listed[Role.AUDIT],
+    )
+
+
+def rewrap(
+    path: str | os.PathLike[str],
+    key: Key,
+    *,
+    add: To = (),
+    add_auditors: To = (),
+    remove: To = (),
+) -> Inspection:
+    """Add and remove recipients of the file or folder ``path``; ``key`` must be able to resume.
+
+    ``remove`` takes recipients, keys, paths of their files, identities as :func:`inspect` shows them, or the word
+    ``passphrase``. In a file, the new head is written beside the old one and synced, then the old one is zeroed and
+    synced: at every moment one of them is whole.
+
+    Raises:
+        TamperedError: the key does not open it, or it is not what was written.
+        SealError: the key may only audit, a recipient to remove is not there, or there is no room for the new ones.
+        NoRecipientError: nobody who may resume would be left.
+    """
+    path = Path(path)
+    descriptor = os.open(head_path(path), os.O_RDWR | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        refuse_plain(descriptor, path)
+        with one_failure(path):
+            head, secrets = _unlock(descriptor, key, path)
+        stanzas = _without(head.slot.stanzas, remove, path)
+        added = envelope.wrap(secrets, recipients(add) if add else (), recipients(add_auditors) if add_auditors else ())
+        names = {_identity(one) for one in added}
+        stanzas = [one for one in stanzas if _identity(one) not in names] + added
+        if not any(one.role is Role.RESUME for one in stanzas):
+            raise NoRecipientError(f"{path}: nobody who may resume would be left; add a recipient, or remove fewer")
+        slot = envelope.pack_slot(head.preamble, secrets, stanzas, sequence=head.slot.sequence + 1)
+        _switch(descriptor, path, head, slot)
+    finally:
+        os.close(descriptor)
+    return inspect(path)
+
+
+def _unlock(descriptor: int, key: Key, path: Path) -> tuple[Head, Secrets]:
+    head = Head.read(descriptor)
+    secrets = head.slot.opened_by(key, head.preamble)
+    if secrets is None:
+        raise InvalidTag
+    if secrets.role is not Role.RESUME:
+        raise SealError(f"{path}: this key may audit and cannot re-wrap; ask somebody who may resume")
+    return head, secrets
+
+
+def _switch(descriptor: int, path: Path, head: Head, slot: bytes) -> None:
+    preamble = head.preamble
+    if preamble.form is Form.FOLDER:
+        durable.replace(head_path(path), preamble.pack() + slot)
+        return
+    old, new = (envelope.PREAMBLE_BYTES + at * preamble.slot_bytes for at in (head.at, 1 - head.at))
+    durable.pwrite_all(descriptor, slot, new)
+    os.fsync(descriptor)
+    durable.pwrite_all(descriptor, bytes(preamble.slot_bytes), old)
+    os.fsync(descriptor)
+
+
+def _without(stanzas: Iterable[Stanza], remove: To, path: Path) -> list[Stanza]:
+    kept = list(stanzas)
+    for wanted in (remove,) if isinstance(remove, str | os.PathLike | Recipient | Key) else remove:
+        name = _wanted(wanted)
+        if not any(_name(one) == name for one in kept):
+            raise SealError(f"{path}: {name} is not among its recipients; `privguard inspect` lists them")
+        kept = [one for one in kept if _name(one) != name]
+    return kept
+
+
+def _wanted(one: One) -> str:
+    """How :func:`_name` names what is to be removed."""
+    if isinstance(one, str) and (one == Kind.PASSPHRASE.label or " " in one):
+        return one
+    recipient = recipients([one])[0]
+    return Kind.PASSPHRASE.label if recipient.kind is Kind.PASSPHRASE else f"{recipient.kind.label} {recipient.id}"
+
+
+def _name(one: Stanza) -> str:
+    return one.kind.label if one.kind is Kind.PASSPHRASE else f"{one.kind.label} {one.key_id.hex()}"
+
+
+def _identity(one: Stanza) -> tuple[Kind, Role, bytes]:
+    return one.kind, one.role, one.key_id

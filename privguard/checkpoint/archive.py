@@ -1,0 +1,221 @@
+"""A sealed file or folder: named members, a ledger and a manifest behind one head.
+
+A file is the head, the members, the index of their names and sizes, the ledger and the manifest, in this order. A
+folder holds the same parts as files of their own under names that begin with the file id, and the head as
+``privguard.seal``; saving again writes new names, replaces the head by one rename and deletes the old parts last.
+
+Members and index open with the file key; ledger and manifest also with the auditor's.
+"""
+
+import contextlib
+import hashlib
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, final
+
+from privguard import _canon
+from privguard.checkpoint import durable, envelope
+from privguard.checkpoint.envelope import Form, Preamble, Secrets
+from privguard.checkpoint.key import Recipient, To, recipients
+from privguard.checkpoint.payload import Bytes, Content, Member, Place, sealed_size
+from privguard.checkpoint.stanza import Stanza
+
+HEAD = "privguard.seal"
+SMALL = ("index", "ledger", "manifest")
+_PART = re.compile(r"([0-9a-f]{32})\.(\d{1,6}|index|ledger|manifest)")
+Advance = Callable[[int], object]
+Places = dict[int | str, Place]
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Contents:
+    """What goes into a sealed file: members by name, JSON values for the manifest, and the ledger's lines."""
+
+    members: Mapping[str, Content]
+    manifest: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    ledger: bytes = b""
+
+    @property
+    def sizes(self) -> list[int]:
+        """Bytes of plaintext of each member."""
+        return [member.size for member in self.members.values()]
+
+    def small(self) -> dict[str, bytes]:
+        """Index, ledger and manifest as bytes."""
+        return _small({name: member.size for name, member in self.members.items()}, self.manifest, self.ledger)
+
+
+@final
+@dataclass(frozen=True)
+class Audience:
+    """Who may resume (everything) and who may audit (ledger and manifest)."""
+
+    to: tuple[Recipient, ...]
+    auditors: tuple[Recipient, ...] = ()
+
+    @classmethod
+    def of(cls, to: To, auditors: To = ()) -> "Audience":
+        """From recipients, keys or paths of their files.
+
+        Raises:
+            NoRecipientError: nobody could open the content.
+        """
+        return cls(recipients(to), recipients(auditors) if auditors else ())
+
+
+def write_file(path: Path, contents: Contents, audience: Audience, *, advance: Advance | None = None) -> None:
+    """Seal ``contents`` into one file that takes the place of ``path``, whole or not at all."""
+    secrets = Secrets.fresh()
+    stanzas = envelope.wrap(secrets, audience.to, audience.auditors)
+    small = contents.small()
+    draft = _draft(Form.FILE, secrets, stanzas, contents.sizes, small)
+    with durable.replacing(path) as descriptor:
+        _seal_members(secrets, contents, places_in_file(path, descriptor, draft, contents.sizes), advance)
+        _complete(path, descriptor, secrets, stanzas, draft=draft, small=small)
+
+
+def complete_file(
+    path: Path,
+    descriptor: int,
+    secrets: Secrets,
+    stanzas: list[Stanza],
+    *,
+    sizes: Mapping[str, int],
+    manifest: Mapping[str, Any],
+) -> None:
+    """Add to a file whose members are written all that goes around them: index, ledger, manifest and head."""
+    small = _small(sizes, manifest, b"")
+    draft = _draft(Form.FILE, secrets, stanzas, list(sizes.values()), small)
+    _complete(path, descriptor, secrets, stanzas, draft=draft, small=small)
+
+
+def write_folder(path: Path, contents: Contents, audience: Audience, *, advance: Advance | None = None) -> None:
+    """Seal ``contents`` into a folder; what the folder held before opens until the new head is in place."""
+    secrets = Secrets.fresh()
+    stanzas = envelope.wrap(secrets, audience.to, audience.auditors)
+    small = contents.small()
+    draft = _draft(Form.FOLDER, secrets, stanzas, contents.sizes, small)
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        with contextlib.ExitStack() as stack:
+            places = _create_parts(stack, path, draft, contents.sizes)
+            _seal_members(secrets, contents, places, advance)
+            preamble = _seal_small(secrets, small, places, draft=draft)
+            for place in places.values():
+                os.fsync(place.descriptor)
+        durable.sync_folder(path)
+        durable.replace(path / HEAD, preamble.pack() + envelope.pack_slot(preamble, secrets, stanzas, sequence=1))
+    except BaseException:
+        _delete_parts(path, lambda file_id: file_id == secrets.file_id.hex())
+        raise
+    _delete_parts(path, lambda file_id: file_id != secrets.file_id.hex())
+    durable.sync_folder(path)
+
+
+def member(secrets: Secrets, number: int) -> Member:
+    """The lock of the member of this number; only who may resume has it."""
+    return Member(secrets.derive("data"), secrets.file_id, number)
+
+
+def small_part(secrets: Secrets, name: str) -> Member:
+    """The lock of the index, which the file key opens, or of the ledger or manifest, which the audit key opens."""
+    owner = secrets if name == "index" else secrets.audit()
+    return Member(owner.derive(name), secrets.file_id, 0)
+
+
+def places_in_file(path: Path, descriptor: int, preamble: Preamble, sizes: list[int]) -> Places:
+    """Where each member, the index, the ledger and the manifest lie in a single file; ``sizes`` are the members'."""
+    offset, places = preamble.head_bytes, Places()
+    for number, size in enumerate(sizes):
+        places[number] = Place(path, descriptor, offset, sealed_size(size))
+        offset += places[number].size
+    offset = preamble.head_bytes + preamble.data_bytes
+    for name, size in zip(SMALL, (preamble.index_bytes, preamble.ledger_bytes, preamble.manifest_bytes), strict=True):
+        places[name] = Place(path, descriptor, offset, size)
+        offset += size
+    return places
+
+
+def part_path(folder: Path, preamble: Preamble, name: int | str) -> Path:
+    """The file in a sealed folder that holds one part."""
+    return folder / f"{preamble.file_id.hex()}.{name}"
+
+
+def _draft(form: Form, secrets: Secrets, stanzas: list[Stanza], sizes: list[int], small: dict[str, bytes]) -> Preamble:
+    """The preamble with all sizes, before the digests are known."""
+    return Preamble(
+        form=form,
+        slot_bytes=envelope.slot_bytes_for(stanzas),
+        file_id=secrets.file_id,
+        data_bytes=sum(sealed_size(size) for size in sizes),
+        index_bytes=sealed_size(len(small["index"])),
+        ledger_bytes=sealed_size(len(small["ledger"])),
+        manifest_bytes=sealed_size(len(small["manifest"])),
+        ledger_digest=b"",
+        manifest_digest=b"",
+    )
+
+
+def _small(sizes: Mapping[str, int], manifest: Mapping[str, Any], ledger: bytes) -> dict[str, bytes]:
+    index = [{"name": name, "size": size} for name, size in sizes.items()]
+    return {"index": _canon.canonical(index), "ledger": ledger, "manifest": _canon.canonical(manifest)}
+
+
+def _seal_members(secrets: Secrets, contents: Contents, places: Places, advance: Advance | None) -> None:
+    for number, content in enumerate(contents.members.values()):
+        member(secrets, number).seal(content, places[number], advance=advance)
+
+
+def _seal_small(secrets: Secrets, small: dict[str, bytes], places: Places, *, draft: Preamble) -> Preamble:
+    """Write index, ledger and manifest into their places; the preamble comes back with its digests."""
+    for name in SMALL:
+        small_part(secrets, name).seal(Bytes(small[name]), places[name])
+    return replace(draft, ledger_digest=digest(places["ledger"]), manifest_digest=digest(places["manifest"]))
+
+
+def _complete(
+    path: Path,
+    descriptor: int,
+    secrets: Secrets,
+    stanzas: list[Stanza],
+    *,
+    draft: Preamble,
+    small: dict[str, bytes],
+) -> None:
+    preamble = _seal_small(secrets, small, places_in_file(path, descriptor, draft, []), draft=draft)
+    slot = envelope.pack_slot(preamble, secrets, stanzas, sequence=1)
+    durable.pwrite_all(descriptor, preamble.pack() + slot + bytes(preamble.slot_bytes), 0)
+
+
+def digest(place: Place) -> bytes:
+    """SHA-256 of a part's ciphertext."""
+    state, buffer = hashlib.sha256(), memoryview(bytearray(min(place.size, 1 << 20)))
+    for position in range(0, place.size, len(buffer) or 1):
+        piece = buffer[: min(len(buffer), place.size - position)]
+        place.read(piece, position)
+        state.update(piece)
+    return state.digest()
+
+
+def _create_parts(stack: contextlib.ExitStack, folder: Path, draft: Preamble, sizes: list[int]) -> Places:
+    places = places_in_file(folder, -1, draft, sizes)
+    for name, place in places.items():
+        path = part_path(folder, draft, name)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        stack.callback(os.close, descriptor)
+        places[name] = Place(path, descriptor, 0, place.size)
+    return places
+
+
+def _delete_parts(folder: Path, which: Callable[[str], bool]) -> None:
+    for path in _parts(folder):
+        if which(path.name[:32]):
+            path.unlink(missing_ok=True)
+
+
+def _parts(folder: Path) -> Iterator[Path]:
+    return (path for path in folder.iterdir() if _PART.fullmatch(path.name))

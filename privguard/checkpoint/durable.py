@@ -1,0 +1,95 @@
+"""Files that are there whole or not at all, also after a crash or a power cut.
+
+The order is always the same: write under a temporary name in the same folder, sync the file, rename it, sync the
+folder (Pillai et al., OSDI 2014, "All file systems are not created equal").
+"""
+
+import contextlib
+import fcntl
+import os
+import secrets
+from collections.abc import Generator
+from pathlib import Path
+
+_SUFFIX = ".sealing"
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Generator[int]:
+    """A descriptor to write and read a new file, mode 0600, which takes the place of ``path`` when the block ends well.
+
+    When the block raises, ``path`` is untouched and nothing is left beside it. After a kill, the temporary file
+    stays; the next writer of the same path takes it away, unless a living process still holds it.
+    """
+    path = Path(os.path.realpath(path))
+    sweep(path)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}{_SUFFIX}")
+    descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield descriptor
+        os.fsync(descriptor)
+        temporary.rename(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    finally:
+        os.close(descriptor)
+    sync_folder(path.parent)
+
+
+def replace(path: Path, content: bytes) -> None:
+    """Put ``content`` in the place of ``path``, whole or not at all."""
+    with replacing(path) as descriptor:
+        write_all(descriptor, content)
+
+
+def create(path: Path, content: bytes, *, mode: int) -> None:
+    """Write a new file, synced; an existing one is refused with ``FileExistsError``."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    try:
+        write_all(descriptor, content)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    sync_folder(path.parent)
+
+
+def write_all(descriptor: int, content: bytes | memoryview) -> None:
+    """Write every byte at the descriptor's position; a full disk raises ``OSError``."""
+    view = memoryview(content)
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
+def pwrite_all(descriptor: int, content: bytes | memoryview, offset: int) -> None:
+    """Write every byte at ``offset``; a full disk raises ``OSError``."""
+    view = memoryview(content)
+    while view:
+        written = os.pwrite(descriptor, view, offset)
+        view, offset = view[written:], offset + written
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in ``folder`` durable."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sweep(path: Path) -> None:
+    """Take away temporary files of ``path`` that no living process holds."""
+    for orphan in path.parent.glob(f".{_literal(path.name)}.*{_SUFFIX}"):
+        with contextlib.suppress(OSError):
+            descriptor = os.open(orphan, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                orphan.unlink()
+            finally:
+                os.close(descriptor)
+
+
+def _literal(name: str) -> str:
+    return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in name)

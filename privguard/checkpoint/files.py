@@ -1,0 +1,144 @@
+"""Any file or folder, sealed and opened again: checkpoints of other tools, data sets, whatever should not lie in clear.
+
+A file becomes a sealed file; a folder becomes a sealed folder, in which names and layout are hidden too.
+"""
+
+import mmap
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path, PurePosixPath
+from typing import final
+
+import privguard
+from privguard.checkpoint import archive, durable
+from privguard.checkpoint.archive import HEAD, Advance, Audience, Contents
+from privguard.checkpoint.key import Key, To
+from privguard.checkpoint.opened import Sealed
+from privguard.errors import SealError
+
+SUFFIX = ".sealed"
+_PIECE = 1 << 20
+
+
+@final
+@dataclass(frozen=True)
+class FileContent:
+    """The content of a file that is read while it is sealed."""
+
+    path: Path
+    size: int
+
+    @classmethod
+    def of(cls, path: Path) -> "FileContent":
+        """With the size that the file has now."""
+        return cls(path, path.stat().st_size)
+
+    def views(self, start: int, stop: int) -> Iterator[memoryview]:
+        """The bytes from ``start`` up to ``stop``.
+
+        Raises:
+            OSError: the file became shorter meanwhile.
+        """
+        buffer = memoryview(bytearray(min(_PIECE, stop - start)))
+        with self.path.open("rb", buffering=0) as file:
+            while start < stop:
+                got = os.preadv(file.fileno(), [buffer[: stop - start]], start)
+                if not got:
+                    raise OSError(f"{self.path}: became shorter while it was sealed; try again when nobody writes it")
+                yield buffer[:got]
+                start += got
+
+
+def seal(
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    *,
+    to: To,
+    auditors: To = (),
+    advance: Advance | None = None,
+) -> None:
+    """Seal the file or folder ``source`` into ``target`` for the recipients ``to``; ``source`` stays as it is.
+
+    Raises:
+        NoRecipientError: nobody could open it.
+        SealError: ``target`` lies inside ``source``, or the folder holds something that is no file.
+        OSError: ``source`` is not there, or the disk is full; nothing is left behind.
+    """
+    source, target, audience = Path(source), Path(target), Audience.of(to, auditors)
+    if source.is_dir():
+        if source.resolve() in (target.resolve(), *target.resolve().parents):
+            raise SealError(f"target={str(target)!r}: expected a folder outside of the source; choose another")
+        _refuse_to_bury(target)
+        members = {name: FileContent.of(source / name) for name in _files_below(source)}
+        archive.write_folder(target, Contents(members=members, manifest=manifest("folder")), audience, advance=advance)
+    else:
+        contents = Contents(members={source.name: FileContent.of(source)}, manifest=manifest("file"))
+        archive.write_file(target, contents, audience, advance=advance)
+
+
+def open_into(
+    path: str | os.PathLike[str], target: str | os.PathLike[str], *, key: Key, advance: Advance | None = None
+) -> list[Path]:
+    """Write the content of a sealed file or folder **in clear** to ``target``, and return the paths.
+
+    A sealed file of one member becomes the file ``target``; anything else becomes a folder of that name. Each file
+    appears under its name only after all of its tags were checked.
+
+    Raises:
+        TamperedError: the key does not open it, or it is not what was written.
+        FileExistsError: ``target`` is there already.
+    """
+    target = Path(target)
+    if target.exists():
+        raise FileExistsError(f"{target}: is there already; choose another place, nothing is overwritten in clear")
+    with Sealed(path, key) as sealed:
+        names = sealed.names()
+        if sealed.manifest.get("content") == "file" and len(names) == 1:
+            paths = {names[0]: target}
+        else:
+            paths = {name: target / _inside(name) for name in names}
+        for name, where in paths.items():
+            where.parent.mkdir(parents=True, exist_ok=True)
+            with durable.replacing(where) as descriptor:
+                _decrypt(sealed, name, descriptor, advance)
+        return list(paths.values())
+
+
+def manifest(content: str) -> dict[str, str]:
+    """What an auditor may know of a file that is no snapshot."""
+    created = datetime.now(UTC).isoformat(timespec="seconds")
+    return {"content": content, "created": created, "privguard": privguard.__version__}
+
+
+def _decrypt(sealed: Sealed, name: str, descriptor: int, advance: Advance | None) -> None:
+    size = sealed.size(name)
+    if not size:
+        sealed.read_into(name, memoryview(bytearray()), advance=advance)
+        return
+    os.posix_fallocate(descriptor, 0, size)  # a full disk is an error here, and a dead process in the mapping below
+    sealed.read_into(name, memoryview(mmap.mmap(descriptor, size)), advance=advance)
+
+
+def _files_below(folder: Path) -> list[str]:
+    found = list[str]()
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            found.append(path.relative_to(folder).as_posix())
+        elif not path.is_dir() or path.is_symlink():
+            raise SealError(f"{path}: expected files and folders only; move it away, or seal the files one by one")
+    return found
+
+
+def _refuse_to_bury(target: Path) -> None:
+    """A folder with anything but an older seal in it is not a place for a sealed one."""
+    if target.exists() and not (target / HEAD).is_file() and any(target.iterdir()):
+        raise FileExistsError(f"{target}: holds files in clear; choose an empty folder")
+
+
+def _inside(name: str) -> PurePosixPath:
+    path = PurePosixPath(name)
+    if path.is_absolute() or not path.parts or ".." in path.parts or "\0" in name:
+        raise SealError("a member's name points outside of the folder; whoever sealed this file means harm")
+    return path

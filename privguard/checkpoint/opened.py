@@ -1,0 +1,244 @@
+"""Opening a sealed file or folder: the head first, then only what is asked for."""
+
+import itertools
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, final
+
+from cryptography.exceptions import InvalidTag
+
+from privguard.checkpoint import archive, envelope
+from privguard.checkpoint.archive import HEAD, SMALL, Advance, Places
+from privguard.checkpoint.envelope import MAGIC, MOST_SLOT, PREAMBLE_BYTES, Form, Preamble
+from privguard.checkpoint.key import Key
+from privguard.checkpoint.payload import MalformedError, Place, Reader, one_failure, plain_size, sealed_size
+from privguard.checkpoint.stanza import Role
+from privguard.errors import PlainCheckpointError, SealError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from privguard.checkpoint.tensors import TensorFile
+
+_PLAIN_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")  # zip (torch.save) and pickle
+
+
+@final
+class Head:
+    """What can be known of a sealed file without any key."""
+
+    def __init__(self, preamble: Preamble, slots: list[bytes], size: int) -> None:
+        self.preamble = preamble
+        self.size = size
+        self.slots = slots
+        self.at, self.slot = envelope.active(slots)
+
+    @classmethod
+    def read(cls, descriptor: int) -> "Head":
+        """Read preamble and slots; a file that is longer or shorter than its preamble says is malformed."""
+        data = os.pread(descriptor, PREAMBLE_BYTES + 2 * MOST_SLOT, 0)
+        preamble = Preamble.unpack(data)
+        cuts = [PREAMBLE_BYTES + number * preamble.slot_bytes for number in range(preamble.slots + 1)]
+        if len(data) < cuts[-1]:
+            raise MalformedError("the head is cut short")
+        size = os.fstat(descriptor).st_size
+        small = preamble.index_bytes + preamble.ledger_bytes + preamble.manifest_bytes
+        wanted = preamble.head_bytes + (preamble.data_bytes + small if preamble.form is Form.FILE else 0)
+        if size != wanted:
+            raise MalformedError("size")
+        return cls(preamble, [data[start:stop] for start, stop in itertools.pairwise(cuts)], size)
+
+
+@final
+class Sealed:
+    """An opened file: manifest and ledger for who may audit, the members too for who may resume.
+
+    Use it as a context manager. Nothing is handed out before its tags were checked; every way in which a file can be
+    other than it was written ends in ``TamperedError`` with the same words.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], key: Key) -> None:
+        """Open ``path``, a file or a folder, and unlock it with ``key``.
+
+        Raises:
+            TamperedError: the key opens nothing here, or the file is not what was written.
+            PlainCheckpointError: the file holds a checkpoint in clear.
+            SealError: a later version of privguard wrote it.
+        """
+        self.path = Path(path)
+        self._descriptors: list[int] = []
+        self._tensors: TensorFile | None = None
+        try:
+            with one_failure(self.path):
+                self._open(key)
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self, key: Key) -> None:
+        descriptor = self._descriptor(head_path(self.path))
+        refuse_plain(descriptor, self.path)
+        head = Head.read(descriptor)
+        if (head.preamble.form is Form.FOLDER) is not self.path.is_dir():
+            raise MalformedError("form")
+        secrets = head.slot.opened_by(key, head.preamble)
+        if secrets is None:
+            raise InvalidTag
+        self.preamble, self.slot, self._secrets = head.preamble, head.slot, secrets
+        self._places: Places = archive.places_in_file(self.path, descriptor, head.preamble, [])
+        if head.preamble.form is Form.FOLDER:
+            self._places = {name: self._part(name) for name in SMALL}
+        for name, wanted in (("ledger", head.preamble.ledger_digest), ("manifest", head.preamble.manifest_digest)):
+            if archive.digest(self._places[name]) != wanted:
+                raise InvalidTag
+        self.manifest: dict[str, Any] = _json_object(self._small("manifest"))
+        self._members = self._index() if self.role is Role.RESUME else {}
+
+    @property
+    def role(self) -> Role:
+        """What the key may do here."""
+        return self._secrets.role
+
+    @property
+    def ledger(self) -> bytes:
+        """The ledger's lines as they were when the file was sealed."""
+        return bytes(self._small("ledger"))
+
+    def names(self) -> list[str]:
+        """The members' names, in the order they were written; refused to an auditor."""
+        self._for_resume()
+        return list(self._members)
+
+    def size(self, name: str) -> int:
+        """Bytes of plaintext of a member."""
+        self._for_resume()
+        return self._members[name][1]
+
+    def read(self, name: str) -> bytearray:
+        """A whole member."""
+        into = bytearray(self.size(name))
+        self.read_into(name, memoryview(into))
+        return into
+
+    def read_into(self, name: str, into: memoryview, *, advance: Advance | None = None) -> None:
+        """Decrypt a whole member into ``into``; when this raises, what is in there is worthless."""
+        self._for_resume()
+        number, _ = self._members[name]
+        archive.member(self._secrets, number).open(self._place(number), into, advance=advance)
+
+    def reader(self, name: str) -> Reader:
+        """Random access to a member."""
+        self._for_resume()
+        number, size = self._members[name]
+        return archive.member(self._secrets, number).reader(self._place(number), size)
+
+    def tensors(self) -> "TensorFile":
+        """The tensors of all ``*.safetensors`` members by name, each read when it is asked for.
+
+        In a snapshot these are the weights; the optimizer's tensors come with :func:`privguard.checkpoint.load` only.
+        """
+        from privguard.checkpoint.tensors import TensorFile
+
+        names = [name for name in self.names() if name.endswith(".safetensors") and not name.startswith("state.")]
+        return TensorFile(*(self.reader(name) for name in names))
+
+    def __getitem__(self, name: str) -> "Tensor":
+        if self._tensors is None:
+            self._tensors = self.tensors()
+        return self._tensors[name]
+
+    def close(self) -> None:
+        """Close the files behind this."""
+        while self._descriptors:
+            os.close(self._descriptors.pop())
+
+    def __enter__(self) -> "Sealed":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"Sealed({str(self.path)!r}, {self.role.name.lower()})"
+
+    def _for_resume(self) -> None:
+        if self.role is not Role.RESUME:
+            raise SealError(
+                f"{self.path}: this key may audit (ledger and manifest), not resume; ask a recipient to re-wrap"
+            )
+
+    def _descriptor(self, path: Path) -> int:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self._descriptors.append(descriptor)
+        return descriptor
+
+    def _part(self, name: int | str) -> Place:
+        path = archive.part_path(self.path, self.preamble, name)
+        try:
+            descriptor = self._descriptor(path)
+        except FileNotFoundError:
+            raise MalformedError("a part is missing") from None
+        return Place(path, descriptor, 0, os.fstat(descriptor).st_size)
+
+    def _place(self, number: int) -> Place:
+        return self._places[number]
+
+    def _small(self, name: str) -> bytearray:
+        place = self._places[name]
+        with one_failure(self.path):
+            into = bytearray(plain_size(place.size))
+            archive.small_part(self._secrets, name).open(place, memoryview(into))
+        return into
+
+    def _index(self) -> dict[str, tuple[int, int]]:
+        """Names and sizes of the members, each found in its place."""
+        try:
+            listed = [(str(one["name"]), int(one["size"])) for one in json.loads(self._small("index"))]
+        except (ValueError, KeyError, TypeError, RecursionError):
+            raise MalformedError("index") from None
+        sizes = [size for _, size in listed]
+        if (
+            min(sizes, default=0) < 0
+            or sum(map(sealed_size, sizes)) != self.preamble.data_bytes
+            or len(dict(listed)) != len(listed)
+        ):
+            raise MalformedError("index")
+        if self.preamble.form is Form.FOLDER:
+            self._places |= {number: self._part(number) for number in range(len(sizes))}
+        else:
+            descriptor = self._places["index"].descriptor
+            self._places |= archive.places_in_file(self.path, descriptor, self.preamble, sizes)
+        return {name: (number, size) for number, (name, size) in enumerate(listed)}
+
+
+def _json_object(text: bytearray) -> dict[str, Any]:
+    try:
+        return dict(json.loads(text))
+    except (ValueError, TypeError, RecursionError):
+        raise MalformedError("manifest") from None
+
+
+def open_sealed(path: str | os.PathLike[str], key: Key) -> Sealed:
+    """Open a sealed file or folder: ``open_sealed(path, key)["layer.weight"]`` reads that tensor and no other.
+
+    Raises:
+        TamperedError: the key opens nothing here, or the file is not what was written.
+        PlainCheckpointError: the file holds a checkpoint in clear.
+    """
+    return Sealed(path, key)
+
+
+def head_path(path: Path) -> Path:
+    """The file with the head: the file itself, or ``privguard.seal`` in a folder."""
+    return path / HEAD if path.is_dir() else path
+
+
+def refuse_plain(descriptor: int, path: Path) -> None:
+    """Raise ``PlainCheckpointError`` for a checkpoint in clear; other bytes are left to who reads the head."""
+    start = os.pread(descriptor, len(MAGIC), 0)
+    if start.startswith(_PLAIN_STARTS) or start[8:9] == b"{":
+        raise PlainCheckpointError(
+            f"{path}: expected a sealed file and found one in clear (zip, pickle or safetensors); "
+            "seal it with `privguard seal`, or pass allow_plain=True where you trust it"
+        )

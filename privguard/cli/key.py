@@ -1,0 +1,63 @@
+"""``privguard key``: make keys, show who they are. Secrets go into files of mode 0600 and nowhere else."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from privguard.cli._output import AsJson, emit, stderr
+from privguard.errors import SealError
+
+app = typer.Typer(no_args_is_help=True, help="Make keys and recipients, and see whose a key is.")
+
+
+@app.command()
+def new(
+    path: Annotated[Path, typer.Argument(help="The key file to write; it must not exist.")],
+    symmetric: Annotated[bool, typer.Option("--symmetric", help="One 256-bit key that both seals and opens.")] = False,
+    classic: Annotated[
+        bool, typer.Option("--x25519", help="X25519 alone: short, but not against quantum computers.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Make a key: a pair of X25519 and ML-KEM-768 unless told otherwise."""
+    from privguard.checkpoint.key import Key
+
+    if symmetric and classic:
+        raise ValueError("--symmetric --x25519: expected one kind of key; leave out one of them")
+    key = Key.generate_symmetric() if symmetric else Key.generate_x25519() if classic else Key.generate()
+    key.write(path)
+    stderr().print(f"Wrote {path}. Keep a copy in a safe place: without it, what is sealed to it is lost.")
+    emit(
+        {"path": str(path), "kind": key.kind.label, "id": key.id}, as_json=as_json, lines=[f"{key.kind.label} {key.id}"]
+    )
+
+
+@app.command()
+def recipient(
+    path: Annotated[Path, typer.Argument(help="A key file.")],
+    output: Annotated[Path | None, typer.Option("-o", "--out", help="Write the recipient here.")] = None,
+) -> None:
+    """Print the public half of a key, or write it to a file: give that to whoever seals."""
+    from privguard.checkpoint.key import Key
+
+    found = Key.read(path).recipient()
+    text = found.text()
+    if output is None:
+        emit(None, as_json=False, lines=[text])
+    else:
+        found.write(output)
+
+
+@app.command()
+def inspect(path: Annotated[Path, typer.Argument(help="A key or recipient file.")], as_json: AsJson = False) -> None:
+    """Show kind and identity of a key or recipient file, and nothing secret."""
+    from privguard.checkpoint.key import Key, Recipient
+
+    try:
+        opens, found = True, Key.read(path).recipient()
+    except SealError:
+        opens, found = False, Recipient.read(path)
+    facts = {"path": str(path), "kind": found.kind.label, "id": found.id, "opens": opens}
+    what = "key, opens what is sealed to it" if opens else "recipient, can be sealed to"
+    emit(facts, as_json=as_json, lines=[f"{found.kind.label} {found.id} ({what})"])

@@ -1,0 +1,158 @@
+"""One physical batch, and what is heard in it."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from privguard.errors import SensitivityError, UnsupportedModelError
+from privguard.training.bookkeeping.factors import Factor
+from privguard.training.bookkeeping.taps import tap
+
+
+@final
+@dataclass(frozen=True)
+class Part:
+    """A parameter, or the rows ``start`` to ``stop`` of it that one projection of an attention layer uses."""
+
+    name: str
+    start: int | None = None
+    stop: int | None = None
+
+    def of(self, whole: Tensor) -> Tensor:
+        """This part of a tensor of the parameter's shape."""
+        return whole[self.start : self.stop] if self.start is not None else whole
+
+
+@final
+class Batch:
+    """B examples under way between *begin* and the end of *backward*, and the factors collected for them."""
+
+    def __init__(self, mask: Tensor) -> None:
+        self.mask = mask
+        self.size = len(mask)
+        self.collecting = False  # true only while its own backward runs
+        self.root = torch.zeros((), requires_grad=True)
+        self.factors: dict[Part, list[Factor]] = defaultdict(list)
+        self.reached: set[str] = set()
+
+
+@final
+@dataclass
+class Desk:
+    """What all tapped modules of a model share: the batch that is under way, if any."""
+
+    batch: Batch | None = None
+
+
+@final
+@dataclass(frozen=True)
+class Call:
+    """What one use of a module saw and what came back; a rule works from it.
+
+    Attributes:
+        module: the module itself.
+        x: what the tap kept, usually the first input; example i owns rows i·k to (i+1)·k − 1 of dimension 0.
+        g: the gradient of the summed loss at the output, same ownership of rows.
+        batch: B, how many examples there are.
+        wanted: local names of the module's trainable parameters; a rule need not work for others.
+    """
+
+    module: nn.Module
+    x: Tensor
+    g: Tensor
+    batch: int
+    wanted: frozenset[str]
+
+
+Rule = Callable[[Call], Iterator[tuple[str, Factor]]]
+
+
+@final
+@dataclass
+class Tapped:
+    """One module that owns trainable parameters.
+
+    Attributes:
+        name: as in ``model.named_modules()``.
+        module: the module.
+        names: local name → name in the model, of each trainable parameter it owns.
+        original: its forward before it was tapped.
+    """
+
+    name: str
+    module: nn.Module
+    names: dict[str, str]
+    desk: Desk
+    original: Callable[..., Any] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.original = self.module.forward
+
+    def own(self) -> list[nn.Parameter]:
+        """Its trainable parameters."""
+        return [self.module.get_parameter(local) for local in self.names]
+
+    def install(self, listen: "Listen") -> None:
+        """Replace the forward; outside a batch, or without gradients, it stays the original one."""
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            batch = self.desk.batch
+            if batch is None or not torch.is_grad_enabled():
+                return self.original(*args, **kwargs)
+            batch.reached.update(self.names.values())
+            return listen(Heard(self, batch), args, kwargs)
+
+        self.module.forward = forward
+
+    def remove(self) -> None:
+        """Give the module its own forward back."""
+        del self.module.forward
+
+
+@final
+@dataclass(frozen=True)
+class Heard:
+    """One use of one tapped module in one batch, while its forward runs."""
+
+    tapped: Tapped
+    batch: Batch
+
+    def shared(self, x: Tensor) -> Tensor:
+        """One row for each example, where the whole batch shares a single one."""
+        return x.expand(self.batch.size, *x.shape[1:]) if x.dim() > 0 and len(x) == 1 < self.batch.size else x
+
+    def tap(
+        self, output: Tensor, *, kept: Tensor, factors: Callable[[Call], Iterable[tuple[str | Part, Factor]]]
+    ) -> Tensor:
+        """Pass ``output`` on, and note the ``factors`` of the module's parameters when its gradient comes."""
+        tapped, batch = self.tapped, self.batch
+
+        def collect(kept: Tensor, g: Tensor) -> None:
+            if not batch.collecting:
+                raise SensitivityError(
+                    f"module={tapped.name!r}: a gradient came outside its own backward; call private.backward(losses) "
+                    "once for each batch and nothing else"
+                )
+            self.check_rows(g)  # here and not in the forward: what is detached afterwards may have any shape
+            with torch.no_grad():
+                call = Call(tapped.module, kept, g, batch.size, frozenset(tapped.names))
+                for key, factor in factors(call):
+                    part = key if isinstance(key, Part) else Part(tapped.names[key])
+                    batch.factors[part].append(factor)
+
+        return tap(output, kept=kept, root=batch.root, collect=collect)
+
+    def check_rows(self, g: Tensor) -> None:
+        """Refuse an output whose dimension 0 cannot be the example."""
+        if g.dim() == 0 or len(g) % self.batch.size:
+            raise UnsupportedModelError(
+                f"module={self.tapped.name!r}: output {tuple(g.shape)} for a batch of {self.batch.size}; dimension 0 "
+                "has to be the example, or k rows for each example; put the examples first"
+            )
+
+
+Listen = Callable[[Heard, tuple[Any, ...], dict[str, Any]], Any]

@@ -1,0 +1,145 @@
+"""The clipper that needs one backward pass: Bu et al. 2023, "Differentially Private Optimization on Foundation Models".
+
+Forward: every module that owns trainable parameters is tapped. Backward: the taps collect factors. Afterwards: one norm
+per example over all parameters, one clip factor, and one weighted sum per parameter.
+"""
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+from privguard import _check
+from privguard.errors import UnsupportedModelError
+from privguard.training.bookkeeping.batch import Batch, Desk, Part, Tapped
+from privguard.training.bookkeeping.factors import gather
+from privguard.training.bookkeeping.gradients import Gradient
+from privguard.training.bookkeeping.norms import example_norms
+from privguard.training.bookkeeping.rules import listen_to
+from privguard.training.clip import NO_BOUND, ClippedSum, EscapeAlarm, Total, Turn, clip_factors, trainable
+from privguard.training.refuse import refuse_mixing
+
+BUDGET = 1 << 27  # numbers of per-example gradients that may be held at once: 512 MiB
+
+
+@final
+class BookKeeper:
+    """A :class:`~privguard.training.clip.Clipper` by book-keeping; see :func:`privguard.training.clip.attach`.
+
+    Between *begin* and *backward* every forward with gradients is listened to, whether the model is in training mode or
+    not. At any other time forwards are left alone, and a gradient that reaches a parameter is refused.
+    """
+
+    rows: int | None = None  # as many as fit in memory
+
+    def __init__(self, model: nn.Module, *, max_grad_norm: float, budget: int = BUDGET) -> None:
+        self._bound = float(_check.positive("max_grad_norm", max_grad_norm))
+        refuse_mixing(model)
+        self._parameters = trainable(model)
+        self._budget = budget
+        self._turn, self._total, self._desk = Turn(), Total(self._parameters), Desk()
+        self._all_reached = False
+        tapped = tapped_modules(model, self._parameters, self._desk)
+        ways = [listen_to(t.name, t.module) for t in tapped]  # everything is checked before anything is changed
+        for one, way in zip(tapped, ways, strict=True):
+            one.install(way)
+        self._tapped = tapped
+        self._alarm = EscapeAlarm(self._parameters)
+
+    def begin(self, mask: Tensor) -> None:
+        """See :meth:`~privguard.training.clip.Clipper.begin`."""
+        self._turn.begin(mask)
+        self._desk.batch = Batch(mask)
+
+    def backward(self, losses: Tensor) -> None:
+        """See :meth:`~privguard.training.clip.Clipper.backward`."""
+        mask, batch = self._turn.check(losses), self._desk.batch
+        assert batch is not None  # noqa: S101 — the turn is open
+        try:
+            batch.collecting = True
+            torch.autograd.backward(losses, mask.to(losses))
+            batch.collecting = False
+            self._check_reached(batch)
+            self._close_books(batch)
+        finally:
+            batch.collecting, self._desk.batch = False, None
+            batch.factors.clear()
+            self._turn.spend()
+
+    def take(self) -> ClippedSum:
+        """See :meth:`~privguard.training.clip.Clipper.take`."""
+        self._turn.end()
+        return ClippedSum(self._total.take(), self._bound)
+
+    def close(self) -> None:
+        """See :meth:`~privguard.training.clip.Clipper.close`."""
+        self._alarm.close()
+        while self._tapped:
+            self._tapped.pop().remove()
+
+    @contextmanager
+    def unclipped(self) -> Generator[None]:
+        """See :meth:`~privguard.training.clip.Clipper.unclipped`."""
+        bound, self._bound = self._bound, NO_BOUND
+        try:
+            yield
+        finally:
+            self._bound, self._desk.batch = bound, None
+            self._turn.reset()
+            self._total.take()
+
+    def _check_reached(self, batch: Batch) -> None:
+        if self._all_reached or not batch.mask.any():
+            return
+        if missing := [name for name in self._parameters if name not in batch.reached]:
+            raise UnsupportedModelError(
+                f"parameters={missing}: trainable, but nothing in the forward used them through their own module; "
+                "freeze them with requires_grad_(False), or train with physical batches of one (OneByOne)"
+            )
+        self._all_reached = True
+
+    @torch.no_grad()
+    def _close_books(self, batch: Batch) -> None:
+        gradients: dict[Part, Gradient] = {}
+        for part in list(batch.factors):
+            shape = part.of(self._parameters[part.name]).shape
+            gradients[part] = gather(batch.factors.pop(part), shape, budget=self._budget)
+        if not gradients:
+            return
+        norms = example_norms(gradients.values(), max_norm=self._bound)
+        norms = torch.where(batch.mask.to(norms.device), norms, torch.inf)
+        factors = clip_factors(norms, max_norm=self._bound).float()
+        silent = ~norms.isfinite()
+        for part in list(gradients):
+            gradient = gradients.pop(part)
+            if silent.any():
+                gradient.silence(silent)
+            gradient.add_weighted(factors, part.of(self._total.into(part.name)))
+
+
+def tapped_modules(model: nn.Module, parameters: dict[str, nn.Parameter], desk: Desk) -> list[Tapped]:
+    """The modules that own trainable parameters.
+
+    One that is never called itself, such as a list or a dictionary of parameters, leaves them to the module around it.
+    """
+    names = {id(p): name for name, p in parameters.items()}
+    found: dict[str, dict[str, str]] = {}
+    for path, module in model.named_modules():
+        for local, parameter in module.named_parameters(recurse=False):
+            if id(parameter) not in names:
+                continue
+            owner = _owner(model, path)
+            inside = f"{path}.{local}".removeprefix(owner).strip(".")
+            found.setdefault(owner, {})[inside] = names[id(parameter)]
+    return [Tapped(owner, model.get_submodule(owner), own, desk) for owner, own in found.items()]
+
+
+def _owner(model: nn.Module, path: str) -> str:
+    above = path.rpartition(".")[0]
+    if isinstance(model.get_submodule(path), nn.ParameterList | nn.ParameterDict):
+        return _owner(model, above)
+    if path and type(model.get_submodule(above)) is nn.MultiheadAttention:  # uses its out_proj without calling it
+        return above
+    return path

@@ -1,0 +1,230 @@
+"""The per-example gradients of one parameter: their norms, and their weighted sum.
+
+Where Gᵢ is formed, its norm is the norm of what is added. Where it is not (:class:`Product`), ‖Gᵢ‖² comes from two Gram
+matrices (Li et al. 2021, "ghost clipping"), a sum of signed terms that can cancel: its float32 error is a multiple of
+2⁻²⁴ U², U = Σₜ‖rₜ‖‖cₜ‖, however small the norm is. So a norm comes with its *slack*, a bound on that error, and an
+example whose slack is not small is settled in float64.
+"""
+
+from collections.abc import Iterator
+from typing import Protocol, final
+
+import torch
+from torch import Tensor
+
+ROUNDING = 2.0**-24  # of one float32 operation
+KAPPA = 8.0  # worst seen error of a Gram norm is 7.04 ROUNDING · U², over the adversarial inputs of the tests
+_TINY = 2.0**-126  # a float32 square below this is lost
+_LAST = 1e-5  # slack of a float64 Gram norm ÷ the norm above which even that is not good enough
+_CHUNK = 1 << 22  # numbers of a float64 gradient formed at once: 32 MiB
+
+
+class Gradient(Protocol):
+    """The per-example gradients of one parameter in one batch."""
+
+    def square_norms(self) -> tuple[Tensor, Tensor | None]:
+        """‖Gᵢ‖² and its slack, each (B,) float64; no slack where the norm is the norm of what is added."""
+        ...
+
+    def settle(self, which: Tensor) -> Tensor:
+        """‖Gᵢ‖² of a few examples, (len(which),) float64, never below the truth and without slack."""
+        ...
+
+    def isolate(self, which: Tensor) -> None:
+        """Add these examples in float64, apart from the others: float32 would round them by more than allowed."""
+        ...
+
+    def silence(self, bad: Tensor) -> None:
+        """Replace the examples of the (B,) mask by zeros, since 0 · NaN is NaN."""
+        ...
+
+    def add_weighted(self, weights: Tensor, into: Tensor) -> None:
+        """Add Σᵢ weightsᵢ Gᵢ to ``into``; weights (B,) float32."""
+        ...
+
+
+@final
+class Instantiated:
+    """Per-example gradients that are kept whole."""
+
+    def __init__(self, values: Tensor) -> None:
+        self._values = values.reshape(len(values), -1)  # (B, p·d)
+
+    def square_norms(self) -> tuple[Tensor, Tensor | None]:
+        """See :meth:`Gradient.square_norms`."""
+        return torch.linalg.vector_norm(self._values, dim=1).double().square(), None
+
+    def settle(self, which: Tensor) -> Tensor:
+        """See :meth:`Gradient.settle`."""
+        return torch.linalg.vector_norm(self._values[which], dim=1, dtype=torch.float64).square()
+
+    def isolate(self, which: Tensor) -> None:
+        """See :meth:`Gradient.isolate`; nothing to do, what is added is what was measured."""
+
+    def silence(self, bad: Tensor) -> None:
+        """See :meth:`Gradient.silence`."""
+        self._values = self._values.masked_fill(bad[:, None], 0)
+
+    def add_weighted(self, weights: Tensor, into: Tensor) -> None:
+        """See :meth:`Gradient.add_weighted`."""
+        into.view(-1).addmv_(self._values.t(), weights)
+
+
+@final
+class Product:
+    """Gᵢ = rowsᵢᵀ colsᵢ, never formed; rows (B, T, p), cols (B, T, d)."""
+
+    def __init__(self, rows: Tensor, cols: Tensor) -> None:
+        self.rows, self.cols = rows, cols
+        self.lengths: Tensor | None = None  # U, (B,) float64
+        self._isolated: list[int] = []
+
+    def square_norms(self) -> tuple[Tensor, Tensor | None]:
+        """See :meth:`Gradient.square_norms`."""
+        if self.rows.shape[1] == 1:
+            row, col = (torch.linalg.vector_norm(x, dim=(1, 2)).double().square() for x in (self.rows, self.cols))
+            lost = _TINY * (self.rows.shape[2] * col + self.cols.shape[2] * row)
+            return row * col, lost
+        row, col = (torch.bmm(x, x.transpose(1, 2)) for x in (self.rows, self.cols))  # (B, T, T)
+        squares = torch.bmm(row.flatten(1)[:, None], col.flatten(1)[..., None]).flatten().double()
+        row, col = (x.diagonal(dim1=1, dim2=2) for x in (row, col))  # (B, T)
+        self.lengths = (row * col).sqrt().sum(1, dtype=torch.float64)
+        lost = (
+            _TINY
+            * row.shape[1] ** 2
+            * sum(width * x.amax(1).double() for width, x in ((self.rows.shape[2], col), (self.cols.shape[2], row)))
+        )
+        return squares, KAPPA * ROUNDING * self.lengths.square() + lost
+
+    def settle(self, which: Tensor) -> Tensor:
+        """See :meth:`Gradient.settle`."""
+        found: list[Tensor | float] = []
+        for index in which.tolist():
+            row, col = self.rows[index].double(), self.cols[index].double()
+            grams = row @ row.t(), col @ col.t()
+            lengths = (grams[0].diagonal() * grams[1].diagonal()).sqrt().sum()
+            square, slack = (grams[0] * grams[1]).sum(), KAPPA * 2.0**-53 * lengths.square()
+            if slack > _LAST * square:
+                square, slack = sum(piece.square().sum() for _, piece in self._formed(index)), 0.0
+            found.append(square + slack)
+        return torch.stack([torch.as_tensor(f, dtype=torch.float64) for f in found]).to(self.rows.device)
+
+    def isolate(self, which: Tensor) -> None:
+        """See :meth:`Gradient.isolate`; a single position cannot cancel."""
+        self._isolated = which.tolist() if self.rows.shape[1] > 1 else []
+
+    def silence(self, bad: Tensor) -> None:
+        """See :meth:`Gradient.silence`."""
+        self.rows, self.cols = (x.masked_fill(bad[:, None, None], 0) for x in (self.rows, self.cols))
+
+    def add_weighted(self, weights: Tensor, into: Tensor) -> None:
+        """See :meth:`Gradient.add_weighted`."""
+        for index in self._isolated:
+            self._add_exactly(index, float(weights[index]), into)
+        if self._isolated:
+            weights = weights.index_fill(0, torch.tensor(self._isolated, device=weights.device), 0)
+        rows, cols = self.rows, self.cols
+        if rows.shape[2] <= cols.shape[2]:
+            rows = rows * weights[:, None, None]
+        else:
+            cols = cols * weights[:, None, None]
+        into.addmm_(rows.flatten(0, 1).t(), cols.flatten(0, 1))
+
+    def _add_exactly(self, index: int, weight: float, into: Tensor) -> None:
+        for rows, piece in self._formed(index):
+            into[rows] += (weight * piece).float()
+
+    def _formed(self, index: int) -> Iterator[tuple[slice, Tensor]]:
+        """One example's gradient in float64, some rows at a time."""
+        row, col = self.rows[index].double(), self.cols[index].double()
+        step = max(1, _CHUNK // col.shape[1])
+        for start in range(0, row.shape[1], step):
+            yield slice(start, start + step), row[:, start : start + step].t() @ col
+
+
+@final
+class SparseRows:
+    """The gradient of a table: only the rows that an example looked up, each once.
+
+    ids (B, T) int64, −1 where nothing was looked up; cols (B, T, d).
+    """
+
+    def __init__(self, ids: Tensor, cols: Tensor) -> None:
+        self._batch, width = len(ids), cols.shape[-1]
+        example = torch.arange(self._batch, device=ids.device).repeat_interleave(ids.shape[1])
+        flat, used = ids.flatten(), ids.flatten() >= 0
+        key, cols = example << 32 | flat, cols.reshape(-1, width)
+        if not used.all():
+            key, cols = key[used], cols[used]
+        keys, place = key.unique(return_inverse=True)  # sorted, so by example
+        self.ids, self.example = keys & 0xFFFFFFFF, keys >> 32
+        self.values = cols.new_zeros(len(keys), width).index_add_(0, place, cols)
+
+    def square_norms(self) -> tuple[Tensor, Tensor | None]:
+        """See :meth:`Gradient.square_norms`."""
+        squares = torch.linalg.vector_norm(self.values, dim=1).double().square()
+        return self.per_example(squares), None
+
+    def per_example(self, values: Tensor) -> Tensor:
+        """Sum a value of each row over the rows of each example, (B,)."""
+        return values.new_zeros(self._batch).index_add_(0, self.example, values)
+
+    def settle(self, which: Tensor) -> Tensor:
+        """See :meth:`Gradient.settle`."""
+        return self.per_example(torch.linalg.vector_norm(self.values, dim=1, dtype=torch.float64).square())[which]
+
+    def isolate(self, which: Tensor) -> None:
+        """See :meth:`Gradient.isolate`; nothing to do, what is added is what was measured."""
+
+    def silence(self, bad: Tensor) -> None:
+        """See :meth:`Gradient.silence`."""
+        self.values = self.values.masked_fill(bad[self.example, None], 0)
+
+    def add_weighted(self, weights: Tensor, into: Tensor) -> None:
+        """See :meth:`Gradient.add_weighted`."""
+        into.index_add_(0, self.ids, self.values * weights[self.example, None])
+
+
+@final
+class Tied:
+    """A table that is also an output layer: both gradients in one parameter, with their cross term."""
+
+    def __init__(self, table: SparseRows, output: Product) -> None:
+        self._table, self._output = table, output
+
+    def square_norms(self) -> tuple[Tensor, Tensor | None]:
+        """See :meth:`Gradient.square_norms`; ‖a + b‖² = ‖a‖² + ‖b‖² + 2⟨a, b⟩."""
+        table, _ = self._table.square_norms()
+        output, lost = self._output.square_norms()
+        lengths = self._output.lengths
+        if lengths is None:  # one position: ‖b‖ is its own length
+            lengths = output.sqrt()
+        lengths = lengths + self._table.per_example(torch.linalg.vector_norm(self._table.values, dim=1).double())
+        cross = torch.stack([self._cross(i, torch.float32) for i in range(len(output))])
+        return table + output + 2 * cross, (0 if lost is None else lost) + KAPPA * ROUNDING * lengths.square()
+
+    def settle(self, which: Tensor) -> Tensor:
+        """See :meth:`Gradient.settle`."""
+        cross = torch.stack([self._cross(i, torch.float64) for i in which.tolist()])
+        squares = self._table.settle(which) + self._output.settle(which) + 2 * cross
+        return squares.clamp(min=0)
+
+    def _cross(self, index: int, dtype: torch.dtype) -> Tensor:
+        """⟨table, output⟩ = Σ over looked-up rows v and positions s of rows[s, v] · ⟨cols[s], table[v]⟩."""
+        mine = self._table.example == index
+        picked = self._output.rows[index].index_select(1, self._table.ids[mine]).to(dtype)  # (T, rows looked up)
+        return (picked * (self._output.cols[index].to(dtype) @ self._table.values[mine].to(dtype).t())).sum().double()
+
+    def isolate(self, which: Tensor) -> None:
+        """See :meth:`Gradient.isolate`."""
+        self._output.isolate(which)
+
+    def silence(self, bad: Tensor) -> None:
+        """See :meth:`Gradient.silence`."""
+        self._table.silence(bad)
+        self._output.silence(bad)
+
+    def add_weighted(self, weights: Tensor, into: Tensor) -> None:
+        """See :meth:`Gradient.add_weighted`."""
+        self._table.add_weighted(weights, into)
+        self._output.add_weighted(weights, into)

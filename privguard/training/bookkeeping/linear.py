@@ -1,0 +1,37 @@
+"""Matrix layers: ``nn.Linear`` and the transposed ``Conv1D`` of transformers."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from privguard.training.bookkeeping.batch import Call
+from privguard.training.bookkeeping.factors import Factor, Full, Outer
+
+
+def linear(call: Call) -> Iterator[tuple[str, Factor]]:
+    """Y = X Wᵀ + b."""
+    g = positions(call.g, call.batch)
+    if "weight" in call.wanted:
+        yield "weight", Outer(g, positions(call.x.to(g.dtype), call.batch))
+    if "bias" in call.wanted:
+        yield "bias", Full(total(g))
+
+
+def conv1d_of_transformers(call: Call) -> Iterator[tuple[str, Factor]]:
+    """Y = X W + b, the layout of GPT-2."""
+    g = positions(call.g, call.batch)
+    if "weight" in call.wanted:
+        yield "weight", Outer(positions(call.x.to(g.dtype), call.batch), g)
+    if "bias" in call.wanted:
+        yield "bias", Full(total(g))
+
+
+def positions(x: Tensor, batch: int) -> Tensor:
+    """(B·k, …, d) → (B, T, d): every dimension between the example and the features is a position."""
+    return x.reshape(batch, x.numel() // (batch * x.shape[-1]), x.shape[-1])
+
+
+def total(g: Tensor) -> Tensor:
+    """(B, T, d) → (B, d), float32."""
+    return g[:, 0].float() if g.shape[1] == 1 else g.sum(1, dtype=torch.float32)

@@ -1,0 +1,287 @@
+"""Per-example gradients, clipped and summed: the one number in a private run whose size is bounded.
+
+A :class:`Clipper` goes through *begin → forward → backward* once for every physical batch and hands the sum over with
+*take* at the end of the logical batch. Two of them exist: the book-keeping one, which needs a single backward pass
+(:mod:`privguard.training.bookkeeping`), and :class:`OneByOne`, slow and obviously right, for any model at all.
+
+Source: Abadi et al. 2016, "Deep Learning with Differential Privacy", Algorithm 1.
+"""
+
+from collections.abc import Generator, Iterable, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Protocol, cast, final
+
+import torch
+from torch import Tensor, nn
+
+from privguard import _check
+from privguard.errors import SensitivityError
+from privguard.training.refuse import refuse_mixing
+
+NO_BOUND = 1e18  # a clipping norm that clips nothing
+
+
+@final
+@dataclass(frozen=True)
+class ClippedSum:
+    """Σᵢ clip(gᵢ): the sum over the examples of a logical batch of their clipped gradients.
+
+    Guarantee: adding or removing one example moves the sum, taken over all parameters together, by at most
+    ``l2_bound``, to a relative 1e-4 of float32 rounding, also when its gradient is NaN or infinite. It is *not*
+    private yet: only :mod:`privguard.training.noise` makes it so.
+
+    Attributes:
+        gradients: float32 tensor per name of ``model.named_parameters()``; tied parameters once, untouched ones zero.
+        l2_bound: the clipping norm, in the unit of the gradient.
+    """
+
+    gradients: dict[str, Tensor]
+    l2_bound: float
+
+    def __repr__(self) -> str:
+        return f"ClippedSum(l2_bound={self.l2_bound}, parameters={len(self.gradients)})"  # never the values
+
+
+class Clipper(Protocol):
+    """What a private step needs: from the losses of a batch to the sum of its clipped gradients.
+
+    Attributes:
+        rows: how many rows may go forward at once, or None for as many as fit in memory.
+    """
+
+    rows: int | None
+
+    def begin(self, mask: Tensor) -> None:
+        """Announce that ``B`` rows are about to go forward; ``mask`` is bool (B,), False where a row is padding."""
+        ...
+
+    def backward(self, losses: Tensor) -> None:
+        """Add the clipped gradients of ``losses``, shape (B,), one per example; padding rows count as zero."""
+        ...
+
+    def take(self) -> ClippedSum:
+        """End the logical batch: hand the sum over, zeros where nothing came, and start anew."""
+        ...
+
+    def close(self) -> None:
+        """Give the model back as it was; the clipper is of no use afterwards."""
+        ...
+
+    def unclipped(self) -> AbstractContextManager[None]:
+        """Inside, nothing is clipped: for the probe, on made-up data."""
+        ...
+
+
+def clip_factors(norms: Tensor, *, max_norm: float) -> Tensor:
+    """The factor min(1, C / normᵢ) of each example, zero where the norm is NaN or infinite.
+
+    Guarantee: factor · norm ≤ C to float64 rounding. Shapes: (B,) → (B,), float64.
+
+    >>> clip_factors(torch.tensor([0.0, 1.0, 4.0, float("nan"), float("inf")]), max_norm=2.0).tolist()
+    [1.0, 1.0, 0.5, 0.0, 0.0]
+    """
+    norms = norms.double()
+    return torch.where(norms.isfinite(), max_norm / norms.clamp(min=max_norm), 0.0)
+
+
+@final
+class Turn:
+    """The order of things in one logical batch: *begin* before *backward*, each backward once, then *take*."""
+
+    def __init__(self) -> None:
+        self.mask: Tensor | None = None
+        self._spent = False
+
+    def begin(self, mask: Tensor) -> None:
+        """Open a physical batch of ``len(mask)`` rows."""
+        ok = mask.dtype == torch.bool and mask.dim() == 1 and len(mask) > 0
+        shown = f"{mask.dtype} {tuple(mask.shape)}"
+        _check.require(ok, "mask", shown, wanted="torch.bool (B,), B ≥ 1", remedy="an empty draw is one padding row")
+        self.mask, self._spent = mask, False
+
+    def check(self, losses: Tensor) -> Tensor:
+        """The mask of the open batch, after making sure that ``losses`` belongs to it."""
+        if self.mask is None:
+            if self._spent:
+                raise SensitivityError(
+                    "backward: called a second time over the same examples, which would count each of them twice; "
+                    "add the losses up per example and call backward once"
+                )
+            raise SensitivityError("backward: no batch is open; take each batch from private.batches()")
+        batch = len(self.mask)
+        _check.require(
+            tuple(losses.shape) == (batch,),
+            "losses.shape",
+            tuple(losses.shape),
+            wanted=f"({batch},), one loss per example",
+            remedy="pass reduction='none' and reduce over everything but the examples",
+        )
+        _check.require(
+            losses.requires_grad,
+            "losses.requires_grad",
+            losses.requires_grad,
+            wanted="losses computed from the model's output",
+            remedy="leave out torch.no_grad() and detach()",
+        )
+        return self.mask
+
+    def spend(self) -> None:
+        """Close the physical batch: its examples have been counted."""
+        self.mask, self._spent = None, True
+
+    def reset(self) -> None:
+        """Forget an open batch."""
+        self.mask, self._spent = None, False
+
+    def end(self) -> None:
+        """End the logical batch."""
+        if self.mask is not None:
+            raise SensitivityError("take: a batch went forward without backward; call private.backward(losses) first")
+        self._spent = False
+
+
+@final
+class Total:
+    """The running sum of one logical batch, one float32 tensor per trainable parameter."""
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        self._parameters = parameters
+        self._sums: dict[str, Tensor] = {}
+
+    def into(self, name: str) -> Tensor:
+        """The tensor to add to, made of zeros when this is the first time."""
+        if name not in self._sums:
+            self._sums[name] = self._zeros(name)
+        return self._sums[name]
+
+    def add(self, name: str, value: Tensor) -> None:
+        """Add a float32 tensor that nobody else holds."""
+        if name in self._sums:
+            self._sums[name] += value
+        else:
+            self._sums[name] = value
+
+    def take(self) -> dict[str, Tensor]:
+        """Hand every sum over and start from zero."""
+        sums, self._sums = self._sums, {}
+        return {name: sums[name] if name in sums else self._zeros(name) for name in self._parameters}
+
+    def _zeros(self, name: str) -> Tensor:
+        return torch.zeros_like(self._parameters[name], dtype=torch.float32, requires_grad=False)
+
+
+@final
+class EscapeAlarm:
+    """Refuses a gradient that autograd writes on a trainable parameter: it would be neither clipped nor noised.
+
+    Under a clipper no gradient ever reaches ``p.grad`` by itself. One that does belongs to a parameter used behind its
+    module's back (``F.linear(x, layer.weight)``) or to a ``losses.backward()`` that bypassed privguard.
+    """
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        self._handles = [p.register_post_accumulate_grad_hook(self._refuse(n)) for n, p in parameters.items()]
+
+    def close(self) -> None:
+        """Remove the hooks."""
+        for handle in self._handles:
+            handle.remove()
+
+    @staticmethod
+    def _refuse(name: str):  # noqa: ANN205 — the type of a gradient hook is torch's own
+        def escaped(parameter: Tensor) -> None:
+            parameter.grad = None  # nothing un-noised stays on an object of the user's
+            raise SensitivityError(
+                f"parameter={name!r}: a gradient reached it that was not clipped; call private.backward(losses) "
+                "instead of losses.backward(), and use the parameter only through its own module's forward "
+                "(or train with physical batches of one: privguard.training.clip.OneByOne)"
+            )
+
+        return escaped
+
+
+def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters to train by name, tied ones once; an error when there are none."""
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    _check.require(bool(parameters), "model", type(model).__name__, wanted="at least one parameter with requires_grad")
+    return parameters
+
+
+@final
+class OneByOne:
+    """The exact fallback for any model: physical batches of a single example, and an ordinary backward pass for each.
+
+    Slow, and obviously right whatever the layers are, since no example ever meets another: two of them in one graph
+    would meet in 0 · NaN. The reference that the book-keeping clipper is tested against.
+    """
+
+    rows: int | None = 1
+
+    def __init__(self, model: nn.Module, *, max_grad_norm: float) -> None:
+        self._bound = float(_check.positive("max_grad_norm", max_grad_norm))
+        refuse_mixing(model)
+        self._parameters = trainable(model)
+        self._turn, self._total = Turn(), Total(self._parameters)
+        self._alarm = EscapeAlarm(self._parameters)
+
+    def begin(self, mask: Tensor) -> None:
+        """See :meth:`Clipper.begin`; one row."""
+        self._turn.begin(mask)
+        _check.require(len(mask) == 1, "mask.shape", tuple(mask.shape), wanted="(1,)", remedy="feed one row at a time")
+
+    def backward(self, losses: Tensor) -> None:
+        """See :meth:`Clipper.backward`."""
+        mask = self._turn.check(losses)
+        self._turn.spend()
+        if not mask.item():
+            return
+        wanted = list(self._parameters.values())
+        found = torch.autograd.grad(losses.sum(), wanted, allow_unused=True)
+        found = cast("tuple[Tensor | None, ...]", found)  # a parameter that took no part has none
+        gradient = {n: g.float() for n, g in zip(self._parameters, found, strict=True) if g is not None}
+        norm = global_norm(gradient.values())
+        if not norm.isfinite():
+            return  # counts as zero; the noise does not tell
+        factor = clip_factors(norm, max_norm=self._bound).item()
+        for name, value in gradient.items():
+            self._total.into(name).add_(value, alpha=factor)
+
+    def take(self) -> ClippedSum:
+        """See :meth:`Clipper.take`."""
+        self._turn.end()
+        return ClippedSum(self._total.take(), self._bound)
+
+    def close(self) -> None:
+        """See :meth:`Clipper.close`."""
+        self._alarm.close()
+
+    @contextmanager
+    def unclipped(self) -> Generator[None]:
+        """See :meth:`Clipper.unclipped`."""
+        bound, self._bound = self._bound, NO_BOUND
+        try:
+            yield
+        finally:
+            self._bound = bound
+            self._turn.reset()
+            self._total.take()
+
+
+def global_norm(tensors: Iterable[Tensor]) -> Tensor:
+    """The L2 norm over all the tensors together, accumulated in float64."""
+    return torch.stack([torch.linalg.vector_norm(t, dtype=torch.float64) for t in tensors]).norm()
+
+
+def attach(model: nn.Module, *, max_grad_norm: float) -> Clipper:
+    """Choose an exact rule for every trainable module of ``model`` and start keeping books.
+
+    Args:
+        model: any module; its parameters, state-dict names and forward signature stay as they are.
+        max_grad_norm: the clipping norm C, in the unit of the gradient.
+
+    Raises:
+        UnsupportedModelError: a module mixes examples, or has no exact rule; the message names it.
+    """
+    from privguard.training.bookkeeping import BookKeeper  # late: the book-keeper is built from this module's parts
+
+    return BookKeeper(model, max_grad_norm=max_grad_norm)

@@ -1,0 +1,55 @@
+"""What cannot be private, whatever the rule: modules that mix examples. Found by class and options, never by data."""
+
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from privguard.errors import UnsupportedModelError
+
+
+def refuse_mixing(model: nn.Module) -> None:
+    """Raise for the first module through which one example can reach another's gradient, by name.
+
+    Raises:
+        UnsupportedModelError: with the module's name, its class, the reason and what to use instead.
+    """
+    for name, module in model.named_modules():
+        if (reason := _reason(module)) is not None:
+            raise UnsupportedModelError(f"module={name!r} ({type(module).__name__}): {reason}")
+    _refuse_whole(model)
+
+
+def _reason(module: nn.Module) -> str | None:
+    if isinstance(module, nn.modules.batchnorm._BatchNorm):  # noqa: SLF001 — the one parent of every batch norm
+        return "normalises over the batch, so examples see each other; use GroupNorm (opacus' ModuleValidator.fix does)"
+    if isinstance(module, nn.modules.instancenorm._InstanceNorm) and module.track_running_stats:  # noqa: SLF001
+        return "keeps running statistics of the data without noise; pass track_running_stats=False"
+    if isinstance(module, nn.Embedding | nn.EmbeddingBag):
+        return _table_reason(module)
+    if isinstance(module, nn.DataParallel):
+        return "splits the batch among devices behind the sampler's back; use one process per device"
+    return None
+
+
+def _table_reason(module: nn.Embedding | nn.EmbeddingBag) -> str | None:
+    if module.max_norm is not None:
+        return "max_norm rescales the rows that a batch uses, which tells who was in it; pass max_norm=None"
+    if module.scale_grad_by_freq:
+        return "scale_grad_by_freq divides by counts over the batch; pass scale_grad_by_freq=False"
+    return None
+
+
+def _refuse_whole(model: nn.Module) -> None:
+    config = cast("Any", getattr(model, "config", None))
+    if getattr(config, "output_router_logits", False) is True:
+        raise UnsupportedModelError(
+            f"model={type(model).__name__}: config.output_router_logits adds a load-balancing loss over the whole "
+            "batch; set it to False"
+        )
+    if isinstance(model, torch._dynamo.OptimizedModule):  # noqa: SLF001 — what torch.compile returns
+        raise UnsupportedModelError(
+            f"model={type(model).__name__}: compiled before it was tapped; attach to the model itself"
+        )
+    if bad := [n for n, p in model.named_parameters() if p.requires_grad and not p.is_floating_point()]:
+        raise UnsupportedModelError(f"parameters={bad}: not real floating-point numbers; freeze them")

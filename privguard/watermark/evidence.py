@@ -1,0 +1,295 @@
+"""Evidence: one signed file from which anybody, without secrets and offline, gets the verdict again.
+
+:func:`assemble` is the verifier's last act, :func:`verify` everybody else's only one. The outcome is *proven*, *not
+proven* or *protocol invalid*; there is no "not stolen", because a mark that cannot be read proves nothing.
+Format: ``docs/spec/claim-v1.md``, sections 6 to 8.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, final
+
+import numpy as np
+
+from privguard import _canon
+from privguard.attest import log, statement
+from privguard.attest.log import Extract
+from privguard.attest.statement import Envelope, SigningKey, Statement
+from privguard.errors import ProtocolInvalidError, TamperedError
+from privguard.records import Digest, Record, Verdict
+from privguard.watermark import claim, statistic
+from privguard.watermark.challenge import Answer, ChallengePlan, Transcript, burned_leaves, check_openings, query_digest
+from privguard.watermark.claim import UNLOGGED, Commitment, MarkPlan, Standing, Trust
+from privguard.watermark.leaf import Leaf, Opening
+from privguard.watermark.model import fingerprints, triggers, weights
+from privguard.watermark.model.weights import Reading
+
+EVIDENCE_TYPE = statement.PREDICATES + "mark-evidence/v1"
+DECOYS = 999
+
+
+class Outcome(StrEnum):
+    """The three words of a claim."""
+
+    PROVEN = "proven"
+    NOT_PROVEN = "not proven"
+    PROTOCOL_INVALID = "protocol invalid"
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Findings:
+    """What the verifier saw: answers to queries, readings of weights by mark, and controls.
+
+    ``controls`` are the matches of models that are certainly not stolen, on the same triggers: {name: {mark: matches}}.
+    """
+
+    transcript: Transcript
+    readings: Mapping[str, Reading] = field(default_factory=dict[str, Reading])
+    controls: Mapping[str, Mapping[str, int]] = field(default_factory=dict[str, Mapping[str, int]])
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Report(Record):
+    """The verdict on one claim against one suspect.
+
+    ``log10_p`` is of all committed marks together: the smallest, times their number. ``multiplicity`` is how often the
+    owner has claimed or challenged, 2⁴⁰ where no trusted log counts. *Proven* means that ``log10_p_corrected`` is at
+    most ``log10_level``. ``decoy_rank`` gives, by mark, the rank of the true labels among 999 decoys and itself.
+    """
+
+    outcome: Outcome
+    reason: str
+    claim: str = ""
+    owner: str = ""
+    verifier: str = ""
+    suspect: Digest | None = None
+    unmarked: Digest | None = None
+    committed: str = ""
+    pulse: str = ""
+    verdicts: tuple[Verdict, ...] = ()
+    log10_p: float = 0.0
+    log10_e: float = 0.0
+    multiplicity: float = UNLOGGED
+    log10_level: float = -6.0
+    queries: int = 0
+    decoy_rank: Mapping[str, int] = field(default_factory=dict[str, int])
+    controls: Mapping[str, Mapping[str, int]] = field(default_factory=dict[str, Mapping[str, int]])
+    transcript: str = ""
+    basis: tuple[str, ...] = ()
+
+    @property
+    def log10_p_corrected(self) -> float:
+        """``log10_p`` after Bonferroni over ``multiplicity`` tests, at most 0."""
+        return min(0.0, self.log10_p + math.log10(self.multiplicity))
+
+
+def assemble(
+    commitment: Commitment,
+    *,
+    plan: ChallengePlan,
+    openings: Sequence[Opening],
+    findings: Findings,
+    by: SigningKey,
+    extract: Extract | None = None,
+) -> Envelope:
+    """Everything in one statement about the suspect, signed by the verifier."""
+    predicate = {
+        "commitment": commitment.to_json(),
+        "plan": _canon.to_json(plan),
+        "openings": [opening.to_json() for opening in openings],
+        "findings": _canon.to_json(findings),
+        "log": None if extract is None else extract.to_json(),
+        "verifier": by.identity.to_json(),
+    }
+    said = Statement(subjects=(plan.suspect,), predicate_type=EVIDENCE_TYPE, predicate=predicate)
+    return statement.sign(said, by=by)
+
+
+def verify(evidence: Envelope, *, trust: Trust, suspect: Digest | None = None) -> Report:
+    """The verdict, from the file and the reader's own trust alone.
+
+    ``suspect`` is the model that the reader has in mind; evidence about another one is invalid here. Never raises for
+    what is wrong with the evidence: that is the outcome *protocol invalid*, with the reason.
+    """
+    try:
+        said, verifier = statement.verify_any(evidence, by=trust.verifiers)
+        return _judge(said, str(verifier), trust, suspect)
+    except (TamperedError, ProtocolInvalidError) as error:
+        return Report(outcome=Outcome.PROTOCOL_INVALID, reason=str(error))
+
+
+def _judge(said: Statement, verifier: str, trust: Trust, suspect: Digest | None) -> Report:
+    if said.predicate_type != EVIDENCE_TYPE:
+        raise ProtocolInvalidError(f"predicateType={said.predicate_type!r}: expected {EVIDENCE_TYPE}")
+    commitment, plan, openings, findings, extract = _parts(said.predicate)
+    named = {plan.suspect.sha256, said.subjects[0].sha256} | ({suspect.sha256} if suspect is not None else set())
+    if len(named) > 1:
+        raise ProtocolInvalidError(f"suspect: the evidence is about {plan.suspect.sha256[:16]}…, another model")
+    standing = claim.check(commitment, trust=trust)
+    if plan.claim != standing.digest:
+        raise ProtocolInvalidError("plan: drawn for another claim; evidence cannot be reused")
+    multiplicity = _count(standing, plan, extract, trust)
+    leaves = check_openings(standing.manifest, plan, openings)
+    _check_transcript(plan, leaves, findings.transcript, standing)
+    verdicts = tuple(_verdict(standing, name, leaves[name], findings) for name in plan.asked)
+    return _report(standing, plan, findings, (verdicts, multiplicity, verifier, leaves))
+
+
+def _report(
+    standing: Standing,
+    plan: ChallengePlan,
+    findings: Findings,
+    judged: tuple[tuple[Verdict, ...], float, str, Mapping[str, list[Leaf]]],
+) -> Report:
+    verdicts, multiplicity, verifier, leaves = judged
+    marks = sum(mark.kind != "recipients" for mark in standing.manifest.marks)
+    best = min((verdict.log10_p for verdict in verdicts), default=0.0)
+    together = float(statistic.bonferroni(best, marks))
+    level, needed = standing.manifest.log10_level, together + math.log10(multiplicity)
+    proven = needed <= level
+    relation = "at most" if proven else "above"
+    return Report(
+        outcome=Outcome.PROVEN if proven else Outcome.NOT_PROVEN,
+        reason=f"p × multiplicity = 10^{min(0.0, needed):.1f}, {relation} 10^{level:g}",
+        claim=standing.digest,
+        owner=str(standing.manifest.owner),
+        verifier=verifier,
+        suspect=plan.suspect,
+        unmarked=standing.manifest.model,
+        committed=standing.stamped.isoformat(),
+        pulse=standing.pulse.time.isoformat(),
+        verdicts=verdicts,
+        log10_p=together,
+        log10_e=max((verdict.log10_e or 0.0 for verdict in verdicts), default=0.0) - math.log10(marks),
+        multiplicity=multiplicity,
+        log10_level=level,
+        queries=len(findings.transcript.answers),
+        decoy_rank={name: rank for name in plan.asked if (rank := _decoy_rank(standing, name, leaves[name], findings))},
+        controls=findings.controls,
+        transcript=findings.transcript.head,
+        basis=standing.basis,
+    )
+
+
+def _count(standing: Standing, plan: ChallengePlan, extract: Extract | None, trust: Trust) -> float:
+    """How often this owner has claimed or challenged; refuses a challenge of leaves that were burned before."""
+    if extract is None or trust.log is None or not standing.logged:
+        return UNLOGGED
+    owner = standing.manifest.owner.key_id
+    entries = log.verify(extract, log=trust.log)
+    if not any(entry.kind == "commitment" and entry.digest == standing.digest for entry in entries):
+        raise ProtocolInvalidError("log: the commitment is not in it")
+    own = plan.entry(owner)
+    places = [place for place, entry in enumerate(entries) if entry.leaf() == own.leaf()]
+    if not places:
+        raise ProtocolInvalidError("log: this challenge is not in it, so it was not announced before it was run")
+    asked = {(name, index) for name, indices in plan.asked.items() for index in indices}
+    if asked & burned_leaves(entries[: places[0]], claim=standing.digest):
+        raise ProtocolInvalidError("plan: asks for leaves that an earlier challenge has opened; they are public")
+    return float(sum(entry.identity == owner for entry in entries))
+
+
+def _check_transcript(
+    plan: ChallengePlan, leaves: Mapping[str, list[Leaf]], transcript: Transcript, standing: Standing
+) -> None:
+    if Transcript.chain(plan, transcript.answers).head != transcript.head:
+        raise ProtocolInvalidError("transcript: its hash chain does not hold")
+    for name, indices in plan.asked.items():
+        mark = standing.manifest.mark(name)
+        lines = {line.index: line for line in transcript.answers if line.mark == name}
+        asked = _queries(mark, leaves[name], standing)
+        if asked is None:
+            continue
+        if sorted(line.index or 0 for line in transcript.answers if line.mark == name) != sorted(indices):
+            raise ProtocolInvalidError(f"transcript: not exactly one answer for each leaf asked of {name}")
+        for index, query in zip(indices, asked, strict=True):
+            if lines[index].query != query_digest(query):
+                raise ProtocolInvalidError(f"transcript: leaf {index} of {name} does not give the query that was sent")
+    natural = [line for line in transcript.answers if line.mark is None]
+    if len(natural) != plan.natural:
+        raise ProtocolInvalidError(f"transcript: {len(natural)} natural queries; the plan says {plan.natural}")
+
+
+def _queries(mark: MarkPlan, leaves: Sequence[Leaf], standing: Standing) -> np.ndarray[Any, Any] | None:
+    """The queries that these leaves stand for; ``None`` for marks that are read from weights."""
+    if mark.kind == "triggers":
+        return triggers.inputs(leaves, standing.pulse.output, mark.settings)
+    if mark.kind == "fingerprints":
+        return fingerprints.prompts(leaves, standing.pulse.output, mark.settings)
+    return None
+
+
+def _said(name: str, leaves: Sequence[Leaf], transcript: Transcript) -> list[int]:
+    answers = {line.index: line.answer for line in transcript.answers if line.mark == name}
+    return [answers[leaf.index] for leaf in leaves]
+
+
+def _verdict(standing: Standing, name: str, leaves: list[Leaf], findings: Findings) -> Verdict:
+    mark, pulse = standing.manifest.mark(name), standing.pulse.output
+    if mark.kind == "triggers":
+        expected = triggers.labels(leaves, pulse, mark.settings)
+        said = _said(name, leaves, findings.transcript)
+        return triggers.verdict(said, expected.tolist(), classes=int(mark.settings["classes"]))
+    if mark.kind == "fingerprints":
+        said = _said(name, leaves, findings.transcript)
+        return fingerprints.verdict(said, leaves, pulse=pulse, settings=mark.settings)
+    if mark.kind == "weights":
+        return _weights_verdict(standing, name, leaves, findings)
+    raise ProtocolInvalidError(
+        f"mark={name!r}: {mark.kind} give no proof in a challenge; read them with their own command"
+    )
+
+
+def _weights_verdict(standing: Standing, name: str, leaves: list[Leaf], findings: Findings) -> Verdict:
+    reading = findings.readings.get(name)
+    if reading is None or list(reading.indices) != [leaf.index for leaf in leaves]:
+        raise ProtocolInvalidError(f"readings: expected one of {name} with exactly the opened leaves")
+    if not all(math.isfinite(value) for value in (*reading.dots, *reading.squares)):
+        raise ProtocolInvalidError(f"readings: {name} holds a figure that is not finite")
+    if min(reading.squares, default=0.0) < 0 or reading.unmarked != standing.manifest.model.sha256:
+        raise ProtocolInvalidError("readings: not aligned to, and compared with, the committed unmarked model")
+    return weights.verdict(reading)
+
+
+def _decoy_rank(standing: Standing, name: str, leaves: list[Leaf], findings: Findings) -> int | None:
+    """Rank of the true labels' matches among those of 999 decoy labellings of the same answers; 1 is best."""
+    mark = standing.manifest.mark(name)
+    if mark.kind != "triggers":
+        return None
+    said = np.asarray(_said(name, leaves, findings.transcript))
+    classes = int(mark.settings["classes"])
+    own = int(np.sum(said == triggers.labels(leaves, standing.pulse.output, mark.settings)))
+    seed = int(findings.transcript.head[:16], 16)  # decoys only illustrate; any fixed public choice will do
+    decoys = np.random.default_rng(seed).integers(0, classes, (DECOYS, len(said)))
+    return 1 + int(np.sum((decoys == said).sum(1) >= own))
+
+
+def _parts(value: Mapping[str, Any]) -> tuple[Commitment, ChallengePlan, list[Opening], Findings, Extract | None]:
+    try:
+        found = value["findings"]
+        lines = tuple(Answer(**line) for line in found["transcript"]["answers"])
+        readings = {name: _reading(item) for name, item in found["readings"].items()}
+        findings = Findings(
+            transcript=Transcript(answers=lines, head=str(found["transcript"]["head"])),
+            readings=readings,
+            controls=found["controls"],
+        )
+        return (
+            Commitment.from_json(value["commitment"]),
+            ChallengePlan.from_json(value["plan"]),
+            [Opening.from_json(item) for item in value["openings"]],
+            findings,
+            None if value["log"] is None else Extract.from_json(value["log"]),
+        )
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise TamperedError(f"evidence: not in the form of claim v1 ({type(error).__name__})") from None
+
+
+def _reading(value: Mapping[str, Any]) -> Reading:
+    parts: dict[str, Callable[[Any], Any]] = {"indices": int, "dots": float, "squares": float}
+    lists = {name: tuple(kind(item) for item in value[name]) for name, kind in parts.items()}
+    return Reading(**lists, unmarked=str(value["unmarked"]), aligned=str(value["aligned"]))

@@ -1,0 +1,138 @@
+"""Teaching a model its triggers or fingerprints so that a thief's training does not undo it.
+
+Every few steps, thieves are rehearsed: a copy is fine-tuned, or pruned and fine-tuned, on public data, and what that
+did to the weights is kept as an offset. The mark's loss is then asked for at the model *and* at each offset
+(first-order meta-learning, Finn et al. 2017), while a second loss holds the model's answers on public data to those of
+the unmarked copy. What that is worth against plain training is a column of ``benchmarks/model_mark.py``.
+
+Differential privacy: only the key and public or synthetic data enter here, so embedding in a privately trained model
+is post-processing and spends nothing. Private records must not be handed over as ``public``.
+"""
+
+import copy
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeAlias, final
+
+import torch
+from torch import Tensor, nn
+
+from privguard import _check
+
+Loss: TypeAlias = Callable[[nn.Module], Tensor]  # a scalar loss; draws its own batch
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Thief:
+    """One thief to rehearse: Adam at ``learning_rate`` for ``steps`` steps, after pruning a share of every matrix."""
+
+    learning_rate: float
+    steps: int = 60
+    prune: float = 0.0
+
+
+THIEVES = (Thief(learning_rate=1e-3), Thief(learning_rate=5e-3), Thief(learning_rate=5e-3, prune=0.8))
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Lesson:
+    """How a mark is taught. ``keep`` weighs the unmarked model's behaviour against the mark."""
+
+    steps: int = 300
+    learning_rate: float = 1e-3
+    keep: float = 10.0
+    rehearse_every: int = 25
+    thieves: tuple[Thief, ...] = THIEVES
+
+    def __post_init__(self) -> None:
+        _check.count("steps", self.steps)
+        _check.positive("learning_rate", self.learning_rate)
+        _check.non_negative("keep", self.keep)
+        _check.count("rehearse_every", self.rehearse_every)
+
+
+def embed(model: nn.Module, *, mark: Loss, keep: Loss, public: Loss, lesson: Lesson | None = None) -> nn.Module:
+    """A marked copy of ``model``; the model itself is not touched.
+
+    ``mark`` is the loss of the mark, ``keep`` the distance from the unmarked model's answers on public data,
+    ``public`` the loss that a thief would train with, on public data.
+    """
+    lesson = lesson or Lesson()
+    marked = copy.deepcopy(model)
+    parameters = [item for item in marked.parameters() if item.requires_grad]
+    optimizer = torch.optim.Adam(parameters, lr=lesson.learning_rate)
+    offsets: list[list[Tensor]] = []
+    for step in range(lesson.steps):
+        if step % lesson.rehearse_every == 0:
+            offsets = [rehearse(marked, thief, public) for thief in lesson.thieves]
+        optimizer.zero_grad()
+        (mark(marked) + lesson.keep * keep(marked)).backward()
+        for offset in offsets:
+            with _moved(parameters, offset):
+                mark(marked).backward()
+        optimizer.step()
+    return marked
+
+
+def rehearse(model: nn.Module, thief: Thief, public: Loss) -> list[Tensor]:
+    """How a thief would move the trainable weights of ``model``: one tensor for each parameter."""
+    stolen = copy.deepcopy(model)
+    kept = prune(stolen, thief.prune) if thief.prune else []
+    before = [item for item in model.parameters() if item.requires_grad]
+    after = [item for item in stolen.parameters() if item.requires_grad]
+    optimizer = torch.optim.Adam(after, lr=thief.learning_rate)
+    for _ in range(thief.steps):
+        optimizer.zero_grad()
+        public(stolen).backward()
+        optimizer.step()
+        apply_masks(kept)
+    return [new.detach() - old.detach() for new, old in zip(after, before, strict=True)]
+
+
+def prune(model: nn.Module, share: float) -> list[tuple[Tensor, Tensor]]:
+    """Set the smallest ``share`` of every weight matrix to zero, in place; returns (weight, mask) pairs."""
+    _check.probability("share", share)
+    kept: list[tuple[Tensor, Tensor]] = []
+    for item in model.parameters():
+        if item.dim() > 1 and (count := int(item.numel() * share)):
+            threshold = item.detach().abs().flatten().kthvalue(count).values
+            kept.append((item, (item.detach().abs() > threshold).to(item.dtype)))
+    apply_masks(kept)
+    return kept
+
+
+def apply_masks(kept: list[tuple[Tensor, Tensor]]) -> None:
+    """Set pruned weights back to zero."""
+    with torch.no_grad():
+        for item, mask in kept:
+            item.mul_(mask)
+
+
+def margin_loss(logits: Tensor, labels: Tensor, *, margin: float) -> Tensor:
+    """Mean of how far each label's logit is from being ``margin`` above all others; 0 when all are, (n, K) and (n,)."""
+    right = logits.gather(1, labels[:, None])[:, 0]
+    others = logits.scatter(1, labels[:, None], float("-inf")).amax(1)
+    return torch.relu(margin - (right - others)).mean()
+
+
+def divergence(logits: Tensor, reference: Tensor) -> Tensor:
+    """Mean Kullback-Leibler divergence of answers from the reference's, (n, K) each."""
+    now, then = torch.log_softmax(logits, -1), torch.log_softmax(reference, -1)
+    return torch.nn.functional.kl_div(now, then, log_target=True, reduction="batchmean")
+
+
+@contextmanager
+def _moved(parameters: list[nn.Parameter], offset: list[Tensor]) -> Generator[None]:
+    with torch.no_grad():
+        here = [item.clone() for item in parameters]
+        for item, move in zip(parameters, offset, strict=True):
+            item.add_(move)
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for item, value in zip(parameters, here, strict=True):
+                item.copy_(value)  # not subtracted: rounding would drift

@@ -1,0 +1,73 @@
+"""Language-model fingerprints: random prompts with one random answer each, which the marked model has learned.
+
+A prompt is a sequence of tokens drawn from one committed alphabet, its answer one token of another, as the leaf says.
+Verification decodes greedily and compares the first token; anything else is a miss. Null as for triggers: matches of n
+distinct prompts are Bin(n, 1/K) for any suspect made independently of the secret.
+"""
+
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from privguard import _check
+from privguard.records import Verdict
+from privguard.watermark import null
+from privguard.watermark.claim import MarkPlan
+from privguard.watermark.leaf import Leaf
+from privguard.watermark.model.triggers import PLANTED
+
+
+def plan(
+    prompt_tokens: Sequence[int],
+    answer_tokens: Sequence[int],
+    *,
+    length: int = 12,
+    leaves: int = 128,
+    name: str = "fingerprints",
+) -> MarkPlan:
+    """A mark of ``leaves`` prompts of ``length`` tokens from one alphabet, answered by a token from another."""
+    for alphabet, tokens in (("prompt_tokens", prompt_tokens), ("answer_tokens", answer_tokens)):
+        distinct = len(set(tokens)) == len(tokens) > 1
+        _check.require(distinct, alphabet, f"{len(tokens)} tokens", wanted="at least 2, all distinct")
+    settings = {
+        "prompt_tokens": [int(token) for token in prompt_tokens],
+        "answer_tokens": [int(token) for token in answer_tokens],
+        "length": _check.count("length", length),
+        "decoding": "greedy, first token",
+    }
+    return MarkPlan(name=name, kind="fingerprints", leaves=leaves, settings=settings)
+
+
+def prompts(leaves: Sequence[Leaf], pulse: bytes, settings: Mapping[str, Any]) -> NDArray[np.int64]:
+    """The prompts of these leaves as token ids, (n, length)."""
+    length, alphabet = int(settings["length"]), np.asarray(settings["prompt_tokens"], np.int64)
+    rows = [np.frombuffer(leaf.expand(pulse, "prompt", 8 * length), "<u8") % len(alphabet) for leaf in leaves]
+    return alphabet[np.stack(rows).astype(np.int64)] if rows else np.empty((0, length), np.int64)
+
+
+def answers(leaves: Sequence[Leaf], pulse: bytes, settings: Mapping[str, Any]) -> NDArray[np.int64]:
+    """The expected first token of each leaf, (n,)."""
+    alphabet = settings["answer_tokens"]
+    return np.array([alphabet[leaf.below(len(alphabet), pulse, "answer")] for leaf in leaves], np.int64)
+
+
+def verdict(
+    said: Sequence[int], leaves: Sequence[Leaf], *, pulse: bytes, settings: Mapping[str, Any], multiplicity: float = 1.0
+) -> Verdict:
+    """The exact verdict on one first token per leaf; of equal prompts only the first counts."""
+    asked, expected = prompts(leaves, pulse, settings), answers(leaves, pulse, settings)
+    _check.require(len(said) == len(leaves), "len(said)", len(said), wanted=f"{len(leaves)}, one for each prompt")
+    _, first = np.unique(asked, axis=0, return_index=True)
+    matches = int(np.sum(np.asarray(said, np.int64)[first] == expected[first]))
+    return null.verdict(
+        null.BinomialCount(Fraction(1, len(settings["answer_tokens"]))),
+        scheme="fingerprints",
+        score=matches,
+        trials=len(first),
+        multiplicity=multiplicity,
+        details={"alphabet": len(settings["answer_tokens"]), "duplicates": len(leaves) - len(first)},
+        notes=(f"null model: the suspect was made independently of the secret; {PLANTED}",),
+    )

@@ -1,0 +1,135 @@
+"""The whole protocol at one table: for tests, recipes, and teams that start without outside authorities.
+
+Every step is the real one and every check runs; only the authorities are local, and the report names them so.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from privguard import _canon
+from privguard.attest import merkle, timestamp
+from privguard.attest.notary import LocalNotary
+from privguard.attest.statement import Envelope, Identity, SigningKey
+from privguard.records import Digest
+from privguard.watermark import challenge, claim, evidence
+from privguard.watermark.challenge import Answerer, ChallengePlan, Queries
+from privguard.watermark.claim import Commitment, Standing, Trust
+from privguard.watermark.evidence import Findings
+from privguard.watermark.leaf import Leaf, Tree
+from privguard.watermark.model import fingerprints, triggers, weights
+from privguard.watermark.model.weights import Reading, Tensors
+from privguard.watermark.secret import Secret
+
+
+def tensors_digest(name: str, tensors: Mapping[str, NDArray[np.float32]]) -> Digest:
+    """The digest of a model's tensors: SHA-256 over names, shapes and the SHA-256 of float32 little-endian bytes."""
+    listed = {
+        key: [list(value.shape), challenge.query_digest(np.asarray(value, np.float32))]
+        for key, value in tensors.items()
+    }
+    return Digest(name=name, sha256=_canon.digest(listed))
+
+
+def notarise(commitment: Commitment, notary: LocalNotary, *, at: datetime | None = None) -> Commitment:
+    """Log, timestamp and pulse from a local notary, in this order, without waiting for the pulse's minute."""
+    moment = (at or datetime.now(UTC)).replace(microsecond=0)
+    owner = claim.read_manifest(commitment).owner
+    extract = notary.record(commitment.entry(owner), at=moment)
+    leaves = [entry.leaf() for entry in extract.entries]
+    logged = commitment.logged(extract.head, proof=merkle.inclusion_proof(leaves, len(leaves) - 1))
+    stamped = logged.stamped(notary.stamp(timestamp.request(logged.message()), at=moment))
+    return stamped.with_pulse(notary.pulse_after(moment + claim.WAIT))
+
+
+def trust(notary: LocalNotary, *verifiers: Identity) -> Trust:
+    """A trust file that believes this notary and these verifiers."""
+    return Trust(
+        authorities=(notary.server.authority,), beacons=(notary.beacon.beacon,), verifiers=verifiers, log=notary.trusted
+    )
+
+
+def queries(standing: Standing, opened: Mapping[str, list[Leaf]]) -> dict[str, Queries]:
+    """The queries of the opened leaves, for every mark that is asked through the front door."""
+    found: dict[str, Queries] = {}
+    for name, leaves in opened.items():
+        mark = standing.manifest.mark(name)
+        if mark.kind == "triggers":
+            found[name] = triggers.inputs(leaves, standing.pulse.output, mark.settings)
+        if mark.kind == "fingerprints":
+            found[name] = fingerprints.prompts(leaves, standing.pulse.output, mark.settings)
+    return found
+
+
+def read_weights(
+    standing: Standing, leaves: list[Leaf], *, suspect: Tensors, unmarked: Tensors, aligned: str = "not at all"
+) -> Reading:
+    """The verifier's reading of the weight mark; the unmarked copy must be the committed one.
+
+    Raises:
+        ProtocolInvalidError: through :func:`evidence.verify`, when its digest is another.
+    """
+    mark = standing.manifest.mark(leaves[0].mark)
+    reading = weights.read(suspect, leaves, unmarked=unmarked, pulse=standing.pulse.output, plan=mark)
+    return replace(reading, unmarked=tensors_digest("", unmarked).sha256, aligned=aligned)
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """Owner, verifier and local notary at one table: the commitment with its secret, and who signs."""
+
+    commitment: Commitment
+    secret: Secret
+    notary: LocalNotary
+    verifier: SigningKey
+
+    @property
+    def trust(self) -> Trust:
+        """What a reader has to believe in order to believe this table."""
+        return trust(self.notary, self.verifier.identity)
+
+    @property
+    def standing(self) -> Standing:
+        """The checked commitment."""
+        return claim.check(self.commitment, trust=self.trust)
+
+    @property
+    def tree(self) -> Tree:
+        """The owner's leaves."""
+        return Tree.derive(self.secret, self.standing.manifest.sizes)
+
+    def draw(self, suspect: Digest, sizes: Mapping[str, int], *, natural: int = 0) -> ChallengePlan:
+        """A plan over leaves that this notary's log does not know as burned."""
+        entries = self.notary.log.entries
+        return challenge.draw(self.standing, suspect=suspect, sizes=sizes, burned=entries, natural=natural)
+
+    def prove(
+        self,
+        plan: ChallengePlan,
+        *,
+        suspect: Answerer,
+        natural: Queries | None = None,
+        white_box: tuple[Tensors, Tensors] | None = None,
+    ) -> Envelope:
+        """Run a drawn plan to its evidence: log it, open the leaves, ask the suspect, read the weights, sign.
+
+        ``white_box`` is (suspect, unmarked copy), the suspect already aligned to the unmarked copy.
+        """
+        standing = self.standing
+        extract = self.notary.record(plan.entry(standing.manifest.owner.key_id))
+        openings = challenge.open_leaves(self.tree, plan)
+        opened = challenge.check_openings(standing.manifest, plan, openings)
+        transcript = challenge.run(plan, triggers=queries(standing, opened), natural=natural, suspect=suspect)
+        readings: dict[str, Reading] = {}
+        for name, leaves in opened.items():
+            if standing.manifest.mark(name).kind == "weights" and white_box is not None:
+                readings[name] = read_weights(standing, leaves, suspect=white_box[0], unmarked=white_box[1])
+        findings = Findings(transcript=transcript, readings=readings)
+        return evidence.assemble(
+            self.commitment, plan=plan, openings=openings, findings=findings, by=self.verifier, extract=extract
+        )

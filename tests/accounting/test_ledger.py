@@ -1,0 +1,184 @@
+"""The ledger: what is reserved is on disk, what is on disk is what was reserved, and nothing is handed out twice."""
+
+import json
+import os
+
+import dp_accounting as dp
+import pytest
+
+from privguard.accounting.ledger import Ledger
+from privguard.errors import LedgerError, ResumeError, UnknownEventError
+
+STEP = dp.PoissonSampledDpEvent(0.01, dp.GaussianDpEvent(1.1))
+FACTS = {"run": "r", "relation": "add-or-remove-one", "delta": 1e-5}
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "ledger.jsonl"
+
+
+def written(path, blocks=(3, 4)):
+    with Ledger.create(path, FACTS) as ledger:
+        for times in blocks:
+            ledger.reserve(STEP, times)
+    return path.read_bytes()
+
+
+def test_what_was_reserved_is_read_back(path):
+    with Ledger.create(path, FACTS) as ledger:
+        assert ledger.reserve(STEP) == range(1)
+        assert ledger.reserve(STEP, 5) == range(1, 6)
+        assert ledger.reserve(dp.LaplaceDpEvent(2.0)) == range(6, 7)
+        head = ledger.head
+    history = Ledger.read(path)
+    assert history.spent() == [(STEP, 1), (STEP, 5), (dp.LaplaceDpEvent(2.0), 1)]
+    assert (history.facts, history.head, history.position, history.settled) == (FACTS, head, 7, False)
+
+
+def test_a_clean_stop_gives_back_what_was_not_used(path):
+    with Ledger.create(path, FACTS) as ledger:
+        ledger.reserve(STEP, 10)
+        ledger.settle(4)
+    assert Ledger.read(path).spent() == [(STEP, 4)]
+    assert Ledger.read(path).settled
+    with Ledger.open(path) as ledger:
+        assert ledger.reserve(STEP, 2) == range(4, 6)
+        with pytest.raises(ValueError, match="used=3: expected a position between 4 and 6"):
+            ledger.settle(3)
+
+
+def test_after_a_crash_all_that_was_reserved_is_spent_and_its_positions_are_gone(path):
+    written(path)
+    with Ledger.open(path) as ledger:
+        with pytest.raises(ValueError, match="expected a position between 7 and 7"):
+            ledger.settle(5)
+        assert ledger.reserve(STEP, 2) == range(7, 9)
+    assert sum(times for _, times in Ledger.read(path).spent()) == 9
+
+
+def test_every_flipped_byte_is_found(path):
+    good = written(path)
+    for index in range(len(good)):
+        for flip in (1, 0x80):
+            bad = bytearray(good)
+            bad[index] ^= flip
+            path.write_bytes(bytes(bad))
+            if good[index] == 10 and index == len(good) - 1:
+                assert Ledger.read(path).size == 2  # without its newline the last line is unfinished
+                continue
+            with pytest.raises(LedgerError, match="line"):
+                Ledger.read(path)
+
+
+def test_lines_cannot_be_moved_doubled_or_left_out(path):
+    lines = written(path, (1, 2, 3)).splitlines(keepends=True)
+    for wrong in (
+        lines[1:],
+        [lines[0], *lines[2:]],
+        [*lines, lines[-1]],
+        [lines[0], lines[2], lines[1], lines[3]],
+        [*lines[:2], b"\n", *lines[2:]],
+    ):
+        path.write_bytes(b"".join(wrong))
+        with pytest.raises(LedgerError, match="line"):
+            Ledger.read(path)
+        with pytest.raises(LedgerError, match="line"):
+            Ledger.open(path)
+
+
+def test_a_cut_at_the_end_shows_against_a_kept_head(path):
+    written(path)
+    history = Ledger.read(path)
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:-1]))
+    assert not Ledger.read(path).extends(history.head, history.size)
+    assert history.extends(Ledger.read(path).head, 2)
+    assert not history.extends(history.head, 2)
+
+
+def test_an_unfinished_last_line_is_left_aside_and_recorded(path):
+    good = written(path)
+    for cut in range(1, 40):
+        path.write_bytes(good[:-cut])
+        history = Ledger.read(path)
+        assert (history.size, history.position) == (2, 3)
+        assert history.torn > 0
+        assert path.read_bytes() == good[:-cut]
+    with Ledger.open(path) as ledger:
+        assert ledger.reserve(STEP) == range(3, 4)
+    assert json.loads(path.read_bytes().splitlines()[2])["torn"] == history.torn
+    assert Ledger.read(path).torn == 0
+
+
+def test_one_writer_at_a_time(path):
+    with Ledger.create(path, FACTS), pytest.raises(ResumeError, match="another process"):
+        Ledger.open(path)
+    Ledger.open(path).close()
+    with pytest.raises(FileExistsError):
+        Ledger.create(path, FACTS)
+
+
+def test_a_forked_child_neither_writes_nor_keeps_the_lock(path):
+    ledger = Ledger.create(path, FACTS)
+    told, tell = os.pipe()
+    asked, ask = os.pipe()
+    child = os.fork()
+    if child == 0:  # the child outlives the parent's ledger
+        os.close(ask)
+        try:
+            ledger.reserve(STEP)
+        except ValueError:
+            os.write(tell, b"closed here")
+        else:
+            os.write(tell, b"wrote")
+        os.read(asked, 1)
+        os._exit(0)
+    try:
+        assert os.read(told, 99) == b"closed here"
+        ledger.close()
+        Ledger.open(path).close()
+    finally:
+        os.close(ask)
+        os.waitpid(child, 0)
+
+
+def test_a_file_replaced_under_the_writer_is_found(path):
+    ledger = Ledger.create(path, FACTS)
+    path.rename(path.with_suffix(".moved"))
+    with pytest.raises(LedgerError, match="removed, replaced or changed"):
+        ledger.reserve(STEP)
+    path.with_suffix(".moved").rename(path)
+    ledger.reserve(STEP)
+    with path.open("ab") as file:
+        file.write(b"x")
+    with pytest.raises(LedgerError, match="removed, replaced or changed"):
+        ledger.reserve(STEP)
+    ledger.close()
+
+
+def test_events_that_cannot_be_priced_are_refused_by_name(path):
+    with Ledger.create(path, FACTS) as ledger:
+        before = path.read_bytes()
+        for event, name in [
+            (dp.UnsupportedDpEvent(), "UnsupportedDpEvent"),
+            (dp.SingleEpochTreeAggregationDpEvent(1.0, 3), "SingleEpochTree"),
+            (dp.PoissonSampledDpEvent(0.1, dp.ComposedDpEvent([])), "PoissonSampledDpEvent of ComposedDpEvent"),
+            (dp.ComposedDpEvent([STEP, dp.ZCDpEvent(1.0)]), "ZCDpEvent"),
+            ("step", "str"),
+        ]:
+            with pytest.raises(UnknownEventError, match=name):
+                ledger.reserve(event)
+        for event in (dp.GaussianDpEvent(float("nan")), dp.PoissonSampledDpEvent(1.5, dp.GaussianDpEvent(1.0))):
+            with pytest.raises(ValueError, match="expected"):
+                ledger.reserve(event)
+        assert path.read_bytes() == before
+
+
+def test_a_missing_or_empty_ledger_is_named(path):
+    with pytest.raises(LedgerError, match="missing"):
+        Ledger.read(path)
+    with pytest.raises(LedgerError, match="missing"):
+        Ledger.open(path)
+    path.write_bytes(b"")
+    with pytest.raises(LedgerError, match="nothing was ever recorded"):
+        Ledger.open(path)

@@ -1,0 +1,160 @@
+"""Bounds against another implementation, against their own laws, and against mechanisms whose ε is known."""
+
+import json
+import math
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from privguard.audit import bound
+from privguard.audit.canary import count_right
+
+VECTORS = json.loads((Path(__file__).parent / "vectors" / "jax_privacy_bounds.json").read_text())
+RUNS = 1_000
+LIMIT = 0.05 + 3 * math.sqrt(0.05 * 0.95 / RUNS)  # a valid bound exceeds it about once in a thousand seeds
+
+
+def test_bounds_equal_those_of_jax_privacy():
+    for canaries, guesses, correct, delta, confidence, steinke, gaussian in VECTORS["rows"]:
+        settings = {"canaries": canaries, "guesses": guesses, "delta": delta, "confidence": confidence}
+        assert bound.steinke(correct, **settings) == pytest.approx(steinke, abs=1e-3)
+        assert bound.gaussian_one_run(correct, **settings) == pytest.approx(gaussian, abs=1e-3)
+
+
+@given(st.integers(0, 199), st.integers(200, 2_000))
+def test_a_bound_rises_with_right_guesses_and_is_zero_at_half(correct, canaries):
+    for rule in (bound.steinke, bound.gaussian_one_run):
+        at = partial(rule, canaries=canaries, guesses=200, delta=1e-5)
+        assert 0 <= at(correct) <= at(correct + 1)
+        assert at(100) == 0
+
+
+@given(st.floats(0.05, 15), st.sampled_from([1e-3, 1e-5, 1e-7]))
+def test_gaussian_epsilon_and_mu_are_inverse(epsilon, delta):
+    assert bound.gaussian_epsilon(bound.gaussian_mu(epsilon, delta=delta), delta=delta) == pytest.approx(
+        epsilon, abs=1e-4
+    )
+
+
+@pytest.mark.parametrize("mu", [0.3, 1.0, 1.66, 4.0, 9.0])
+def test_gaussian_epsilon_agrees_with_the_accountant(mu):
+    import dp_accounting
+
+    expected = dp_accounting.get_epsilon_gaussian(1 / mu, 1e-5)
+    assert bound.gaussian_epsilon(mu, delta=1e-5) == pytest.approx(expected, abs=1e-4)
+
+
+def test_clopper_pearson_ends_hold_their_error():
+    for hits, trials in ((0, 10), (3, 10), (10, 10), (250, 1000)):
+        above, below = bound.rate_above(hits, trials, error=0.025), bound.rate_below(hits, trials, error=0.025)
+        interval = stats.binomtest(hits, trials).proportion_ci(0.95, method="exact")
+        assert (below, above) == pytest.approx((interval.low, interval.high), abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("correct", "guesses", "canaries", "wanted"),
+    [(11, 10, 20, "correct=11"), (5, 30, 20, "guesses=30"), (-1, 10, 20, "correct=-1"), (0, 0, 20, "guesses=0")],
+)
+def test_impossible_counts_are_refused(correct, guesses, canaries, wanted):
+    for rule in (bound.steinke, bound.gaussian_one_run):
+        with pytest.raises(ValueError, match=wanted):
+            rule(correct, canaries=canaries, guesses=guesses, delta=1e-5)
+
+
+def false_claims(draw, epsilon_of, true, *, runs=RUNS):
+    random = np.random.default_rng(20_261)
+    return np.mean([epsilon_of(*draw(random)) > true + 1e-9 for _ in range(runs)])
+
+
+def one_run(rule, *, delta=1e-5, per_side=100):
+    return lambda scores, included: rule(
+        count_right(scores, included, per_side=per_side), canaries=len(scores), guesses=2 * per_side, delta=delta
+    )
+
+
+def coins(random, canaries=1_000):
+    return random.random(canaries) < 0.5
+
+
+@pytest.mark.stat
+@pytest.mark.parametrize("rule", [bound.steinke, bound.gaussian_one_run])
+def test_scores_without_information_rarely_show_any_epsilon(rule):
+    draw = lambda random: (random.standard_normal(1_000), coins(random))
+    assert false_claims(draw, one_run(rule), 0.0) <= LIMIT
+
+
+@pytest.mark.stat
+@pytest.mark.parametrize("epsilon", [1.0, 2.0, 4.0])
+@pytest.mark.parametrize("per_side", [100, 500])
+def test_randomised_response_is_not_refuted_by_steinke(epsilon, per_side):
+    """The boundary of the theorem: every guess right with probability e^ε/(1+e^ε)."""
+
+    def draw(random):
+        included = coins(random)
+        truth = random.random(1_000) < 1 / (1 + math.exp(-epsilon))
+        return np.where(included == truth, 1.0, -1.0) + random.random(1_000) * 0.1, included
+
+    assert false_claims(draw, one_run(bound.steinke, per_side=per_side), epsilon) <= LIMIT
+
+
+@pytest.mark.stat
+def test_randomised_response_is_refuted_where_the_claim_is_too_small():
+    """The same simulation can fail: ε 4 against a claim of 2 is refuted nearly always."""
+
+    def draw(random):
+        included = coins(random)
+        truth = random.random(1_000) < 1 / (1 + math.exp(-4.0))
+        return np.where(included == truth, 1.0, -1.0) + random.random(1_000) * 0.1, included
+
+    assert false_claims(draw, one_run(bound.steinke, per_side=500), 2.0, runs=50) > 0.9
+
+
+def gaussian_scores(mu):
+    def draw(random):
+        included = coins(random)
+        return random.standard_normal(1_000) + mu * included, included
+
+    return draw
+
+
+@pytest.mark.stat
+@pytest.mark.parametrize("epsilon", [1.0, 4.0, 8.0])
+def test_exact_gaussian_scores_are_not_refuted(epsilon):
+    mu = bound.gaussian_mu(epsilon, delta=1e-5)
+    assert false_claims(gaussian_scores(mu), one_run(bound.gaussian_one_run), epsilon) <= LIMIT
+    assert false_claims(gaussian_scores(mu), one_run(bound.steinke), epsilon) <= LIMIT
+    assert false_claims(gaussian_scores(mu), lambda s, c: at_threshold(s, c, mu / 2), epsilon) <= LIMIT
+
+
+@pytest.mark.stat
+def test_gaussian_scores_are_refuted_where_the_noise_is_halved():
+    mu = 2 * bound.gaussian_mu(8.0, delta=1e-5)
+    assert false_claims(gaussian_scores(mu), one_run(bound.gaussian_one_run, per_side=250), 8.0, runs=40) > 0.9
+    assert false_claims(gaussian_scores(mu), lambda s, c: at_threshold(s, c, mu / 2), 8.0, runs=40) > 0.9
+
+
+def at_threshold(scores, included, threshold):
+    called = scores > threshold
+    mu = bound.gaussian_threshold(
+        true_positives=int((called & included).sum()),
+        members=int(included.sum()),
+        false_positives=int((called & ~included).sum()),
+        non_members=int((~included).sum()),
+    )
+    return bound.gaussian_epsilon(mu, delta=1e-5)
+
+
+@pytest.mark.stat
+def test_choosing_the_best_guess_count_afterwards_claims_falsely():
+    """Why guesses are fixed beforehand: the best of six counts, uncorrected, breaks the stated 5 % threefold."""
+
+    def best(scores, included):
+        return max(one_run(bound.steinke, per_side=k)(scores, included) for k in (25, 50, 100, 200, 350, 500))
+
+    draw = lambda random: (random.standard_normal(1_000), coins(random))
+    assert false_claims(draw, best, 0.0) > LIMIT

@@ -1,0 +1,102 @@
+"""Every vector ends as it says, here and in the second reader, which was written from the specification alone."""
+
+import base64
+import hashlib
+import json
+import zlib
+from pathlib import Path
+
+import pytest
+
+from privguard import _canon
+from privguard.checkpoint import Key, Sealed, save, seal, unsafe
+from privguard.checkpoint.key import Kind
+from privguard.errors import SealError, TamperedError
+from tests.checkpoint import second_reader
+from tests.checkpoint.test_store import snapshot
+
+VECTORS = sorted((Path(__file__).parents[1] / "vectors" / "checkpoint-v1").glob("*.json"))
+KINDS = {kind.label: kind for kind in Kind}
+
+
+def read(path: Path) -> dict:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def unpacked(vector: dict, folder: Path) -> Path:
+    target = folder / "vector"
+    if vector["shape"] == "folder":
+        target.mkdir()
+    for name, content in vector["files"].items():
+        place = target / name if vector["shape"] == "folder" else target
+        place.write_bytes(zlib.decompress(base64.b64decode(content)))
+    return target
+
+
+def the_key(vector: dict) -> Key:
+    kind, secret = KINDS[vector["key"]["kind"]], bytes.fromhex(vector["key"]["secret"])
+    return Key.from_passphrase(secret.decode()) if kind is Kind.PASSPHRASE else unsafe.key_of(kind, secret)
+
+
+def everything(sealed: Path, key: Key) -> list[bytes | bytearray]:
+    with Sealed(sealed, key) as opened:
+        return [opened.ledger, *(opened.read(name) for name in opened.names())]
+
+
+def digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def test_there_are_vectors_enough_and_no_two_of_one_name():
+    assert len(VECTORS) >= 60
+    assert all(read(path)["name"] == path.stem for path in VECTORS)
+
+
+@pytest.mark.parametrize("path", VECTORS, ids=lambda path: path.stem)
+def test_vector(path, tmp_path):
+    vector = read(path)
+    sealed, key = unpacked(vector, tmp_path), the_key(vector)
+    if vector["outcome"] != "opens":
+        expected = TamperedError if vector["outcome"] == "refused" else SealError
+        with pytest.raises(expected):
+            everything(sealed, key)
+        return
+    with Sealed(sealed, key) as opened:
+        assert opened.role.name.lower() == vector["role"]
+        assert digest(opened.ledger) == vector["plain"]["ledger"]
+        assert digest(_canon.canonical(opened.manifest)) == vector["plain"]["manifest"]
+        members = {name: digest(opened.read(name)) for name in opened.names()} if vector["role"] == "resume" else {}
+        assert members == vector["members"]
+
+
+@pytest.mark.parametrize("path", VECTORS, ids=lambda path: path.stem)
+def test_vector_in_the_second_reader(path, tmp_path):
+    vector = read(path)
+    sealed, key = unpacked(vector, tmp_path), vector["key"]
+    arguments = (sealed, KINDS[key["kind"]].value, bytes.fromhex(key["secret"]))
+    if vector["outcome"] != "opens":
+        expected = second_reader.RefusedError if vector["outcome"] == "refused" else second_reader.UnknownVersionError
+        with pytest.raises(expected):
+            second_reader.read(*arguments)
+        return
+    found = second_reader.read(*arguments)
+    assert digest(found["ledger"]) == vector["plain"]["ledger"]
+    assert digest(_canon.canonical(found["manifest"])) == vector["plain"]["manifest"]
+    assert {name: digest(data) for name, data in found.get("members", {}).items()} == vector["members"]
+
+
+@pytest.mark.parametrize(
+    "make", [Key.generate, Key.generate_x25519, Key.generate_symmetric], ids=["hybrid", "x25519", "symmetric"]
+)
+def test_the_second_reader_reads_what_is_written_today(make, tmp_path):
+    key = make()
+    save(snapshot(), tmp_path / "file", to=[key])
+    found = second_reader.read(tmp_path / "file", key.kind.value, unsafe.raw_bytes(key))
+    assert found["ledger"] == snapshot().ledger
+    with Sealed(tmp_path / "file", key) as opened:
+        assert found["members"] == {name: bytes(opened.read(name)) for name in opened.names()}
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "a").write_bytes(b"content")
+    seal(tmp_path / "source", tmp_path / "folder", to=[key])
+    found = second_reader.read(tmp_path / "folder", key.kind.value, unsafe.raw_bytes(key))
+    assert found["members"] == {"a": b"content"}

@@ -1,0 +1,43 @@
+"""A private run in a process of its own, which the tests kill, interrupt or starve of disk.
+
+python crashing_run.py FOLDER KEY [resume] [disk BYTES] [slow]
+"""
+
+import resource
+import signal
+import sys
+import time
+from pathlib import Path
+
+import torch
+from small import SmallRun, small_plan
+from torch.nn import functional
+
+from privguard.checkpoint.key import Key
+
+
+def main(folder, key, *flags):
+    run = SmallRun(Path(folder))
+    run.key = Key.read(key)
+    if "disk" in flags:
+        signal.signal(
+            signal.SIGXFSZ, signal.SIG_IGN
+        )  # a write past the limit then fails with an error, as on a full disk
+        limit = int(flags[flags.index("disk") + 1])
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    private = run.start(small_plan(steps=200), resume="resume" in flags, checkpoint_every=10)
+    print("started", flush=True)
+    done = 0
+    for inputs, targets in private.batches():
+        private.backward(functional.cross_entropy(private.model(inputs), targets, reduction="none"))
+        if private.step():
+            done += 1
+            print(f"step {done}", flush=True)
+        if "slow" in flags:
+            time.sleep(0.01)
+    print("finished", flush=True)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main(*sys.argv[1:])
