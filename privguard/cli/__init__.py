@@ -9,7 +9,7 @@ import sys
 
 import typer
 
-from privguard.cli import demo, key, ledger, plan, report, seal
+from privguard.cli import audit, demo, key, ledger, mark, plan, report, seal
 from privguard.cli._output import complain
 from privguard.errors import PrivguardError, ProtocolInvalidError, TamperedError
 
@@ -22,11 +22,12 @@ app = typer.Typer(
 )
 app.command("demo")(demo.demo)
 app.command("plan")(plan.plan)
-app.command("report")(report.report)
-
 app.add_typer(key.app, name="key")
 app.add_typer(ledger.app, name="ledger")
 seal.register(app)
+app.add_typer(mark.app, name="mark")
+app.add_typer(audit.app, name="audit")
+app.command("report")(report.report)
 
 
 def main() -> None:
