@@ -13,30 +13,14 @@ from pathlib import Path
 
 import dp_accounting as dp
 import pytest
+from sqlalchemy import create_engine
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.pool import NullPool
 
-from privguard.accounting.account import DataSet
-from privguard.accounting.book import Book
-from privguard.accounting.calibrate import Budget
+from benchmarks.book import STEP, drill, forked
 from privguard.accounting.ledger import Ledger
-from privguard.attest.statement import SigningKey
-from privguard.errors import BudgetExceededError
 
-STEP = dp.GaussianDpEvent(30.0)
-DATA = "a" * 64
 POSTGRES = shutil.which("initdb") or next(map(str, sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))), None)
-
-
-def forked(work):
-    """Run ``work`` in a child that shares this warm interpreter and never returns into the test."""
-    child = os.fork()
-    if child:
-        return child
-    try:
-        work()
-        os._exit(0)
-    except BaseException as error:  # a child that fails must say so, and must not run the parent's tests
-        os.write(2, f"child: {error!r}\n".encode())
-        os._exit(1)
 
 
 def train(path, journal):
@@ -148,13 +132,14 @@ def postgres_server():
         shutil.rmtree(home, ignore_errors=True)
 
 
-def wait_for(url):
-    from sqlalchemy import create_engine
-    from sqlalchemy.exc import OperationalError
+def plain_engine(url):
+    return create_engine(url, poolclass=NullPool)
 
+
+def wait_for(url):
     for _ in range(600):
         try:
-            create_engine(url).connect().close()
+            plain_engine(url).connect().close()
         except OperationalError:
             time.sleep(0.1)
         else:
@@ -165,72 +150,13 @@ def wait_for(url):
 @pytest.fixture
 def postgres(postgres_server):
     yield postgres_server
-    from sqlalchemy import create_engine
-
-    with create_engine(postgres_server).begin() as connection:
+    with plain_engine(postgres_server).begin() as connection:
         connection.exec_driver_sql("DROP TABLE IF EXISTS privguard_book")
-
-
-def spend(place, run, journal):
-    """Reserve in the book, then take effect, then now and then settle; until the budget or a kill ends it."""
-    book = Book(place)
-    generation = random.Random()
-    while True:
-        try:
-            positions = book.reserve(run, DATA, STEP, generation.randint(1, 3))
-        except BudgetExceededError:
-            return
-        for position in positions[: generation.randint(0, len(positions))]:
-            os.write(journal, b"%s %d\n" % (run.encode(), position))
-            used = position + 1
-            if generation.random() < 0.3:
-                book.settle(run, used)
-                break
-
-
-def balanced(place, journal):
-    """What was granted is spent, open or returned; what took effect was granted; the limit holds."""
-    book = Book.open(place)
-    standing = book.standing(DATA)
-    for balance in standing.runs.values():
-        assert balance.reserved == balance.spent + balance.open + balance.returned
-    assert standing.epsilon <= standing.limit.epsilon
-    effects = Counter(journal.read_bytes().splitlines())
-    assert not effects or max(effects.values()) == 1
-    for line in effects:
-        run, position = line.decode().split()
-        assert int(position) < standing.runs[run].spent + standing.runs[run].open
-    return standing
 
 
 @pytest.mark.parametrize("backend", ["sqlite", "postgres"])
 def test_competing_processes_are_killed_and_the_book_balances(backend, request, tmp_path):
-    place = request.getfixturevalue(backend)
-    officer = SigningKey.generate()
-    book = Book.create(place, officers=[officer.identity])
-    book.add(DataSet(sha256=DATA, name="d"))
-    book.grant(DATA, Budget(epsilon=20.0, delta=1e-5), by=officer, reason="drill")
-    journal = tmp_path / "effects"
-    descriptor = os.open(journal, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    rng, killed, workers = random.Random(2), 0, {}
-    try:
-        while killed < 50:
-            while len(workers) < 8:
-                run = f"run-{killed}-{len(workers)}-{rng.random()}"
-                workers[forked(lambda run=run: spend(place, run, descriptor))] = run
-            time.sleep(rng.random() * 0.05)
-            victim = rng.choice(list(workers))
-            os.kill(victim, signal.SIGKILL)
-            ended = os.waitstatus_to_exitcode(os.waitpid(victim, 0)[1])
-            assert ended in {-signal.SIGKILL, 0}
-            workers.pop(victim)
-            killed += 1
-    finally:
-        for worker in workers:
-            os.kill(worker, signal.SIGKILL)
-            os.waitpid(worker, 0)
-        os.close(descriptor)
-    standing = balanced(place, journal)
-    for run, balance in standing.runs.items():  # what a killed run left open is settled by what is known of it
-        Book.open(place).settle(run, balance.spent + balance.open)
-    assert all(balance.open == 0 for balance in balanced(place, journal).runs.values())
+    counted = drill(request.getfixturevalue(backend), tmp_path / "effects", kills=50)
+    assert counted["killed_while_working"] + counted["stopped_by_the_limit_first"] == 50
+    assert counted["killed_while_working"] > 10
+    assert counted["events_reserved"] > 100
