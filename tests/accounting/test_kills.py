@@ -104,6 +104,16 @@ def test_a_failed_fsync_reserves_nothing(tmp_path, monkeypatch):
     assert Ledger.read(path).spent() == [(STEP, 2)]
 
 
+def test_a_reservation_is_synced_before_it_returns(tmp_path, monkeypatch):
+    path, synced = tmp_path / "ledger.jsonl", []
+    monkeypatch.setattr("privguard.accounting.ledger._sync", lambda _: synced.append(path.stat().st_size))
+    with Ledger.create(path, {"run": "r"}) as ledger:
+        for _ in range(3):
+            ledger.reserve(STEP)
+            assert synced[-1] == path.stat().st_size
+    assert len(synced) == 4
+
+
 @pytest.fixture
 def sqlite(tmp_path):
     return f"sqlite:///{tmp_path / 'book.db'}"
