@@ -149,6 +149,12 @@ def test_where_exponentials_underflow_the_figure_still_holds(noise):
     assert exact * (1 - 1e-6) <= epsilon(steps(0.25, noise, 1), delta=1e-5) <= exact * 1.005
 
 
+def test_a_large_figure_still_comes_from_the_grid():
+    claim = spent(steps(0.25, 0.5, 2164), delta=1e-5)
+    assert claim.method == "pld"
+    assert 600 < claim.epsilon < 0.8 * claim.cross_check
+
+
 def test_no_noise_is_infinite_and_nothing_done_is_free():
     assert spent(steps(0.1, 0.0, 1), delta=1e-5).epsilon == math.inf
     assert spent([(dp.NonPrivateDpEvent(), 1)], delta=1e-5).epsilon == math.inf

@@ -1,5 +1,6 @@
 """The budget book: limits hold over all runs and people, only a signature raises them, and a changed row is found."""
 
+import hashlib
 import json
 
 import dp_accounting as dp
@@ -202,6 +203,40 @@ def test_a_refused_change_leaves_nothing_behind(book, place):
             refused()
         assert book.standing(ROOT) == before
     assert Book.open(place).standing(ROOT) == before
+
+
+def test_a_row_rewritten_with_its_own_hash_breaks_the_next(book, place):
+    granted(book)
+    book.cap(ROOT, 0.9, reason="mistaken")
+    book.reserve("run", ROOT, STEP, 1)
+    engine = create_engine(f"sqlite:///{place}")
+    with engine.begin() as connection:
+        rows = connection.execute(text("select body, head from privguard_book order by seq")).all()
+        body = rows[3][0].replace("mistaken", "ordered by")
+        head = hashlib.sha256(bytes.fromhex(rows[2][1]) + hashlib.sha256(body.encode()).digest()).hexdigest()
+        connection.execute(
+            text("update privguard_book set body = :body, head = :head where seq = 3"), {"body": body, "head": head}
+        )
+    engine.dispose()
+    with pytest.raises(LedgerError, match="row 4"):
+        Book.open(place)
+
+
+def test_a_write_that_the_database_refuses_never_happened(book, place):
+    granted(book)
+    before = book.standing(ROOT)
+    engine = create_engine(f"sqlite:///{place}")
+    with engine.begin() as connection:
+        connection.exec_driver_sql(
+            "create trigger full before insert on privguard_book begin select raise(abort, 'disk full'); end"
+        )
+    with pytest.raises(OSError, match="disk full; nothing was written"):
+        book.reserve("run", ROOT, STEP)
+    with engine.begin() as connection:
+        connection.exec_driver_sql("drop trigger full")
+    engine.dispose()
+    assert book.standing(ROOT) == before
+    assert book.reserve("run", ROOT, STEP) == range(1)
 
 
 def test_no_book_is_said_so(place):
