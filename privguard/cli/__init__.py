@@ -9,7 +9,7 @@ import sys
 
 import typer
 
-from privguard.cli import demo, key, report, seal
+from privguard.cli import demo, journal, key, report, seal
 from privguard.cli._output import complain
 from privguard.errors import PrivguardError, ProtocolInvalidError, TamperedError
 
@@ -24,6 +24,7 @@ app.command("demo")(demo.demo)
 app.command("report")(report.report)
 
 app.add_typer(key.app, name="key")
+app.add_typer(journal.app, name="journal")
 seal.register(app)
 
 
