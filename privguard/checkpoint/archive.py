@@ -46,8 +46,7 @@ class Contents:
 
     def small(self) -> dict[str, bytes]:
         """Index, ledger and manifest as bytes."""
-        index = [{"name": name, "size": content.size} for name, content in self.members.items()]
-        return {"index": _canon.canonical(index), "ledger": self.ledger, "manifest": _canon.canonical(self.manifest)}
+        return _small({name: member.size for name, member in self.members.items()}, self.manifest, self.ledger)
 
 
 @final
@@ -75,10 +74,23 @@ def write_file(path: Path, contents: Contents, audience: Audience, *, advance: A
     small = contents.small()
     draft = _draft(Form.FILE, secrets, stanzas, contents.sizes, small)
     with durable.replacing(path) as descriptor:
-        places = places_in_file(path, descriptor, draft, contents.sizes)
-        preamble = _seal_all(secrets, contents, small, places, draft=draft, advance=advance)
-        slot = envelope.pack_slot(preamble, secrets, stanzas, sequence=1)
-        durable.pwrite_all(descriptor, preamble.pack() + slot + bytes(preamble.slot_bytes), 0)
+        _seal_members(secrets, contents, places_in_file(path, descriptor, draft, contents.sizes), advance)
+        _complete(path, descriptor, secrets, stanzas, draft=draft, small=small)
+
+
+def complete_file(
+    path: Path,
+    descriptor: int,
+    secrets: Secrets,
+    stanzas: list[Stanza],
+    *,
+    sizes: Mapping[str, int],
+    manifest: Mapping[str, Any],
+) -> None:
+    """Add to a file whose members are written all that goes around them: index, ledger, manifest and head."""
+    small = _small(sizes, manifest, b"")
+    draft = _draft(Form.FILE, secrets, stanzas, list(sizes.values()), small)
+    _complete(path, descriptor, secrets, stanzas, draft=draft, small=small)
 
 
 def write_folder(path: Path, contents: Contents, audience: Audience, *, advance: Advance | None = None) -> None:
@@ -91,7 +103,8 @@ def write_folder(path: Path, contents: Contents, audience: Audience, *, advance:
     try:
         with contextlib.ExitStack() as stack:
             places = _create_parts(stack, path, draft, contents.sizes)
-            preamble = _seal_all(secrets, contents, small, places, draft=draft, advance=advance)
+            _seal_members(secrets, contents, places, advance)
+            preamble = _seal_small(secrets, small, places, draft=draft)
             for place in places.values():
                 os.fsync(place.descriptor)
         durable.sync_folder(path)
@@ -147,21 +160,35 @@ def _draft(form: Form, secrets: Secrets, stanzas: list[Stanza], sizes: list[int]
     )
 
 
-def _seal_all(
-    secrets: Secrets,
-    contents: Contents,
-    small: dict[str, bytes],
-    places: Places,
-    *,
-    draft: Preamble,
-    advance: Advance | None,
-) -> Preamble:
-    """Write every part into its place; the preamble comes back with its digests."""
+def _small(sizes: Mapping[str, int], manifest: Mapping[str, Any], ledger: bytes) -> dict[str, bytes]:
+    index = [{"name": name, "size": size} for name, size in sizes.items()]
+    return {"index": _canon.canonical(index), "ledger": ledger, "manifest": _canon.canonical(manifest)}
+
+
+def _seal_members(secrets: Secrets, contents: Contents, places: Places, advance: Advance | None) -> None:
     for number, content in enumerate(contents.members.values()):
         member(secrets, number).seal(content, places[number], advance=advance)
+
+
+def _seal_small(secrets: Secrets, small: dict[str, bytes], places: Places, *, draft: Preamble) -> Preamble:
+    """Write index, ledger and manifest into their places; the preamble comes back with its digests."""
     for name in SMALL:
         small_part(secrets, name).seal(Bytes(small[name]), places[name])
     return replace(draft, ledger_digest=digest(places["ledger"]), manifest_digest=digest(places["manifest"]))
+
+
+def _complete(
+    path: Path,
+    descriptor: int,
+    secrets: Secrets,
+    stanzas: list[Stanza],
+    *,
+    draft: Preamble,
+    small: dict[str, bytes],
+) -> None:
+    preamble = _seal_small(secrets, small, places_in_file(path, descriptor, draft, []), draft=draft)
+    slot = envelope.pack_slot(preamble, secrets, stanzas, sequence=1)
+    durable.pwrite_all(descriptor, preamble.pack() + slot + bytes(preamble.slot_bytes), 0)
 
 
 def digest(place: Place) -> bytes:

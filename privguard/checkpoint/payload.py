@@ -166,6 +166,10 @@ class Member:
                 raise InvalidTag
             _side_by_side(one, _segments(len(into)))
 
+    def writer(self, place: Place) -> "Writer":
+        """A writer for content whose size is not known yet; the place's size is not looked at."""
+        return Writer(self, place)
+
     def reader(self, place: Place, size: int) -> "Reader":
         """Random access to the plaintext of ``size`` bytes."""
         with one_failure(place.path):
@@ -206,6 +210,40 @@ class Member:
         into[done : done + len(rest)] = rest
         if done + len(rest) != len(into):
             raise InvalidTag
+
+
+@final
+class Writer:
+    """Seals one stretch after the other, segment by segment, into a place that grows."""
+
+    def __init__(self, member: Member, place: Place) -> None:
+        self.size = 0
+        self._member = member
+        self._place = place
+        self._position = 0
+        self._encryptor = Cobblestone256Encryptor(member.key, member.context(0))
+        self._buffer = memoryview(bytearray(PREFIX + (_BATCH + 1) * (CHUNK + TAG)))
+
+    def write(self, content: memoryview) -> None:
+        """Seal ``content`` behind what came before."""
+        while content:
+            room = SEGMENT - self.size % SEGMENT
+            piece = content[: min(room, _BATCH * CHUNK)]
+            self._put(self._buffer[: self._encryptor.update_into(piece, self._buffer)])
+            content, self.size = content[len(piece) :], self.size + len(piece)
+            if len(piece) == room:
+                self._put(self._encryptor.finalize())
+                self._encryptor = Cobblestone256Encryptor(self._member.key, self._member.context(self.size // SEGMENT))
+
+    def finish(self) -> int:
+        """Seal the end, and return the size of the plaintext."""
+        if not self.size or self.size % SEGMENT:
+            self._put(self._encryptor.finalize())
+        return self.size
+
+    def _put(self, sealed: bytes | memoryview) -> None:
+        self._place.write(sealed, self._position)
+        self._position += len(sealed)
 
 
 @final

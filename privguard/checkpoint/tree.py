@@ -124,8 +124,8 @@ _KINDS: dict[str, tuple[type, Callable[[Any, Any], Any], Callable[[Any, Any], An
     "ordered": (OrderedDict, _pairs, lambda c, u: OrderedDict(_from_pairs(c, u))),
     "counter": (Counter, _pairs, lambda c, u: Counter(dict(_from_pairs(c, u)))),
     "size": (torch.Size, lambda v, _: list(v), lambda c, _: torch.Size(c)),
-    "dtype": (torch.dtype, lambda v, _: str(v).removeprefix("torch."), lambda c, _: _DTYPES[c]),
+    "dtype": (torch.dtype, lambda v, _: str(v).removeprefix("torch."), lambda c, _: DTYPES[c]),
     "device": (torch.device, lambda v, _: str(v), lambda c, _: torch.device(c)),
     "array": (np.ndarray, _array, _from_array),
 }
-_DTYPES = {str(each).removeprefix("torch."): each for each in vars(torch).values() if isinstance(each, torch.dtype)}
+DTYPES = {str(each).removeprefix("torch."): each for each in vars(torch).values() if isinstance(each, torch.dtype)}

@@ -89,8 +89,8 @@ def assumptions(manifest: Manifest) -> Iterator[str]:
     )
     yield "The operating system's entropy and AES-256 are sound."
     yield (
-        "The losses handed over depend on their own example only; a probe on synthetic batches looked for "
-        "leaks between examples."
+        "Each loss depends on its own example only. Before the first step, a probe on made-up records looked for leaks "
+        f"between examples in: {manifest.probe}."
     )
     delta, examples = manifest.plan["delta"], manifest.data.get("examples")
     if examples and delta >= 1 / examples:

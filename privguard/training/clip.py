@@ -7,7 +7,8 @@ A :class:`Clipper` goes through *begin → forward → backward* once for every 
 Source: Abadi et al. 2016, "Deep Learning with Differential Privacy", Algorithm 1.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Protocol, cast, final
 
@@ -17,6 +18,8 @@ from torch import Tensor, nn
 from privguard import _check
 from privguard.errors import SensitivityError
 from privguard.training.refuse import refuse_mixing
+
+NO_BOUND = 1e18  # a clipping norm that clips nothing
 
 
 @final
@@ -63,6 +66,10 @@ class Clipper(Protocol):
 
     def close(self) -> None:
         """Give the model back as it was; the clipper is of no use afterwards."""
+        ...
+
+    def unclipped(self) -> AbstractContextManager[None]:
+        """Inside, nothing is clipped: for the probe, on made-up data."""
         ...
 
 
@@ -122,6 +129,10 @@ class Turn:
     def spend(self) -> None:
         """Close the physical batch: its examples have been counted."""
         self.mask, self._spent = None, True
+
+    def reset(self) -> None:
+        """Forget an open batch."""
+        self.mask, self._spent = None, False
 
     def end(self) -> None:
         """End the logical batch."""
@@ -243,6 +254,17 @@ class OneByOne:
     def close(self) -> None:
         """See :meth:`Clipper.close`."""
         self._alarm.close()
+
+    @contextmanager
+    def unclipped(self) -> Generator[None]:
+        """See :meth:`Clipper.unclipped`."""
+        bound, self._bound = self._bound, NO_BOUND
+        try:
+            yield
+        finally:
+            self._bound = bound
+            self._turn.reset()
+            self._total.take()
 
 
 def global_norm(tensors: Iterable[Tensor]) -> Tensor:

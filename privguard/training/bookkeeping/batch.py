@@ -129,7 +129,6 @@ class Heard:
         self, output: Tensor, *, kept: Tensor, factors: Callable[[Call], Iterable[tuple[str | Part, Factor]]]
     ) -> Tensor:
         """Pass ``output`` on, and note the ``factors`` of the module's parameters when its gradient comes."""
-        self.check_rows(output)
         tapped, batch = self.tapped, self.batch
 
         def collect(kept: Tensor, g: Tensor) -> None:
@@ -138,6 +137,7 @@ class Heard:
                     f"module={tapped.name!r}: a gradient came outside its own backward; call private.backward(losses) "
                     "once for each batch and nothing else"
                 )
+            self.check_rows(g)  # here and not in the forward: what is detached afterwards may have any shape
             with torch.no_grad():
                 call = Call(tapped.module, kept, g, batch.size, frozenset(tapped.names))
                 for key, factor in factors(call):
@@ -146,13 +146,12 @@ class Heard:
 
         return tap(output, kept=kept, root=batch.root, collect=collect)
 
-    def check_rows(self, output: Any) -> None:
+    def check_rows(self, g: Tensor) -> None:
         """Refuse an output whose dimension 0 cannot be the example."""
-        if not isinstance(output, Tensor) or output.dim() == 0 or len(output) % self.batch.size:
-            shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        if g.dim() == 0 or len(g) % self.batch.size:
             raise UnsupportedModelError(
-                f"module={self.tapped.name!r}: output {shape} for a batch of {self.batch.size}; dimension 0 has to be "
-                "the example, or k rows for each example; put the examples first"
+                f"module={self.tapped.name!r}: output {tuple(g.shape)} for a batch of {self.batch.size}; dimension 0 "
+                "has to be the example, or k rows for each example; put the examples first"
             )
 
 

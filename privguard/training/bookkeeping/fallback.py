@@ -51,7 +51,7 @@ def by_repetition(heard: Heard, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     for place, value in enumerate(outputs):
         if isinstance(value, Tensor) and value.is_floating_point():
             again = _Again(tapped, leaves, spec, place, size)
-            outputs[place] = heard.tap(value, kept=value[:0], factors=again.factors)
+            outputs[place] = heard.tap(heard.shared(value), kept=value[:0], factors=again.factors)
     return pytree.tree_unflatten(outputs, out_spec)
 
 
