@@ -5,8 +5,8 @@ import warnings
 from torch import nn
 
 from privguard.errors import UnsupportedModelError
-from privguard.training.bookkeeping.refuse import refuse_mixing
 from privguard.training.clip import Clipper, OneByOne, attach
+from privguard.training.refuse import refuse_mixing
 
 
 def clipper_for(model: nn.Module, *, max_grad_norm: float) -> Clipper:

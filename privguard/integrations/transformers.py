@@ -173,7 +173,7 @@ class PrivateTrainer(Trainer):
             values[-1] = min(values[-1], max(done, self.plan.steps - self._ledger_ahead))
         return tuple(values)
 
-    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> None:  # noqa: ARG002
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> None:
         """No count: each example's loss is a mean over its own tokens."""
 
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
@@ -213,7 +213,7 @@ class PrivateTrainer(Trainer):
         if self._show_loss and sys.stderr.isatty():
             print(f"un-noised loss {losses.detach().mean().item():.3f}", file=sys.stderr)  # noqa: T201 — asked for
 
-    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> None:  # noqa: ARG002
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> None:
         """No norm: Trainer would log it. The noise-to-signal ratio is logged instead."""
 
     def floating_point_ops(self, inputs: Any) -> int:  # noqa: ARG002
@@ -381,7 +381,7 @@ class PrivateSeq2SeqTrainer(PrivateTrainer, Seq2SeqTrainer):
 class _Underway:
     """A run while ``train`` is in it."""
 
-    def __init__(  # noqa: PLR0913 — its parts
+    def __init__(
         self,
         run: PrivateRun,
         setting: Setting,
