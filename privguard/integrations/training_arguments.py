@@ -88,10 +88,7 @@ REFUSED: dict[str, Refusal] = {
     "save_only_model": (_on, "a checkpoint without its generators and ledger head cannot be resumed exactly"),
     "save_on_each_node": (_on, "the leading rank alone holds the ledger, and seals for all"),
     "enable_jit_checkpoint": (_on, "SIGTERM and Ctrl-C end a private run cleanly by themselves, with a checkpoint"),
-    "push_to_hub": (
-        _on,
-        "checkpoints would leave the machine in clear; publish with trainer.save_model when it is done",
-    ),
+    "push_to_hub": (_on, "checkpoints would leave the machine in clear; publish with trainer.save_model when it is done"),
     "train_sampling_strategy": (
         lambda value: str(getattr(value, "value", value)) != "random",
         "grouping by length or keeping an order is not the Poisson sampling that the accountant prices",
@@ -108,13 +105,7 @@ REFUSED: dict[str, Refusal] = {
 }
 """Fields that are refused when they are set to a value for which the first item is true, and why."""
 
-_UNFIT_OPTIMIZERS = (
-    "lomo",
-    "adalomo",
-    "galore_adamw_layerwise",
-    "galore_adafactor_layerwise",
-    "apollo_adamw_layerwise",
-)
+_UNFIT_OPTIMIZERS = ("lomo", "adalomo", "galore_adamw_layerwise", "galore_adafactor_layerwise", "apollo_adamw_layerwise")
 _DEFAULT_EPOCHS = 3.0
 
 
@@ -130,9 +121,7 @@ def refuse(args: TrainingArguments) -> None:
             raise PrivacyError(f"{name}={value!r}: {reason}")
     optimizer = str(getattr(args.optim, "value", args.optim))
     if optimizer in _UNFIT_OPTIMIZERS:
-        raise PrivacyError(
-            f"optim={optimizer!r}: moves the weights during the backward pass, before any noise is added"
-        )
+        raise PrivacyError(f"optim={optimizer!r}: moves the weights during the backward pass, before any noise is added")
     if args.n_gpu > 1:
         raise PrivacyError(
             f"n_gpu={args.n_gpu}: DataParallel splits the batch behind the sampler's back; start one process per GPU "

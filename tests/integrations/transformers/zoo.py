@@ -105,10 +105,7 @@ def images(count=8):
     generator = torch.Generator().manual_seed(3)
     return Rows(
         [
-            {
-                "pixel_values": torch.randn(3, 8, 8, generator=generator),
-                "labels": torch.randint(0, 3, (), generator=generator),
-            }
+            {"pixel_values": torch.randn(3, 8, 8, generator=generator), "labels": torch.randint(0, 3, (), generator=generator)}
             for _ in range(count)
         ]
     )
@@ -120,13 +117,7 @@ def choices(count=8):
     for _ in range(count):
         length = int(torch.randint(3, 9, (), generator=generator))
         ids = torch.randint(3, VOCABULARY, (4, length), generator=generator)
-        rows.append(
-            {
-                "input_ids": ids,
-                "attention_mask": torch.ones_like(ids),
-                "labels": torch.randint(0, 4, (), generator=generator),
-            }
-        )
+        rows.append({"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": torch.randint(0, 4, (), generator=generator)})
     return Rows(rows)
 
 
