@@ -26,7 +26,7 @@ class PoissonLoader:
     records; each of several ``ranks`` fetches its own share of the same draw.
     """
 
-    def __init__(  # noqa: PLR0913 — what a draw is made from, each with a name
+    def __init__(
         self,
         data: DataLoader[Any],
         *,

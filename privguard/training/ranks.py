@@ -46,7 +46,7 @@ class Ranks:
         if self.lead:
             try:
                 said = [(action(), None)]
-            except Exception as caught:  # noqa: BLE001 — whatever it is, the others must not wait for ever
+            except Exception as caught:
                 error, said = caught, [(None, caught)]
         distributed.broadcast_object_list(said, src=0)
         value, theirs = said[0]

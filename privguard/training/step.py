@@ -29,7 +29,7 @@ class PrivateStep:
     reserved on disk. Exactly one noise per logical batch, whatever was gathered, also for an empty draw.
     """
 
-    def __init__(  # noqa: PLR0913 — what a step is made of, each with a name
+    def __init__(
         self,
         plan: Plan,
         *,
