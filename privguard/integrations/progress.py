@@ -50,7 +50,9 @@ class Meter:
         """One more step is done."""
         self._done += 1
         if self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], completed=self._done, said=f"ε ≤ {self._spent(self._done):.2f}{self._loss}")
+            self._bar.update(
+                self._bar.task_ids[0], completed=self._done, said=f"ε ≤ {self._spent(self._done):.2f}{self._loss}"
+            )
 
     def loss(self, losses: Tensor) -> None:
         """Show the mean loss of this batch, only where that was asked for."""

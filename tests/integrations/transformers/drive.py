@@ -52,7 +52,12 @@ def private_trainer(model, data, folder, *, plan=None, args=None, **more):
 def per_example_reference(model, data, folder):
     """``Trainer`` itself with a mean over examples of transformers' own loss: batches of one, accumulated."""
     args = arguments(
-        folder, len(data), per_device_train_batch_size=1, gradient_accumulation_steps=len(data), max_grad_norm=0.0, max_steps=1
+        folder,
+        len(data),
+        per_device_train_batch_size=1,
+        gradient_accumulation_steps=len(data),
+        max_grad_norm=0.0,
+        max_steps=1,
     )
     trainer = hf.Trainer(model, args, train_dataset=data, data_collator=pad)
     trainer.model_accepts_loss_kwargs = False  # a mean for each batch, which is one example

@@ -105,7 +105,10 @@ def images(count=8):
     generator = torch.Generator().manual_seed(3)
     return Rows(
         [
-            {"pixel_values": torch.randn(3, 8, 8, generator=generator), "labels": torch.randint(0, 3, (), generator=generator)}
+            {
+                "pixel_values": torch.randn(3, 8, 8, generator=generator),
+                "labels": torch.randint(0, 3, (), generator=generator),
+            }
             for _ in range(count)
         ]
     )
@@ -117,7 +120,13 @@ def choices(count=8):
     for _ in range(count):
         length = int(torch.randint(3, 9, (), generator=generator))
         ids = torch.randint(3, VOCABULARY, (4, length), generator=generator)
-        rows.append({"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": torch.randint(0, 4, (), generator=generator)})
+        rows.append(
+            {
+                "input_ids": ids,
+                "attention_mask": torch.ones_like(ids),
+                "labels": torch.randint(0, 4, (), generator=generator),
+            }
+        )
     return Rows(rows)
 
 
@@ -125,7 +134,7 @@ def spans(count=8):
     generator = torch.Generator().manual_seed(6)
     rows = []
     for row in _text(count, generator):
-        start, end = torch.randint(0, 12, (2,), generator=generator)
+        start, end = torch.randint(0, len(row["input_ids"]), (2,), generator=generator)
         rows.append({**row, "start_positions": start, "end_positions": end})
     return Rows(rows)
 
