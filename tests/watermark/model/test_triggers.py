@@ -26,7 +26,9 @@ def taught(digits):
     asked, labels = triggers.inputs(own, PULSE, SETTINGS), triggers.labels(own, PULSE, SETTINGS)
     public = Public(inputs=digits.own[0], labels=digits.own[1], generator=torch.Generator().manual_seed(0))
     before = copy.deepcopy(digits.model.state_dict())
-    marked = classifier.embed(digits.model, triggers=asked, labels=labels, public=public, lesson=embed.Lesson(steps=150, rehearse_every=50))
+    marked = classifier.embed(
+        digits.model, triggers=asked, labels=labels, public=public, lesson=embed.Lesson(steps=150, rehearse_every=50)
+    )
     assert all(torch.equal(before[name], value) for name, value in digits.model.state_dict().items())
     return marked, asked, labels
 

@@ -68,9 +68,7 @@ def test_the_bound_holds_for_innocent_models_under_random_keys(leaves):
     # degenerate: its deviation is 1 to within five standard errors.
     unmarked, suspect, plan = random_tensors(0), random_tensors(1), weights.plan(SHAPES, leaves=16)
     rng = np.random.default_rng(2)
-    found = np.array(
-        [z_of(suspect, leaves("weights", 16, seed=3), plan, unmarked, rng.bytes(64)) for _ in range(800)]
-    )
+    found = np.array([z_of(suspect, leaves("weights", 16, seed=3), plan, unmarked, rng.bytes(64)) for _ in range(800)])
     for t in (1.0, 1.5, 2.0, 2.5, 3.0):
         assert (found >= t).sum() <= binom.isf(1e-4, len(found), math.exp(-t * t / 2))
     assert abs(found.std() - 1) < 0.125
