@@ -242,9 +242,9 @@ def _check_exchange(model: nn.Module, losses: Losses, first: Any, second: Any) -
             name, change = _largest_change(before[other], _plain(model, losses, mixed, other))
             if not change <= _SAME:
                 raise SensitivityError(
-                    f"probe: exchanging example {row} changed example {other}'s gradient of {name!r} by "
-                    f"{change:.2g} of its norm; take the mean of each example's own loss (never over the tokens of the batch), and use "
-                    "no negatives and no statistics from the batch"
+                    f"probe: exchanging example {row} changed example {other}'s gradient of {name!r} "
+                    f"by {change:.2g} of its norm; take the mean of each example's own loss (never over the tokens of "
+                    "the batch), and use no negatives and no statistics from the batch"
                 )
 
 
@@ -262,7 +262,7 @@ def _check_exact(model: nn.Module, clipper: Clipper, losses: Losses, batch: Any)
             if not change <= _SAME:
                 raise UnsupportedModelError(
                     f"probe: the gradient found for parameter {name!r} is off by {change:.2g} of the norm; "
-                    "the examples may not come first in a tensor that reaches it; train with physical batches of one (OneByOne)"
+                    "the examples may not come first in a tensor that reaches it; train one by one (OneByOne)"
                 )
 
 
