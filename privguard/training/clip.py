@@ -52,8 +52,12 @@ class Clipper(Protocol):
 
     rows: int | None
 
-    def begin(self, mask: Tensor) -> None:
-        """Announce that ``B`` rows are about to go forward; ``mask`` is bool (B,), False where a row is padding."""
+    def begin(self, mask: Tensor, *, rows_each: int = 1) -> None:
+        """Announce that ``B`` units are about to go forward; ``mask`` is bool (B,), False where a unit is padding.
+
+        A unit is an example, or one of ``rows_each`` rows that lie side by side: the choices of one question, the
+        records of one user.
+        """
         ...
 
     def backward(self, losses: Tensor) -> None:
@@ -222,8 +226,8 @@ class OneByOne:
         self._turn, self._total = Turn(), Total(self._parameters)
         self._alarm = EscapeAlarm(self._parameters)
 
-    def begin(self, mask: Tensor) -> None:
-        """See :meth:`Clipper.begin`; one row."""
+    def begin(self, mask: Tensor, *, rows_each: int = 1) -> None:  # noqa: ARG002 — one graph, however many rows it has
+        """See :meth:`Clipper.begin`; one unit."""
         self._turn.begin(mask)
         _check.require(len(mask) == 1, "mask.shape", tuple(mask.shape), wanted="(1,)", remedy="feed one row at a time")
 

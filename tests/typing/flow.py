@@ -1,19 +1,18 @@
 """Lines that have to be type errors: if one stops being an error, its ignore comment becomes one (pyright, strict)."""
 
 from torch import nn
-from torch.optim import Optimizer
 
 from privguard._random import Stream
 from privguard.checkpoint.key import Key
 from privguard.training.clip import ClippedSum
 from privguard.training.noise import NoisySum, add_noise
 from privguard.training.plan import Plan, Speed
-from privguard.training.step import move
+from privguard.training.step import hand_over
 
 
-def noise_cannot_be_left_out(optimizer: Optimizer, parameters: dict[str, nn.Parameter], clipped: ClippedSum) -> None:
-    """Only a noisy sum moves the weights."""
-    move(optimizer, parameters, clipped, denominator=1.0)  # pyright: ignore[reportArgumentType]
+def noise_cannot_be_left_out(parameters: dict[str, nn.Parameter], clipped: ClippedSum) -> None:
+    """Only a noisy sum reaches the optimizer."""
+    hand_over(parameters, clipped, denominator=1.0)  # pyright: ignore[reportArgumentType]
 
 
 def noise_is_added_once(noisy: NoisySum, source: Stream) -> None:

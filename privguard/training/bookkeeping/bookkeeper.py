@@ -48,10 +48,10 @@ class BookKeeper:
         self._tapped = tapped
         self._alarm = EscapeAlarm(self._parameters)
 
-    def begin(self, mask: Tensor) -> None:
+    def begin(self, mask: Tensor, *, rows_each: int = 1) -> None:
         """See :meth:`~privguard.training.clip.Clipper.begin`."""
         self._turn.begin(mask)
-        self._desk.batch = Batch(mask)
+        self._desk.batch = Batch(mask, rows_each)
 
     def backward(self, losses: Tensor) -> None:
         """See :meth:`~privguard.training.clip.Clipper.backward`."""
