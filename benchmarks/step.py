@@ -2,9 +2,10 @@
 
 ``python -m benchmarks.step [--rounds N] [--model NAME] [--skip-opacus] [--skip-memory]``
 
-Every way of training takes its step on the same draw, in turn, in one process with one thread; a ratio is the median over
-the rounds of process CPU time over that of the ordinary step in the same round. privguard's figure contains sampler, AES
-noise and ledger. Peak memory is that of a process of its own for each way, all of it, the interpreter included.
+Every way of training takes its step on the same draw, in turn, in one process with one thread; a ratio is the median
+over the rounds of process CPU time over that of the ordinary step in the same round. privguard's figure contains
+sampler, AES noise and ledger. Peak memory is that of a process of its own for each way, all of it, the interpreter
+included.
 """
 
 import argparse
@@ -32,6 +33,7 @@ from privguard.accounting.ledger import Ledger
 from privguard.training.batches import PoissonLoader
 from privguard.training.clip import attach
 from privguard.training.plan import Plan
+from privguard.training.sample import Poisson
 from privguard.training.step import PrivateStep, move
 
 EXAMPLES = 2048
@@ -145,8 +147,10 @@ WAYS: dict[str, Callable[[Case], Any]] = {
 def draws(case: Case) -> Iterator[tuple[Batch, float]]:
     """Poisson batches of the case's data, and the CPU time that drawing and fetching one took."""
     data = TensorDataset(*case.data(EXAMPLES))
-    plan = WAYS_PLAN(case)
-    loader = PoissonLoader(DataLoader(data, shuffle=True), sampler=plan, source=Stream.from_entropy("s"), limit=10**6)
+    sampler = Poisson(case.batch / EXAMPLES)
+    loader = PoissonLoader(
+        DataLoader(data, shuffle=True), sampler=sampler, source=Stream.from_entropy("s"), limit=10**6
+    )
     batches = loader(0, 10**6)
     while True:
         start = time.process_time()
@@ -154,14 +158,8 @@ def draws(case: Case) -> Iterator[tuple[Batch, float]]:
         yield tuple(batch), time.process_time() - start
 
 
-def WAYS_PLAN(case: Case):  # noqa: N802
-    from privguard.training.sample import Poisson
-
-    return Poisson(case.batch / EXAMPLES)
-
-
 def measure(case: Case, ways: list[str], rounds: int) -> dict[str, dict[str, float]]:
-    """Median seconds and median ratio to ordinary of each way that runs; the slow ones take part in every fourth round."""
+    """Median seconds, and median ratio to ordinary, of each way that runs; Opacus takes part in every fourth round."""
     steps: dict[str, Any] = {}
     for way in ways:
         try:

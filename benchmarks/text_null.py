@@ -96,9 +96,8 @@ def main() -> None:
     }
     print("| scheme | text | level | trials | rejected | rate | exact size |\n|---|---|---|---|---|---|---|")
     for r in rows:
-        print(
-            f"| {r['scheme']} | {r['text']} | {r['level']:g} | {r['trials']:.0e} | {r['rejected']} | {r['rate']:.3e} | {r['exact size']:.3e} |"
-        )
+        cells = (r["scheme"], r["text"], f"{r['level']:g}", f"{r['trials']:.0e}", str(r["rejected"]))
+        print(f"| {' | '.join(cells)} | {r['rate']:.3e} | {r['exact size']:.3e} |")
     print(summary)
     RESULT.write_text(json.dumps({"summary": summary, "rows": rows}, indent=1) + "\n")
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from dp_accounting import DpEvent
 
 _SPEND = 0.9995  # the search aims between this share of the budget and all of it
+_LEAST_SPENT = 0.996  # the rest up to the promised 99.5 % is room for the grid
 _ENDS = (2.0**-60, 2.0**60)
 
 
@@ -59,7 +60,8 @@ def least_noise(budget: Budget, *, sample_rate: float, steps: int) -> float:
     def precision(value: float) -> Events:
         return [(dp_sgd(sample_rate=sample_rate, noise_multiplier=1 / value), steps)]
 
-    return 1 / _largest(precision, budget)
+    guess = budget.epsilon / (sample_rate * math.sqrt(steps) * _spread(budget))
+    return 1 / _largest(precision, budget, start=min(guess, 2.0))
 
 
 def highest_rate(budget: Budget, *, noise_multiplier: float, steps: int) -> float:
@@ -74,64 +76,45 @@ def highest_rate(budget: Budget, *, noise_multiplier: float, steps: int) -> floa
     def rate(value: float) -> Events:
         return [(dp_sgd(sample_rate=value, noise_multiplier=noise_multiplier), steps)]
 
-    return _largest(rate, budget, start=2.0**-6, most=1.0)
+    guess = budget.epsilon * min(noise_multiplier, 1.0) / (math.sqrt(steps) * _spread(budget))
+    return _largest(rate, budget, start=min(guess, 1.0), most=1.0)
 
 
 def most_steps(budget: Budget, event: "DpEvent", *, after: "accountant.Spending" = (), limit: int = 10**9) -> int:
     """The largest number of ``event`` that fits the budget after a history already spent; 0 where none does.
 
-    The accountant finds the answer within the budget and one step more beyond it. At most ``limit`` is returned.
+    The accountant prices the answer within the budget, and one step more beyond it. At most ``limit`` is returned.
     """
     before = list(accountant.pairs(after))
 
     def total(value: float) -> Events:
         return fold([*before, (event, int(value))])
 
-    if _exact(total(1), budget).epsilon > budget.epsilon:
+    def fits(count: int) -> bool:
+        return _exact(total(count), budget).epsilon <= budget.epsilon
+
+    if not fits(1):
         return 0
-    return _last_integer(total, budget, limit)
+    near = _climb(lambda x: _coarse(total(x), budget), _Goal(budget.epsilon, 0.9, gap=1.0), 1.0, limit)
+    like = _exact(total(near), budget)
+    goal = _Goal(budget.epsilon, 1 - 1e-6, stride=1.04, gap=1.0)
+    sharp = _climb(lambda x: _cost(total(x), budget, like), goal, near, limit)
+    return _last(fits, int(sharp), limit)
 
 
 _Family: TypeAlias = Callable[[float], Events]
-
-
-def _exact(events: Events, budget: Budget) -> Figure:
-    return accountant.price(fold(events), delta=budget.delta, relation=budget.relation)
-
-
-def _coarse(events: Events, budget: Budget) -> float:
-    """A quick upper bound, on a grid that suits its own size."""
-    size = accountant.rough_size(events, delta=budget.delta, relation=budget.relation)
-    grid = Figure(0.0, accountant.first_interval(size) / 4)
-    return accountant.on_grid(events, delta=budget.delta, relation=budget.relation, like=grid)
-
-
-def _largest(family: _Family, budget: Budget, *, start: float = 1.0, most: float = _ENDS[1]) -> float:
-    """The largest x whose events fit; their cost rises with x."""
-    near = _climb(lambda x: _coarse(family(x), budget), _Goal(budget.epsilon, 0.9, stride=2.0), start, most)
-    goal = budget.epsilon
-    for _ in range(8):
-        like = _exact(family(near), budget)
-        x = _climb(lambda x, like=like: _cost(family(x), budget, like), _Goal(goal, _SPEND, stride=1.04), near, most)
-        spent = _exact(family(x), budget).epsilon
-        if spent <= budget.epsilon and (spent >= 0.996 * budget.epsilon or x == most):
-            return x
-        goal, near = goal * min(1.0, budget.epsilon / spent) if spent > budget.epsilon else goal, x
-    raise BudgetExceededError(f"epsilon={budget.epsilon}: no setting found that spends it; choose another budget")
-
-
-def _cost(events: Events, budget: Budget, like: Figure) -> float:
-    return accountant.on_grid(events, delta=budget.delta, relation=budget.relation, like=like)
+_Point: TypeAlias = tuple[float, float]
 
 
 @final
 @dataclass(frozen=True)
 class _Goal:
-    """Hit between ``share · top`` and ``top``; begin to look in steps of ``stride``."""
+    """Hit between ``share · top`` and ``top``; look around in strides of ``stride``, each longer than the last."""
 
     top: float
     share: float
-    stride: float
+    stride: float = 2.0
+    gap: float = 0.0  # closer than this the search may stop: whole numbers have nothing between them
 
     def met(self, cost: float) -> bool:
         return self.share * self.top <= cost <= self.top
@@ -141,11 +124,43 @@ class _Goal:
         return self.top * (1 + self.share) / 2
 
 
+def _spread(budget: Budget) -> float:
+    """ε over the deviation of the whole privacy loss, roughly, where that loss is nearly normal."""
+    return 1.5 * math.sqrt(2 * math.log(1 / budget.delta))
+
+
+def _exact(events: Events, budget: Budget) -> Figure:
+    return accountant.price(fold(events), delta=budget.delta, relation=budget.relation)
+
+
+def _coarse(events: Events, budget: Budget) -> float:
+    """A quick upper bound, near enough to begin from."""
+    return _cost(events, budget, Figure(budget.epsilon, min(budget.epsilon / 1024, 1.0)))
+
+
+def _cost(events: Events, budget: Budget, like: Figure) -> float:
+    return accountant.on_grid(events, delta=budget.delta, relation=budget.relation, like=like)
+
+
+def _largest(family: _Family, budget: Budget, *, start: float, most: float = _ENDS[1]) -> float:
+    """The largest x whose events fit; their cost rises with x."""
+    near = _climb(lambda x: _coarse(family(x), budget), _Goal(budget.epsilon, 0.9), start, most)
+    goal = budget.epsilon
+    for _ in range(8):
+        like = _exact(family(near), budget)
+        x = _climb(lambda x, like=like: _cost(family(x), budget, like), _Goal(goal, _SPEND, stride=1.04), near, most)
+        spent = _exact(family(x), budget).epsilon
+        if spent <= budget.epsilon and (spent >= _LEAST_SPENT * budget.epsilon or x == most):
+            return x
+        goal, near = (goal * budget.epsilon / spent if spent > budget.epsilon else goal), x
+    raise BudgetExceededError(f"epsilon={budget.epsilon}: no setting found that spends it; choose another budget")
+
+
 def _climb(cost: Callable[[float], float], goal: _Goal, start: float, most: float) -> float:
     """An x whose cost meets the goal; cost rises with x, about as a power of it, so log-log lines guess well."""
     low, high = _bracket(cost, goal, start, most)
     for turn in range(60):
-        if goal.met(low[1]) or low[0] == most:
+        if goal.met(low[1]) or low[0] == most or high[0] - low[0] <= goal.gap:
             break
         x = _between(low, high, goal.aim, halve=not (turn + 1) % 4)
         value = cost(x)
@@ -154,9 +169,6 @@ def _climb(cost: Callable[[float], float], goal: _Goal, start: float, most: floa
         else:
             high = (x, value)
     return low[0]
-
-
-_Point: TypeAlias = tuple[float, float]
 
 
 def _bracket(cost: Callable[[float], float], goal: _Goal, start: float, most: float) -> tuple[_Point, _Point]:
@@ -184,28 +196,20 @@ def _between(low: _Point, high: _Point, aim: float, *, halve: bool) -> float:
     return min(max(low[0] * (aim / low[1]) ** slope, low[0]), high[0])
 
 
-def _last_integer(family: _Family, budget: Budget, limit: int) -> int:
-    """The largest whole x that fits, by the accountant's own figure."""
-    low, high = 1, 2
-    while high < limit and _coarse(family(high), budget) <= budget.epsilon:
-        low, high = high, 2 * high
-    low, high = _narrowed(family, budget, low, min(4 * high, limit + 1))
+def _last(fits: Callable[[int], bool], near: int, limit: int) -> int:
+    """The last whole number, at most ``limit``, that fits; 1 does, and the answer is expected close to ``near``."""
+    low, high, stride = 1, limit + 1, 1
+    if fits(near):
+        low = near
+        while low < limit and fits(min(low + stride, limit)):
+            low, stride = min(low + stride, limit), 2 * stride
+        high = min(low + stride, limit + 1)
+    else:
+        high = near
+        while (probe := max(high - stride, 1)) > 1 and not fits(probe):
+            high, stride = probe, 2 * stride
+        low = probe
     while high - low > 1:
         middle = (low + high) // 2
-        if _exact(family(middle), budget).epsilon <= budget.epsilon:
-            low = middle
-        else:
-            high = middle
+        low, high = (middle, high) if fits(middle) else (low, middle)
     return low
-
-
-def _narrowed(family: _Family, budget: Budget, low: int, high: int) -> tuple[int, int]:
-    """Bounds one apart on the grid of the answer, then confirmed, or widened, by the full price."""
-    while high - low > 1:
-        like = _exact(family(low), budget)
-        middle = (low + high) // 2
-        if _cost(family(middle), budget, like) <= budget.epsilon:
-            low = middle
-        else:
-            high = middle
-    return low, high

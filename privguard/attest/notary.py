@@ -1,7 +1,7 @@
 """A notary on one machine: timestamp server, beacon, log and witness together, for tests and offline teams.
 
 Everything runs through the same formats and checks as with outside authorities, and everything is labelled as local:
-whoever holds this folder could have made up any order of events.
+whoever holds this file could have made up any order of events.
 """
 
 import json
@@ -24,7 +24,7 @@ ORIGIN = "local log"
 @final
 @dataclass(frozen=True, kw_only=True)
 class LocalNotary:
-    """All local authorities of one team. Its folder is private (mode 0600); what others need is its public side."""
+    """All local authorities of one team. Its file is private (mode 0600); what others need is its public side."""
 
     server: TimestampServer
     beacon: LocalBeacon
@@ -69,24 +69,40 @@ class LocalNotary:
         """The local server's answer to a timestamp request."""
         return self.server.answer(request, at=at or datetime.now(UTC))
 
-    def write(self, folder: Path) -> None:
-        """Write everything below ``folder``: public parts as JSON, keys with mode 0600; the log is replaced at once."""
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _private(folder / "server.json", _canon.canonical(self.server.to_json()))
-        _private(folder / "beacon.json", _canon.canonical(self.beacon.to_json()))
-        for name, key in (("operator.key", self.operator), ("witness.key", self.witness.key)):
-            if not (folder / name).exists():
-                key.write(folder / name)
-        _private(folder / "log.json", _canon.canonical(self.log.entries))
+    def to_json(self) -> dict[str, Any]:
+        """Everything needed to go on, **all private keys included**."""
+        return {
+            "server": self.server.to_json(),
+            "beacon": self.beacon.to_json(),
+            "operator": self.operator.to_pem(),
+            "witness": self.witness.key.to_pem(),
+            "log": [_canon.to_json(entry) for entry in self.log.entries],
+        }
 
     @classmethod
-    def read(cls, folder: Path) -> "LocalNotary":
-        """The inverse of :meth:`write`."""
-        server = TimestampServer.from_json(json.loads((folder / "server.json").read_bytes()))
-        beacon = LocalBeacon.from_json(json.loads((folder / "beacon.json").read_bytes()))
-        keys = (SigningKey.read(folder / "operator.key"), SigningKey.read(folder / "witness.key"))
-        entries = tuple(Entry.from_json(item) for item in json.loads((folder / "log.json").read_bytes()))
-        return cls._build(server, beacon, keys, entries)
+    def from_json(cls, value: Mapping[str, Any]) -> "LocalNotary":
+        """The inverse of :meth:`to_json`; the witness remembers the log as it stands there."""
+        keys = (SigningKey.from_pem(value["operator"]), SigningKey.from_pem(value["witness"]))
+        entries = tuple(Entry.from_json(item) for item in value["log"])
+        return cls._build(
+            TimestampServer.from_json(value["server"]), LocalBeacon.from_json(value["beacon"]), keys, entries
+        )
+
+    def write(self, path: Path) -> None:
+        """Write everything to one private file (mode 0600), replacing it at once."""
+        _private(path, _canon.canonical(self.to_json()))
+
+    @classmethod
+    def read(cls, path: Path) -> "LocalNotary":
+        """Read what :meth:`write` wrote.
+
+        Raises:
+            ValueError: the file is no notary's.
+        """
+        try:
+            return cls.from_json(json.loads(path.read_bytes()))
+        except (KeyError, TypeError, ValueError):
+            raise ValueError(f"path={str(path)!r}: expected a local notary's file") from None
 
 
 def _private(path: Path, data: bytes) -> None:

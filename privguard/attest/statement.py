@@ -144,11 +144,13 @@ class SigningKey:
         Raises:
             FileExistsError: when ``path`` is there already, because a lost signing key cannot be got back.
         """
-        text = self._key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-            file.write(text)
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="ascii") as file:
+            file.write(self.to_pem())
+
+    def to_pem(self) -> str:
+        """The **private** key as PEM, for a file that this process keeps private."""
+        form = serialization.PrivateFormat.PKCS8
+        return self._key.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption()).decode("ascii")
 
     @classmethod
     def read(cls, path: Path) -> "SigningKey":
@@ -158,11 +160,19 @@ class SigningKey:
             ValueError: when it is no unencrypted PEM private key of a supported kind; the message shows nothing of it.
         """
         try:
-            key = serialization.load_pem_private_key(path.read_bytes(), password=None)
+            return cls.from_pem(path.read_text(encoding="ascii"))
+        except ValueError as error:
+            raise ValueError(f"path={str(path)!r}: {error}") from None
+
+    @classmethod
+    def from_pem(cls, text: str) -> "SigningKey":
+        """The inverse of :meth:`to_pem`; what is no such key raises ``ValueError``, which shows nothing of it."""
+        try:
+            key = serialization.load_pem_private_key(text.encode(), password=None)
         except (ValueError, TypeError, UnsupportedAlgorithm):
-            raise ValueError(f"path={str(path)!r}: expected an unencrypted PEM key, Ed25519 or P-256") from None
+            raise ValueError("private key: expected an unencrypted PEM key, Ed25519 or P-256") from None
         if not isinstance(key, ed25519.Ed25519PrivateKey | ec.EllipticCurvePrivateKey):
-            raise ValueError(f"path={str(path)!r}: expected an Ed25519 or P-256 key")  # noqa: TRY004 — the file's content is wrong, not a type
+            raise ValueError("private key: expected an Ed25519 or P-256 key")  # noqa: TRY004 — the content is wrong
         return cls(key)
 
     def __repr__(self) -> str:

@@ -1,7 +1,8 @@
 """Tests of a private training step, each for one thing that must hold whatever the data.
 
 Every check returns a p-value: the chance that a correct step looks at least this wrong. :func:`examine` runs those that
-one trace allows and shares one false-alarm rate among them. Deterministic facts (the ledger knows every step) give 0 or 1.
+one trace allows and shares one false-alarm rate among them. Deterministic facts (the ledger knows every step) give 0
+or 1.
 """
 
 import math
@@ -11,7 +12,7 @@ from typing import final
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import special, stats
+from scipy import special
 
 from privguard import _check
 from privguard.audit.roc import holm
@@ -57,7 +58,7 @@ def noise_level(trace: Trace, sigma: float) -> float:
     """The noise has the claimed variance: Σ residual² / σ² is χ² with one degree of freedom per trial."""
     trials = trace.scores.size
     total = float((trace.residuals**2).sum()) / sigma**2
-    return _two_sided(stats.chi2.cdf(total, trials), stats.chi2.sf(total, trials))
+    return _chi_square(total, trials)
 
 
 def contribution(trace: Trace, sigma: float) -> float:
@@ -67,7 +68,7 @@ def contribution(trace: Trace, sigma: float) -> float:
 
 
 def contribution_of_each(trace: Trace, sigma: float) -> float:
-    """As :func:`contribution`, for every canary on its own (Bonferroni): one record in a thousand counted twice shows."""
+    """As :func:`contribution`, for every canary on its own (Bonferroni): a single record counted twice shows."""
     counts = np.maximum(trace.included.sum(0), 1)
     z = np.where(trace.included, trace.residuals, 0).sum(0) / (sigma * np.sqrt(counts))
     return min(1.0, len(z) * _normal(float(np.abs(z).max())))
@@ -130,8 +131,8 @@ def poisson_inclusion(draws: Sequence[NDArray[np.int64]], *, records: int, rate:
     """The sampler is Poisson: how often a record comes per epoch is binomial, and so is the size of a batch.
 
     A shuffled loader gives each record exactly once per epoch and batches of one size. ``draws`` are the records of
-    successive steps; an epoch is ⌈1 / rate⌉ of them. Three tests, Bonferroni: number of inclusions, spread of inclusions
-    per record and epoch, spread of batch sizes.
+    successive steps; an epoch is ⌈1 / rate⌉ of them. Three tests, Bonferroni: number of inclusions, spread of
+    inclusions per record and epoch, spread of batch sizes.
     """
     _check.probability("rate", rate)
     epoch = math.ceil(1 / rate)
@@ -158,7 +159,7 @@ def _binomial_spread(values: NDArray[np.int64], trials: int, rate: float) -> flo
     excess = float(((values - trials * rate) ** 2).sum()) - len(values) * variance
     freedom = 2 * variance**2 * len(values) / (fourth - variance**2)  # a χ² of the same spread keeps the skew
     total = (excess / (len(values) * variance) + 1) * freedom
-    return _two_sided(stats.chi2.cdf(total, freedom), stats.chi2.sf(total, freedom))
+    return _chi_square(total, freedom)
 
 
 def _per_step(trace: Trace, canaries: NDArray[np.bool_]) -> tuple[FloatArray, FloatArray]:
@@ -171,5 +172,6 @@ def _normal(z: float) -> float:
     return float(2 * special.ndtr(-abs(z)))
 
 
-def _two_sided(below: float, above: float) -> float:
-    return float(min(1.0, 2 * min(below, above)))
+def _chi_square(total: float, freedom: float) -> float:
+    """Two-sided p-value of a χ² statistic."""
+    return min(1.0, 2 * min(float(special.chdtr(freedom, total)), float(special.chdtrc(freedom, total))))

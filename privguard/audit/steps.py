@@ -1,9 +1,10 @@
 """The per-step audit: does an implementation of clip and noise do what its accountant is told?
 
 Each canary has a coordinate of its own that no other record touches, a raw gradient far above the clipping norm, and a
-fresh fair coin in every step that decides whether it is in. The noisy sum at that coordinate over the clipping norm is 1
-or 0 plus noise, so every step of every canary is one trial of a Gaussian mechanism: thousands in a second. It tests clip
-and noise; the sampler and the independence of the noise have checks of their own (:mod:`privguard.audit.checks`).
+fresh fair coin in every step that decides whether it is in. The noisy sum at that coordinate over the clipping norm
+is 1 or 0 plus noise, so every step of every canary is one trial of a Gaussian mechanism: thousands in a second. It
+tests clip and noise; the sampler and the independence of the noise have checks of their own
+(:mod:`privguard.audit.checks`).
 """
 
 from dataclasses import dataclass
@@ -42,8 +43,8 @@ class Stepper(Protocol):
 class StepDesign:
     """What is fixed before: the mechanism that is claimed, and how many trials it gets.
 
-    ``noise_multiplier`` (dimensionless), ``sample_rate`` and ``steps`` make the claim at ``delta``; ``trials`` steps are
-    taken with ``canaries`` canaries, so there are trials · canaries coins.
+    ``noise_multiplier`` (dimensionless), ``sample_rate`` and ``steps`` make the claim at ``delta``; ``trials`` steps
+    are taken with ``canaries`` canaries, so there are trials · canaries coins.
     """
 
     canaries: int
@@ -66,9 +67,9 @@ class StepDesign:
     def epsilon(self, noise_multiplier: float) -> float:
         """ε of the claimed sampling and steps at another noise, by the accountant's privacy-loss distribution."""
         from privguard.accounting.accountant import epsilon
-        from privguard.accounting.events import poisson_gaussian
+        from privguard.accounting.calibrate import dp_sgd
 
-        event = poisson_gaussian(sample_rate=self.sample_rate, noise_multiplier=noise_multiplier)
+        event = dp_sgd(sample_rate=self.sample_rate, noise_multiplier=noise_multiplier)
         return epsilon([(event, self.steps)], delta=self.delta)
 
 

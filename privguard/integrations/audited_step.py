@@ -1,9 +1,12 @@
 """privguard's own private step behind the per-step audit: the real clipper, ledger, noise and optimizer.
 
-The model is one linear layer without bias whose loss is its output, so a record's gradient is the record itself: canary j
-is a row with one entry at coordinate j, and a record of zeros has no gradient.
+The model is one linear layer without bias whose loss is its output, so a record's gradient is the record itself:
+canary j is a row with one entry at coordinate j, and a record of zeros has no gradient.
 """
 
+import math
+import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import final
 
@@ -14,6 +17,10 @@ from torch import nn
 
 from privguard._random import Stream
 from privguard.accounting.ledger import Ledger
+from privguard.audit import checks
+from privguard.audit.checks import Examination, examine
+from privguard.audit.steps import StepDesign, Trace, observe, step_finding
+from privguard.records import Finding
 from privguard.training.clip import Clipper, attach, trainable
 from privguard.training.plan import Plan
 from privguard.training.step import PrivateStep
@@ -68,3 +75,42 @@ class AuditedStep:
         chosen = torch.from_numpy(records[own])
         inputs[torch.from_numpy(own), chosen] = self._rows[chosen]
         return inputs
+
+
+def audit_step(plan: Plan, *, canaries: int = 1_000, trials: int = 200) -> tuple[Finding, Examination]:
+    """Audit this installation's private step: a finding against the plan's claim, and a check for each known bug.
+
+    The positive control is the same step without noise. The sampler is drawn as often as the step is taken.
+    """
+    design = StepDesign(
+        canaries=canaries,
+        trials=trials,
+        noise_multiplier=plan.noise_multiplier,
+        sample_rate=plan.sample_rate,
+        steps=plan.steps,
+        delta=plan.delta,
+    )
+    trace, recorded = _traced(plan, design)
+    bare, _ = _traced(replace(plan, noise_multiplier=0.0, epsilon=None), design)
+    others = {"every step recorded": recorded, **_sampled(plan, trials)}
+    examination = examine(trace, noise_multiplier=plan.noise_multiplier, giant=0, others=others)
+    return step_finding(trace, design, control=bare), examination
+
+
+def _traced(plan: Plan, design: StepDesign) -> tuple[Trace, float]:
+    whole = replace(plan, steps=max(plan.steps, design.trials))
+    with tempfile.TemporaryDirectory() as folder:
+        step = AuditedStep(whole, canaries=design.canaries, folder=Path(folder))
+        try:
+            trace = observe(step, design)
+            return trace, checks.every_step_recorded(taken=step.private.taken, recorded=step.ledger.position)
+        finally:
+            step.close()
+
+
+def _sampled(plan: Plan, trials: int) -> dict[str, float]:
+    if plan.sample_rate == 1:
+        return {}
+    source, epoch = Stream.from_entropy("audited sampler"), math.ceil(1 / plan.sample_rate)
+    draws = [plan.sampler().draw(examples=2_000, source=source.child(step)) for step in range(max(trials, epoch))]
+    return {"Poisson inclusion": checks.poisson_inclusion(draws, records=2_000, rate=plan.sample_rate)}

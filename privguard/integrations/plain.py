@@ -10,26 +10,24 @@
 
 import contextlib
 import os
-import signal
-import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import FrameType
-from typing import Any, Self, final
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
-from privguard import _check
 from privguard.errors import PrivacyError
+from privguard.integrations.interrupts import Interrupts
 from privguard.integrations.private_run import PrivateRun, Setting, Stateful, To
+from privguard.integrations.probing import probed_clipper
 from privguard.integrations.progress import Meter
 from privguard.records import Claim
-from privguard.training.batches import PoissonLoader, examples_of, rows_of, to_device
-from privguard.training.clip import attach
+from privguard.training.batches import PoissonLoader, check_rows, examples_of, to_device
 from privguard.training.plan import Plan, Speed
+from privguard.training.probe import Losses
 from privguard.training.sample import PhysicalBatch
 
 
@@ -46,6 +44,7 @@ def privatize(  # noqa: PLR0913 — what a person decides about a run, each with
     also: Mapping[str, Stateful] | None = None,
     checkpoint_every: int | None = None,
     speed: Speed | None = None,
+    losses: Losses | None = None,
     insecure_seed: int | None = None,
     show_private_loss: bool = False,
     quiet: bool = False,
@@ -67,22 +66,27 @@ def privatize(  # noqa: PLR0913 — what a person decides about a run, each with
         also: further state to keep, such as ``{"schedule": scheduler}``.
         checkpoint_every: steps between sealed snapshots; by default a tenth of the run.
         speed: settings that cannot change a claim.
+        losses: forward and loss of the loop, batch → (B,), so that the probe before step 1 covers the loss too; without
+            it the model alone is probed.
         insecure_seed: repeatable sampler and noise, for tests and figures; such a run has no claim.
         show_private_loss: show the un-noised loss on the terminal; the guarantee does not cover it.
         quiet: no progress bar.
 
     Raises:
-        UnsupportedModelError: a module mixes examples or has no exact rule.
+        UnsupportedModelError: a module mixes examples.
+        SensitivityError: the probe found that one example's gradient depends on another.
         PrivacyError: data set, sampler or optimizer cannot carry the guarantee.
         ResumeError: there is a run where none was expected, or none where one was.
         NoRecipientError: ``seal_to`` is empty.
     """
     examples_of(train_loader)
     device = next(model.parameters()).device
+    probed = probed_clipper(model, train_loader, max_grad_norm=plan.max_grad_norm, losses=losses)
     setting = Setting(
         model=model,
         optimizer=optimizer,
-        clipper=attach(model, max_grad_norm=plan.max_grad_norm),
+        clipper=probed.clipper,
+        probed=probed.said,
         folder=Path(run),
         seal_to=list(seal_to) if not isinstance(seal_to, str | os.PathLike) else [seal_to],
         also=also or {},
@@ -115,7 +119,7 @@ class PrivateLoop:
         self._clipper = setting.clipper
         self._meter = meter
         self._move = to_device(device)
-        limit = setting.speed.physical_batch or loader.batch_size or 1
+        limit = setting.clipper.rows or setting.speed.physical_batch or loader.batch_size or 1
         self._loader = PoissonLoader(loader, sampler=run.plan.sampler(), source=run.sampler_source, limit=limit)
         self._open: PhysicalBatch | None = None
         self._ended = False
@@ -126,7 +130,7 @@ class PrivateLoop:
         At the end, also after ``break`` and Ctrl-C, the ledger is settled and the last state is sealed. Ctrl-C waits
         for the step under way; a second one does not.
         """
-        with self._meter.running(self._run.taken), _Interrupts() as interrupts, contextlib.closing(self):
+        with self._meter.running(self._run.taken), Interrupts() as interrupts, contextlib.closing(self):
             for batch, fetched in self._loader(self._run.taken, self._run.plan.steps):
                 if self._run.reserve() != batch.position:
                     raise PrivacyError(
@@ -181,14 +185,7 @@ class PrivateLoop:
         self._run.close()
 
     def _begin(self, batch: PhysicalBatch, fetched: Any) -> Any:
-        rows = rows_of(fetched)
-        _check.require(
-            rows == len(batch.mask),
-            "rows",
-            rows,
-            wanted=f"{len(batch.mask)}, one for each record that was drawn",
-            remedy="the collate function has to keep one row for each record, in dimension 0",
-        )
+        check_rows(fetched, batch)
         self._clipper.begin(torch.from_numpy(batch.mask))
         return self._move(fetched)
 
@@ -197,30 +194,3 @@ class PrivateLoop:
             raise PrivacyError(
                 "step() was not called for this batch; call private.step() after each private.backward(losses)"
             )
-
-
-class _Interrupts:
-    """Turns the first Ctrl-C into a stop at the end of the step, and the second into an immediate one."""
-
-    def __init__(self) -> None:
-        self._wanted = False
-        self._before: Any = None
-
-    def __enter__(self) -> Self:
-        if threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGINT, self._note)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGINT, self._before)
-
-    def stop_here(self) -> None:
-        """Raise the interrupt that was noted."""
-        if self._wanted:
-            raise KeyboardInterrupt
-
-    def _note(self, _number: int, _frame: FrameType | None) -> None:
-        if self._wanted:
-            raise KeyboardInterrupt
-        self._wanted = True

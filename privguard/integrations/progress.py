@@ -1,6 +1,7 @@
 """The bar of a private run: steps, time left and ε so far. Nothing un-noised shows unless it was asked for by name."""
 
 import contextlib
+import math
 from bisect import bisect_left
 from collections.abc import Generator
 from typing import final
@@ -24,7 +25,7 @@ class Meter:
         self._bar: Progress | None = None
         self._done = 0
         self._loss = ""
-        self._curve: list[tuple[int, float]] = []
+        self._spent = SpentSoFar(plan)
 
     @contextlib.contextmanager
     def running(self, done: int) -> Generator[None]:
@@ -33,7 +34,6 @@ class Meter:
         if self._quiet:
             yield
             return
-        self._curve = list(epsilon_curve([(self._plan.event(), self._plan.steps)], delta=self._plan.delta, points=20))
         columns = (
             TextColumn("private steps"),
             BarColumn(),
@@ -50,14 +50,30 @@ class Meter:
         """One more step is done."""
         self._done += 1
         if self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], completed=self._done, said=f"ε ≤ {self._epsilon():.2f}{self._loss}")
+            self._bar.update(
+                self._bar.task_ids[0], completed=self._done, said=f"ε ≤ {self._spent(self._done):.2f}{self._loss}"
+            )
 
     def loss(self, losses: Tensor) -> None:
         """Show the mean loss of this batch, only where that was asked for."""
         if self._show_loss and self._bar is not None:
             self._loss = f" · un-noised loss {losses.detach().mean().item():.3f}"
 
-    def _epsilon(self) -> float:
-        """ε at the next point of the curve: an upper bound on what is spent by now."""
-        steps = [point for point, _ in self._curve]
-        return self._curve[min(bisect_left(steps, self._done), len(steps) - 1)][1]
+
+@final
+class SpentSoFar:
+    """ε after each number of steps of a plan: an upper bound, exact at twenty points, from public facts alone."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._curve: list[tuple[int, float]] = []
+
+    def __call__(self, steps: int) -> float:
+        """ε at the next of the twenty points."""
+        plan = self._plan
+        if plan.noise_multiplier == 0:
+            return math.inf
+        if not self._curve:
+            self._curve = list(epsilon_curve([(plan.event(), plan.steps)], delta=plan.delta, points=20))
+        points = [point for point, _ in self._curve]
+        return self._curve[min(bisect_left(points, steps), len(points) - 1)][1]

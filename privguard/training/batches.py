@@ -1,7 +1,7 @@
 """From a data set to physical batches: Poisson draws fetched by torch's DataLoader, masks kept beside them."""
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, final
 
 import torch
@@ -9,9 +9,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, SequentialSampler, TensorDataset
 from torch.utils.data.dataloader import default_collate
 
+from privguard import _check
 from privguard._random import Stream
 from privguard.errors import PrivacyError
+from privguard.training.ranks import Ranks
 from privguard.training.sample import PhysicalBatch, Poisson, cut
+from privguard.training.users import Users
 
 
 @final
@@ -19,15 +22,27 @@ class PoissonLoader:
     """Yields (physical batch, its data) for the ledger positions from ``start`` to ``stop``.
 
     Workers may fetch ahead: a draw is a function of its position alone, so what was fetched and never used was never
-    drawn as far as anybody can see.
+    drawn as far as anybody can see. With ``users``, users are drawn instead of records, and ``limit`` still counts
+    records; each of several ``ranks`` fetches its own share of the same draw.
     """
 
-    def __init__(self, data: DataLoader[Any], *, sampler: Poisson, source: Stream, limit: int) -> None:
+    def __init__(
+        self,
+        data: DataLoader[Any],
+        *,
+        sampler: Poisson,
+        source: Stream,
+        limit: int,
+        users: Users | None = None,
+        ranks: Ranks | None = None,
+    ) -> None:
         self._loader = data
         self._sampler = sampler
         self._source = source
-        self._limit = limit
-        self._examples = examples_of(data)
+        self._users = users
+        self._ranks = ranks or Ranks()
+        self._limit = limit if users is None else max(1, limit // users.most)
+        self._units = examples_of(data) if users is None else len(users)
 
     def __call__(self, start: int, stop: int) -> Iterator[tuple[PhysicalBatch, Any]]:
         """Fetch the positions ``start`` … ``stop - 1`` in order."""
@@ -42,9 +57,12 @@ class PoissonLoader:
             yield ahead.popleft(), fetched
 
     def _draw(self, start: int, stop: int) -> Iterator[PhysicalBatch]:
+        ranks = self._ranks
         for position in range(start, stop):
-            drawn = self._sampler.draw(examples=self._examples, source=self._source.child(position))
-            yield from cut(drawn, position=position, limit=self._limit)
+            source = self._source.child(position)
+            drawn = self._sampler.draw(examples=self._units, source=source)
+            pieces = cut(drawn, position=position, limit=self._limit, rank=ranks.rank, ranks=ranks.size)
+            yield from pieces if self._users is None else (self._users.expand(piece, source) for piece in pieces)
 
 
 def fetch(loader: DataLoader[Any], records: Iterator[Sequence[int]]) -> Iterator[Any]:
@@ -112,11 +130,32 @@ def rows_of(fetched: Any) -> int | None:
     if isinstance(fetched, Tensor):
         return fetched.shape[0] if fetched.ndim else None
     values: Sequence[Any] = []
-    if isinstance(fetched, dict):
+    if isinstance(fetched, Mapping):
         values = list(fetched.values())
     elif isinstance(fetched, list | tuple):
         values = list(fetched)
     return next((rows for value in values if (rows := rows_of(value)) is not None), None)
+
+
+def check_rows(fetched: Any, batch: PhysicalBatch) -> None:
+    """Refuse data that does not have one row for each record that was drawn."""
+    rows = rows_of(fetched)
+    _check.require(
+        rows == len(batch.records),
+        "rows",
+        rows,
+        wanted=f"{len(batch.records)}, one for each record that was drawn",
+        remedy="the collate function has to keep one row for each record, in dimension 0",
+    )
+
+
+def unit_losses(losses: Tensor, batch: PhysicalBatch) -> Tensor:
+    """One loss for each unit: the row's own, or the mean over the true rows of a user."""
+    if batch.kept is None or losses.shape != (len(batch.records),):
+        return losses  # a wrong shape is refused where the losses go backward
+    kept = torch.from_numpy(batch.kept).to(losses.device).view(len(batch.mask), -1)
+    rows = losses.view(len(batch.mask), -1)
+    return torch.where(kept, rows, 0).sum(1) / kept.sum(1)
 
 
 Move = Callable[[Any], Any]
@@ -128,7 +167,7 @@ def to_device(device: torch.device) -> Move:
     def move(value: Any) -> Any:
         if isinstance(value, Tensor):
             return value.to(device, non_blocking=True)
-        if isinstance(value, dict):
+        if isinstance(value, Mapping):
             return {key: move(item) for key, item in value.items()}
         if isinstance(value, list | tuple):
             return type(value)(move(item) for item in value)

@@ -7,7 +7,8 @@ A :class:`Clipper` goes through *begin → forward → backward* once for every 
 Source: Abadi et al. 2016, "Deep Learning with Differential Privacy", Algorithm 1.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Protocol, cast, final
 
@@ -17,6 +18,8 @@ from torch import Tensor, nn
 from privguard import _check
 from privguard.errors import SensitivityError
 from privguard.training.refuse import refuse_mixing
+
+NO_BOUND = 1e18  # a clipping norm that clips nothing
 
 
 @final
@@ -49,8 +52,12 @@ class Clipper(Protocol):
 
     rows: int | None
 
-    def begin(self, mask: Tensor) -> None:
-        """Announce that ``B`` rows are about to go forward; ``mask`` is bool (B,), False where a row is padding."""
+    def begin(self, mask: Tensor, *, rows_each: int = 1) -> None:
+        """Announce that ``B`` units are about to go forward; ``mask`` is bool (B,), False where a unit is padding.
+
+        A unit is an example, or one of ``rows_each`` rows that lie side by side: the choices of one question, the
+        records of one user.
+        """
         ...
 
     def backward(self, losses: Tensor) -> None:
@@ -63,6 +70,10 @@ class Clipper(Protocol):
 
     def close(self) -> None:
         """Give the model back as it was; the clipper is of no use afterwards."""
+        ...
+
+    def unclipped(self) -> AbstractContextManager[None]:
+        """Inside, nothing is clipped: for the probe, on made-up data."""
         ...
 
 
@@ -122,6 +133,10 @@ class Turn:
     def spend(self) -> None:
         """Close the physical batch: its examples have been counted."""
         self.mask, self._spent = None, True
+
+    def reset(self) -> None:
+        """Forget an open batch."""
+        self.mask, self._spent = None, False
 
     def end(self) -> None:
         """End the logical batch."""
@@ -213,8 +228,8 @@ class OneByOne:
         self._turn, self._total = Turn(), Total(self._parameters)
         self._alarm = EscapeAlarm(self._parameters)
 
-    def begin(self, mask: Tensor) -> None:
-        """See :meth:`Clipper.begin`; one row."""
+    def begin(self, mask: Tensor, *, rows_each: int = 1) -> None:  # noqa: ARG002 — one graph, however many rows it has
+        """See :meth:`Clipper.begin`; one unit."""
         self._turn.begin(mask)
         _check.require(len(mask) == 1, "mask.shape", tuple(mask.shape), wanted="(1,)", remedy="feed one row at a time")
 
@@ -243,6 +258,17 @@ class OneByOne:
     def close(self) -> None:
         """See :meth:`Clipper.close`."""
         self._alarm.close()
+
+    @contextmanager
+    def unclipped(self) -> Generator[None]:
+        """See :meth:`Clipper.unclipped`."""
+        bound, self._bound = self._bound, NO_BOUND
+        try:
+            yield
+        finally:
+            self._bound = bound
+            self._turn.reset()
+            self._total.take()
 
 
 def global_norm(tensors: Iterable[Tensor]) -> Tensor:

@@ -54,7 +54,12 @@ def add_noise(clipped: ClippedSum, *, multiplier: float, source: Stream) -> Nois
 
 
 def _add_gaussian(target: Tensor, deviation: float, source: Stream) -> None:
-    """Add one Gaussian of this deviation to each coordinate of a contiguous float32 tensor."""
+    """Add one Gaussian of this deviation to each coordinate of a float32 tensor."""
+    if not target.is_contiguous():  # for instance channels_last: noise in the order of the coordinates all the same
+        noise = torch.zeros_like(target, memory_format=torch.contiguous_format)
+        _add_gaussian(noise, deviation, source)
+        target.add_(noise)
+        return
     flat = target.view(-1)
     pairs = max(1, min(_PAIRS, -(-flat.numel() // 2)))
     draw = _pairs(pairs, deviation, source.reader(), flat.device)

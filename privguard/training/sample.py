@@ -46,27 +46,33 @@ class Poisson:
 @final
 @dataclass(frozen=True)
 class PhysicalBatch:
-    """Rows that go forward together: ``records`` index the data set, ``mask`` is False where a row is padding.
+    """Units that go forward together: ``records`` index the data set, ``mask`` is False where a unit is padding.
 
-    ``position`` is the ledger position of the logical batch, ``last`` says that the logical batch ends here.
+    ``position`` is the ledger position of the logical batch, ``last`` says that the logical batch ends here. A unit is
+    an example, or a user with ``len(records) / len(mask)`` rows, of which ``kept`` (one bool for each row) tells the
+    true ones from fillers; None means that all are true.
     """
 
     position: int
     records: Sequence[int]
     mask: NDArray[np.bool_]
     last: bool
+    kept: NDArray[np.bool_] | None = None
 
 
-def cut(records: NDArray[np.int64], *, position: int, limit: int) -> Iterator[PhysicalBatch]:
-    """Cut a logical batch into the fewest physical batches of at most ``limit`` rows, sizes equal to within one.
+def cut(
+    records: NDArray[np.int64], *, position: int, limit: int, rank: int = 0, ranks: int = 1
+) -> Iterator[PhysicalBatch]:
+    """Cut this rank's share of a logical batch into physical batches of at most ``limit`` rows.
 
-    An empty draw gives one batch of a single masked row (record 0 lends its shape), so that an empty step does what
-    every other step does. Equal sizes cost less than full batches with a padded rest: a draw just above ``limit`` gives
-    two halves.
+    All ranks get the same, least number of batches, and sizes that are equal to within one over all of them. Where
+    there is nothing to share, a batch is a single masked row (record 0 lends its shape), so that an empty step does
+    what every other step does. Equal sizes cost less than full batches with a padded rest: a draw just above ``limit``
+    gives two halves.
     """
-    if len(records) == 0:
-        yield PhysicalBatch(position, [0], np.zeros(1, bool), last=True)
-        return
-    pieces = np.array_split(records, -(-len(records) // limit))
+    rounds = max(1, -(-len(records) // (limit * ranks)))
+    pieces = np.array_split(records, rounds * ranks)[rank::ranks]
     for number, piece in enumerate(pieces, start=1):
-        yield PhysicalBatch(position, piece.tolist(), np.ones(len(piece), bool), last=number == len(pieces))
+        empty = len(piece) == 0
+        mask = np.zeros(1, bool) if empty else np.ones(len(piece), bool)
+        yield PhysicalBatch(position, [0] if empty else piece.tolist(), mask, last=number == rounds)

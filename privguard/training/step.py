@@ -4,6 +4,7 @@ This is the only writer of the ledger and the only door to the optimizer: a clip
 that the ledger has durably reserved, and only the noisy sum moves the weights.
 """
 
+import math
 from collections.abc import Iterable
 from typing import final
 
@@ -14,9 +15,10 @@ from torch.optim import Optimizer
 from privguard._random import Stream
 from privguard.accounting.ledger import Ledger
 from privguard.errors import BudgetExceededError, PrivacyError
-from privguard.training.clip import Clipper
+from privguard.training.clip import Clipper, global_norm
 from privguard.training.noise import NoisySum, add_noise
 from privguard.training.plan import Plan
+from privguard.training.ranks import Ranks
 
 
 @final
@@ -27,12 +29,24 @@ class PrivateStep:
     reserved on disk. Exactly one noise per logical batch, whatever was gathered, also for an empty draw.
     """
 
-    def __init__(self, plan: Plan, *, clipper: Clipper, ledger: Ledger, noise: Stream, reserve: int) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        *,
+        clipper: Clipper,
+        ledger: "Ledger | Follower",
+        noise: Stream,
+        reserve: int,
+        ranks: Ranks | None = None,
+    ) -> None:
         self._plan = plan
         self._clipper = clipper
         self._ledger = ledger
         self._noise = noise
         self._block = reserve
+        self._ranks = ranks or Ranks()
+        self._signal: Tensor | None = None
+        self._floor = 0.0
         self._next = ledger.position
         self._unsettled = False
 
@@ -61,13 +75,40 @@ class PrivateStep:
             self._unsettled = True
         return self._next
 
-    def finish(self, optimizer: Optimizer, parameters: dict[str, nn.Parameter]) -> NoisySum:
-        """End the logical batch: noise the clipped sum, divide by the public batch size, let the optimizer move."""
+    @property
+    def noise_to_signal(self) -> float:
+        """σC√d over the norm of the noisy sum of the last step: 1 where all is noise, near 0 where little is.
+
+        It is made from the noisy sum and public constants alone. NaN before the first step.
+        """
+        if self._signal is None:
+            return math.nan
+        norm = self._signal.item()
+        return self._floor / norm if norm > 0 else 0.0
+
+    @torch.no_grad()
+    def release(self, parameters: dict[str, nn.Parameter]) -> None:
+        """End the logical batch: the noisy sum over the public batch size stands in the gradient fields.
+
+        With several ranks the leading one adds the noise to its own part, then the parts are added up once.
+        """
         source = self._noise.child(self.position())
-        noisy = add_noise(self._clipper.take(), multiplier=self._plan.noise_multiplier, source=source)
+        clipped = self._clipper.take()
+        deviation = self._plan.noise_multiplier * clipped.l2_bound
+        mine = self._plan.noise_multiplier if self._ranks.lead else 0.0
+        gradients = add_noise(clipped, multiplier=mine, source=source).gradients
+        self._ranks.add_up(gradients.values())
         self._next += 1
-        move(optimizer, parameters, noisy, denominator=self._plan.expected_batch_size)
-        return noisy
+        noisy = NoisySum(gradients, deviation)
+        self._signal = global_norm(gradients.values())
+        self._floor = deviation * math.sqrt(sum(gradient.numel() for gradient in gradients.values()))
+        hand_over(parameters, noisy, denominator=self._plan.expected_batch_size)
+
+    def finish(self, optimizer: Optimizer, parameters: dict[str, nn.Parameter]) -> None:
+        """End the logical batch and let the optimizer move along the noisy sum."""
+        self.release(parameters)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
 
     def settle(self) -> None:
         """A clean stop: the ledger learns how many of the reserved events took effect, and gives the others back."""
@@ -76,23 +117,38 @@ class PrivateStep:
             self._unsettled = False
 
 
-@torch.no_grad()
-def move(optimizer: Optimizer, parameters: dict[str, nn.Parameter], noisy: NoisySum, *, denominator: float) -> None:
-    """One optimizer step along ``noisy / denominator``; the gradient fields are cleared afterwards."""
+def hand_over(parameters: dict[str, nn.Parameter], noisy: NoisySum, *, denominator: float) -> None:
+    """Put ``noisy / denominator`` into the gradient fields; the noisy sum is used up."""
     for name, gradient in noisy.gradients.items():
         parameter = parameters[name]
         parameter.grad = gradient.div_(denominator).to(parameter.dtype)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
+
+
+@final
+class Follower:
+    """What a rank that does not lead knows of the ledger: how far it is. It writes nothing."""
+
+    def __init__(self, position: int) -> None:
+        self.position = position
+
+    def reserve(self, _event: object, *, times: int) -> None:
+        """Count what the leading rank reserves on disk before it releases anything."""
+        self.position += times
+
+    def settle(self, position: int) -> None:
+        """Count what the leading rank gives back."""
+        self.position = position
+
+    def close(self) -> None:
+        """Nothing to close."""
 
 
 def check_optimizer(optimizer: Optimizer, parameters: Iterable[Tensor]) -> None:
     """Refuse an optimizer that moves other tensors than the model's trainable parameters.
 
     Raises:
-        PrivacyError: the optimizer holds a tensor that the model does not, or lacks one of the model's. The usual cause
-        is
-            an optimizer made before the model was moved to a device, or before adapters were added.
+        PrivacyError: the optimizer holds a tensor that the model does not, or lacks one of the model's. The usual
+            cause is an optimizer made before the model was moved to a device, or before adapters were added.
     """
     ours = {id(parameter) for parameter in parameters}
     theirs = [parameter for group in optimizer.param_groups for parameter in group["params"] if parameter.requires_grad]
@@ -100,7 +156,6 @@ def check_optimizer(optimizer: Optimizer, parameters: Iterable[Tensor]) -> None:
     missing = len(ours - {id(parameter) for parameter in theirs})
     if strangers or missing:
         raise PrivacyError(
-            f"optimizer={type(optimizer).__name__}: {strangers} of its tensors are not the model's and "
-            f"{missing} of the model's "
-            "are not in it; make the optimizer after the model has its final parameters and device"
+            f"optimizer={type(optimizer).__name__}: {strangers} of its tensors are not the model's and {missing} of "
+            "the model's are not in it; make the optimizer after the model has its final parameters and device"
         )

@@ -260,8 +260,13 @@ def commit(secret: Secret, *, model: Digest, marks: tuple[MarkPlan, ...], by: Si
 
     ``model`` is the digest of the *unmarked* model; the only one that weights are ever aligned to.
     """
-    tree = Tree(secret, [(mark.name, mark.leaves) for mark in marks])
-    manifest = Manifest(owner=by.identity, model=model, marks=marks, root=tree.root)
+    tree = Tree.derive(secret, [(mark.name, mark.leaves) for mark in marks])
+    return sign_root(tree.root, model=model, marks=marks, by=by)
+
+
+def sign_root(root: bytes, *, model: Digest, marks: tuple[MarkPlan, ...], by: SigningKey) -> Commitment:
+    """As :func:`commit`, for leaves that are kept elsewhere, in a hardware module for example."""
+    manifest = Manifest(owner=by.identity, model=model, marks=marks, root=root)
     said = Statement(subjects=(model,), predicate_type=CLAIM_TYPE, predicate=manifest.to_json())
     return Commitment(envelope=statement.sign(said, by=by))
 

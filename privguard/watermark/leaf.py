@@ -76,20 +76,25 @@ class Opening:
 class Tree:
     """The owner's side: all leaves of a claim, in the manifest's order, and the openings that the verifier asks for."""
 
-    def __init__(self, secret: Secret, sizes: Sequence[tuple[str, int]]) -> None:
-        names = [name for name, _ in sizes]
-        _check.require(len(set(names)) == len(names), "sizes", sizes, wanted="every mark once")
-        self.leaves = {
-            name: [
-                Leaf(mark=name, index=index, seed=secret.derive("claim leaf", name, index)) for index in range(count)
-            ]
-            for name, count in sizes
-        }
+    def __init__(self, leaves: Mapping[str, Sequence[Leaf]]) -> None:
+        self.leaves = {name: list(items) for name, items in leaves.items()}
         self._first: dict[str, int] = {}
         self._hashes: list[bytes] = []
-        for name in names:
+        for name, items in self.leaves.items():
             self._first[name] = len(self._hashes)
-            self._hashes += [leaf.hash() for leaf in self.leaves[name]]
+            self._hashes += [leaf.hash() for leaf in items]
+
+    @classmethod
+    def derive(cls, secret: Secret, sizes: Sequence[tuple[str, int]]) -> "Tree":
+        """The tree of a secret: seed i of a mark is a child of its own (HKDF), so nothing else need be kept."""
+        names = [name for name, _ in sizes]
+        _check.require(len(set(names)) == len(names), "sizes", sizes, wanted="every mark once")
+        return cls(
+            {
+                name: [Leaf(mark=name, index=i, seed=secret.derive("claim leaf", name, i)) for i in range(count)]
+                for name, count in sizes
+            }
+        )
 
     @property
     def root(self) -> bytes:

@@ -101,7 +101,7 @@ class Table:
     @property
     def tree(self) -> Tree:
         """The owner's leaves."""
-        return Tree(self.secret, self.standing.manifest.sizes)
+        return Tree.derive(self.secret, self.standing.manifest.sizes)
 
     def draw(self, suspect: Digest, sizes: Mapping[str, int], *, natural: int = 0) -> ChallengePlan:
         """A plan over leaves that this notary's log does not know as burned."""

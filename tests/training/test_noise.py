@@ -77,6 +77,14 @@ def test_every_shape_is_filled(shape):
     assert bool((noisy != 0).all())
 
 
+def test_memory_order_does_not_matter():
+    source = Stream.from_insecure_seed(5, "noise")
+    flat, last = torch.zeros(2, 3, 4, 5), torch.zeros(2, 3, 4, 5).to(memory_format=torch.channels_last)
+    for tensor in (flat, last):
+        add_noise(ClippedSum({"w": tensor}, 1.0), multiplier=1.0, source=source)
+    assert torch.equal(flat, last)
+
+
 def test_noise_is_added_to_what_is_there_and_zero_adds_nothing():
     source = Stream.from_insecure_seed(5, "noise")
     alone = add_noise(ClippedSum({"w": torch.zeros(100)}, 2.0), multiplier=1.0, source=source).gradients["w"]

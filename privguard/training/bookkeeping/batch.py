@@ -31,9 +31,10 @@ class Part:
 class Batch:
     """B examples under way between *begin* and the end of *backward*, and the factors collected for them."""
 
-    def __init__(self, mask: Tensor) -> None:
+    def __init__(self, mask: Tensor, rows_each: int = 1) -> None:
         self.mask = mask
         self.size = len(mask)
+        self.rows = len(mask) * rows_each
         self.collecting = False  # true only while its own backward runs
         self.root = torch.zeros((), requires_grad=True)
         self.factors: dict[Part, list[Factor]] = defaultdict(list)
@@ -123,13 +124,12 @@ class Heard:
 
     def shared(self, x: Tensor) -> Tensor:
         """One row for each example, where the whole batch shares a single one."""
-        return x.expand(self.batch.size, *x.shape[1:]) if x.dim() > 0 and len(x) == 1 < self.batch.size else x
+        return x.expand(self.batch.rows, *x.shape[1:]) if x.dim() > 0 and len(x) == 1 < self.batch.rows else x
 
     def tap(
         self, output: Tensor, *, kept: Tensor, factors: Callable[[Call], Iterable[tuple[str | Part, Factor]]]
     ) -> Tensor:
         """Pass ``output`` on, and note the ``factors`` of the module's parameters when its gradient comes."""
-        self.check_rows(output)
         tapped, batch = self.tapped, self.batch
 
         def collect(kept: Tensor, g: Tensor) -> None:
@@ -138,6 +138,7 @@ class Heard:
                     f"module={tapped.name!r}: a gradient came outside its own backward; call private.backward(losses) "
                     "once for each batch and nothing else"
                 )
+            self.check_rows(g)  # here and not in the forward: what is detached afterwards may have any shape
             with torch.no_grad():
                 call = Call(tapped.module, kept, g, batch.size, frozenset(tapped.names))
                 for key, factor in factors(call):
@@ -146,13 +147,12 @@ class Heard:
 
         return tap(output, kept=kept, root=batch.root, collect=collect)
 
-    def check_rows(self, output: Any) -> None:
+    def check_rows(self, g: Tensor) -> None:
         """Refuse an output whose dimension 0 cannot be the example."""
-        if not isinstance(output, Tensor) or output.dim() == 0 or len(output) % self.batch.size:
-            shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        if g.dim() == 0 or len(g) % self.batch.size:
             raise UnsupportedModelError(
-                f"module={self.tapped.name!r}: output {shape} for a batch of {self.batch.size}; dimension 0 has to be "
-                "the example, or k rows for each example; put the examples first"
+                f"module={self.tapped.name!r}: output {tuple(g.shape)} for a batch of {self.batch.size}; dimension 0 "
+                "has to be the example, or k rows for each example; put the examples first"
             )
 
 

@@ -4,6 +4,8 @@ Forward: every module that owns trainable parameters is tapped. Backward: the ta
 per example over all parameters, one clip factor, and one weighted sum per parameter.
 """
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import final
 
 import torch
@@ -16,7 +18,7 @@ from privguard.training.bookkeeping.factors import gather
 from privguard.training.bookkeeping.gradients import Gradient
 from privguard.training.bookkeeping.norms import example_norms
 from privguard.training.bookkeeping.rules import listen_to
-from privguard.training.clip import ClippedSum, EscapeAlarm, Total, Turn, clip_factors, trainable
+from privguard.training.clip import NO_BOUND, ClippedSum, EscapeAlarm, Total, Turn, clip_factors, trainable
 from privguard.training.refuse import refuse_mixing
 
 BUDGET = 1 << 27  # numbers of per-example gradients that may be held at once: 512 MiB
@@ -46,10 +48,10 @@ class BookKeeper:
         self._tapped = tapped
         self._alarm = EscapeAlarm(self._parameters)
 
-    def begin(self, mask: Tensor) -> None:
+    def begin(self, mask: Tensor, *, rows_each: int = 1) -> None:
         """See :meth:`~privguard.training.clip.Clipper.begin`."""
         self._turn.begin(mask)
-        self._desk.batch = Batch(mask)
+        self._desk.batch = Batch(mask, rows_each)
 
     def backward(self, losses: Tensor) -> None:
         """See :meth:`~privguard.training.clip.Clipper.backward`."""
@@ -76,6 +78,17 @@ class BookKeeper:
         self._alarm.close()
         while self._tapped:
             self._tapped.pop().remove()
+
+    @contextmanager
+    def unclipped(self) -> Generator[None]:
+        """See :meth:`~privguard.training.clip.Clipper.unclipped`."""
+        bound, self._bound = self._bound, NO_BOUND
+        try:
+            yield
+        finally:
+            self._bound, self._desk.batch = bound, None
+            self._turn.reset()
+            self._total.take()
 
     def _check_reached(self, batch: Batch) -> None:
         if self._all_reached or not batch.mask.any():

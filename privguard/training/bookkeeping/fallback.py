@@ -51,7 +51,7 @@ def by_repetition(heard: Heard, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     for place, value in enumerate(outputs):
         if isinstance(value, Tensor) and value.is_floating_point():
             again = _Again(tapped, leaves, spec, place, size)
-            outputs[place] = heard.tap(value, kept=value[:0], factors=again.factors)
+            outputs[place] = heard.tap(heard.shared(value), kept=value[:0], factors=again.factors)
     return pytree.tree_unflatten(outputs, out_spec)
 
 
@@ -94,7 +94,7 @@ class _Again:
         batch, desk.batch = desk.batch, None  # nobody listens this time
         try:
             with self._autocast:
-                output = functional_call(tapped.module, own, args, kwargs)
+                output = functional_call(tapped.module, own, args, kwargs, tie_weights=False)
         finally:
             desk.batch = batch
         return cast("Tensor", pytree.tree_leaves(output)[self._place])

@@ -6,13 +6,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import ParametrizationList
 from transformers.pytorch_utils import Conv1D
 
+from privguard.errors import UnsupportedModelError
 from privguard.training.bookkeeping.attention import attention
 from privguard.training.bookkeeping.batch import Heard, Listen, Rule
 from privguard.training.bookkeeping.convolution import convolution
 from privguard.training.bookkeeping.embedding import Positions, embedding, embedding_bag
 from privguard.training.bookkeeping.fallback import by_repetition, check_repeatable
+from privguard.training.bookkeeping.inside import by_operation
 from privguard.training.bookkeeping.linear import conv1d_of_transformers, linear
 from privguard.training.bookkeeping.normalisation import (
     group_norm,
@@ -48,17 +51,34 @@ REWRITTEN: dict[type[nn.Module], Listen] = {
 
 def listen_to(name: str, module: nn.Module) -> Listen:
     """How to hear what this module does, by its exact class: a subclass may do something else."""
+    if (known := _known(module) or _inherited(module)) is not None:
+        return known
+    if isinstance(module, ParametrizationList):
+        raise UnsupportedModelError(
+            f"module={name!r}: a parametrized weight is computed outside its layer's forward; remove the "
+            "parametrization (torch.nn.utils.parametrize.remove_parametrizations), or train one by one (OneByOne)"
+        )
+    check_repeatable(name, module)
+    return by_repetition
+
+
+def _known(module: nn.Module) -> Listen | None:
     kind = type(module)
     if kind is nn.Embedding:
         return by_rule(embedding, Positions())
     if kind in RULES:
         return by_rule(RULES[kind], Heard.shared)
-    if kind in REWRITTEN:
-        return REWRITTEN[kind]
     if _is_rms_norm_of_transformers(module):
         return by_rule(rms_norm_of_transformers, Heard.shared)
-    check_repeatable(name, module)
-    return by_repetition
+    return REWRITTEN.get(kind)
+
+
+def _inherited(module: nn.Module) -> Listen | None:
+    """The rule of a parent class whose forward this class keeps, or that of the one operation it writes around."""
+    for parent, rule in RULES.items():
+        if isinstance(module, parent) and type(module).forward is parent.forward:
+            return by_rule(rule, Heard.shared)
+    return by_operation(module)
 
 
 def by_rule(rule: Rule, per_example: Callable[[Heard, Tensor], Tensor]) -> Listen:

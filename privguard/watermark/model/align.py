@@ -12,6 +12,7 @@ the outgoing side affects; layers are undone front to back, so that incoming wei
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, TypeAlias, final
 
 import numpy as np
@@ -54,7 +55,7 @@ def chain(shapes: Mapping[str, Sequence[int]]) -> tuple[Hidden, ...]:
         known = name in weights or (name.endswith("bias") and name.removesuffix("bias") + "weight" in weights)
         _check.require(known, "shapes", (name, tuple(shape)), wanted="weights and their biases only")
     layers: list[Hidden] = []
-    for weight, following in zip(weights, weights[1:], strict=False):
+    for weight, following in pairwise(weights):
         bias = weight.removesuffix("weight") + "bias"
         incoming = (weight, bias) if bias in shapes else (weight,)
         layers.append(Hidden(units=int(shapes[weight][0]), incoming=incoming, outgoing=(following,)))
@@ -85,7 +86,8 @@ def rotate(suspect: Tensors, *, unmarked: Tensors, anchor: str, sides: Mapping[s
     """Undo an orthogonal rotation of the residual stream (Procrustes on ``anchor``, the token embedding, (V, d)).
 
     ``sides`` says on which side of each tensor the stream stands: ``"in"`` for (out, d), ``"out"`` for (d, in),
-    ``"rows"`` for embeddings (V, d). Norm gains have to be folded into the following weights before, or no rotation is hidden.
+    ``"rows"`` for embeddings (V, d). A rotation hides in a network with norm gains only once the gains are folded into
+    the following weights, so fold them in both copies first.
     """
     left, _, right = np.linalg.svd(suspect[anchor].astype(np.float64).T @ unmarked[anchor].astype(np.float64))
     turn = (left @ right).astype(np.float32)  # suspect @ turn ≈ unmarked

@@ -51,12 +51,12 @@ class Reading:
         return math.fsum(self.dots) / math.sqrt(total) if total > 0 else 0.0
 
 
-def plan(shapes: Mapping[str, Sequence[int]], *, leaves: int = 32, strength: float = 0.05) -> MarkPlan:
+def plan(shapes: Mapping[str, Sequence[int]], *, leaves: int = 32, strength: float = 0.1) -> MarkPlan:
     """A weight mark over these tensors; ``strength`` is the carrier's size in units of each tensor's RMS."""
     return _plan("weights", shapes, leaves, strength)
 
 
-def recipients_plan(shapes: Mapping[str, Sequence[int]], *, recipients: int, strength: float = 0.05) -> MarkPlan:
+def recipients_plan(shapes: Mapping[str, Sequence[int]], *, recipients: int, strength: float = 0.1) -> MarkPlan:
     """One full-length carrier for each recipient of a copy, to trace which copy leaked."""
     return _plan("recipients", shapes, recipients, strength)
 

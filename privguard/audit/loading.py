@@ -1,0 +1,70 @@
+"""Files and names that a command line gives: models by ``module:name``, records and designs from files."""
+
+import importlib
+import json
+import sys
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import nn
+
+from privguard import _check
+from privguard.audit.design import Bound, Design
+from privguard.audit.membership import Examples
+from privguard.audit.scores import read_scores
+from privguard.errors import TamperedError
+from privguard.records import Unit
+
+
+def named(name: str) -> Any:
+    """The object that ``module:name`` stands for, with modules of the current folder in reach.
+
+    Raises:
+        ValueError: where the name has another form, or nothing is there.
+    """
+    module, colon, attribute = name.partition(":")
+    _check.require(bool(module and colon and attribute), "target", name, wanted="module:name, as in my_model:predict")
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"target={name!r}: {error}") from error
+    finally:
+        sys.path.pop(0)
+
+
+def model_named(name: str) -> Any:
+    """A module, or a scoring function; a function without arguments is called and its result taken."""
+    import inspect
+
+    target = named(name)
+    if isinstance(target, nn.Module) or (not isinstance(target, type) and inspect.signature(target).parameters):
+        return target
+    return target()
+
+
+def examples(path: Path) -> Examples:
+    """Records from an ``.npz`` file with arrays ``inputs`` (n, ...) and ``labels`` (n,)."""
+    arrays = read_scores(path)
+    _check.require({"inputs", "labels"} <= set(arrays), "arrays", sorted(arrays), wanted="'inputs' and 'labels'")
+    inputs = torch.from_numpy(np.asarray(arrays["inputs"], np.float32))
+    return Examples(inputs, torch.from_numpy(np.asarray(arrays["labels"], np.int64)))
+
+
+def read_design(path: Path) -> Design:
+    """A design as :meth:`~privguard.records.Record.to_json` wrote it.
+
+    Raises:
+        TamperedError: where the file is no design.
+    """
+    try:
+        value = cast("dict[str, Any]", json.loads(path.read_text(encoding="utf-8")))
+        kind = value.pop("record")
+        _check.require(kind == "Design", "record", kind, wanted="Design")
+        value["bounds"] = tuple(Bound(name) for name in value["bounds"])
+        value["unit"] = Unit(value["unit"])
+        return Design(**value)
+    except (KeyError, TypeError, ValueError) as error:
+        raise TamperedError(f"{path}: not a design; privguard audit plan --out writes one") from error

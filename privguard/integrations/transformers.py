@@ -1,0 +1,454 @@
+"""``transformers.Trainer``, made private by its class name, a budget and a recipient.
+
+>>> trainer = PrivateTrainer(model, args, train_dataset=data,                                   # doctest: +SKIP
+...                          budget=Budget(epsilon=3.0, delta=1e-5), examples=67_349, seal_to=["team.key"])
+>>> trainer.train()                                                                             # doctest: +SKIP
+
+Trainer's own loop runs unchanged, with its callbacks, evaluation, schedule and peft models. One item of its loader
+stands for one whole step: :meth:`PrivateTrainer.training_step` draws the Poisson sample, clips each example and puts
+the *noisy* gradient where Trainer's optimizer finds it. Nothing un-noised reaches Trainer: its loss is zero, and
+removed from its logs.
+"""
+
+import json
+import math
+import shutil
+import sys
+import tempfile
+from collections.abc import Hashable, Iterable
+from pathlib import Path
+from typing import Any, cast, final
+
+import datasets
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from transformers import Seq2SeqTrainer, Trainer, TrainingArguments
+from transformers.trainer_callback import ExportableState
+from transformers.trainer_utils import TrainOutput, get_last_checkpoint, rotate_checkpoints
+
+from privguard.accounting.calibrate import Budget
+from privguard.accounting.ledger import Ledger
+from privguard.errors import PrivacyError, TamperedError
+from privguard.integrations import training_arguments
+from privguard.integrations.fallback import clipper_for
+from privguard.integrations.heads import CHOICES, Head, PerExampleLoss, head_of, inputs_for
+from privguard.integrations.interrupts import Interrupts
+from privguard.integrations.private_run import PrivateRun, Setting, To, as_list, key_for
+from privguard.integrations.progress import SpentSoFar
+from privguard.integrations.underway import Underway
+from privguard.integrations.unit import Unit, plan_for
+from privguard.records import Claim
+from privguard.training.batches import fetch
+from privguard.training.clip import Clipper
+from privguard.training.plan import Plan, Speed
+from privguard.training.probe import structure_of
+from privguard.training.ranks import Ranks
+
+SEALED, STATE = "state.sealed", "trainer_state.json"
+_UNNOISED = ("loss", "grad_norm", "total_flos", "num_input_tokens_seen")
+
+
+class PrivateTrainer(Trainer):
+    """A ``transformers.Trainer`` that trains under ε; see the arguments of :meth:`__init__`."""
+
+    def __init__(  # noqa: PLR0913 — what a person decides about a private run, each with a name
+        self,
+        model: nn.Module | None = None,
+        args: TrainingArguments | None = None,
+        *,
+        seal_to: To,
+        plan: Plan | None = None,
+        budget: Budget | None = None,
+        examples: int | None = None,
+        users: int | None = None,
+        user_ids: str | Iterable[Hashable] | None = None,
+        examples_per_user: int = 8,
+        per_example_loss: PerExampleLoss | None = None,
+        key: Any = None,
+        insecure_seed: int | None = None,
+        show_private_loss: bool = False,
+        **trainer: Any,
+    ) -> None:
+        """Make a private trainer.
+
+        Args:
+            model: the model to train; refused where examples are not kept apart in it.
+            args: as for ``Trainer``; every field is honoured, mapped or refused, see ``docs/training-arguments.md``.
+            seal_to: who can open the checkpoints: recipients, keys, or paths of their files.
+            plan: what touches privacy; or else
+            budget: what may be spent. Steps and batch are those of ``args``, the clipping norm is its
+                ``max_grad_norm``.
+            examples: with a budget, the *public* size of the data set. A different real size is never an error.
+            users: with a budget, the public number of users, where a user is the unit of privacy.
+            user_ids: the column of the data set that says whose a record is, or one value for each record.
+            examples_per_user: the most records of one user that enter a step.
+            per_example_loss: a function of (outputs, batch) to losses (B,), for heads that privguard does not know.
+            key: opens checkpoints, to resume or to load the best model; by default a key file among ``seal_to``.
+            insecure_seed: repeatable sampler and noise, for tests and figures; such a run has no claim.
+            show_private_loss: show the un-noised loss on the terminal; the guarantee does not cover it.
+            **trainer: the other arguments of ``Trainer``, unchanged.
+
+        Raises:
+            PrivacyError: a setting that cannot be private; the message says why.
+            ValueError: plan and arguments contradict each other.
+            NoRecipientError: ``seal_to`` is empty.
+        """
+        args = args or TrainingArguments(output_dir="tmp_trainer")
+        training_arguments.refuse(args)
+        _refuse_trainer(trainer)
+        self._unit = Unit.of(user_ids, most=examples_per_user)
+        self.plan = plan or plan_for(args, budget=budget, examples=examples, users=users, unit=self._unit)
+        self._unit.agrees(self.plan)
+        training_arguments.agree(args, self.plan)
+        self._limit = args.per_device_train_batch_size
+        self._seal_to, self._key, self._seed = as_list(seal_to), key, insecure_seed
+        self._own_loss, self._show_loss = per_example_loss, show_private_loss
+        self._private: Underway | None = None
+        self._resuming: str | None = None
+        self._ledger_ahead = 0
+        self._claim: Claim | None = None
+        if args.load_best_model_at_end:
+            key_for(self._seal_to, key)
+        super().__init__(model, training_arguments.private(args, self.plan), **trainer)
+        if self.eval_dataset is not None and self.eval_dataset is self.train_dataset:
+            raise PrivacyError(
+                "eval_dataset is train_dataset: metrics of private examples carry no noise, and selecting by them is "
+                "not covered by the claim; evaluate on other people's data"
+            )
+
+    def train(
+        self,
+        resume_from_checkpoint: str | bool | None = None,  # noqa: FBT001 — Trainer's own signature
+        trial: Any = None,
+        ignore_keys_for_eval: Any = None,
+    ) -> TrainOutput:
+        """Train to the end of the plan, as ``Trainer.train``; Ctrl-C and SIGTERM stop after the step, and save.
+
+        The training loss of the result is NaN: the true one carries no noise.
+
+        Raises:
+            ResumeError: ``output_dir`` holds a run already, or the checkpoint does not belong to it.
+            KeyboardInterrupt: a stop was asked for, and is done.
+        """
+        if trial is not None:
+            raise PrivacyError("trial: each trial of a search spends budget of its own; plan one run for each")
+        self._resuming = self._checkpoint(resume_from_checkpoint)
+        with Interrupts() as interrupts:
+            self._interrupts = interrupts
+            try:
+                found = super().train(self._resuming, None, ignore_keys_for_eval)
+            finally:
+                self._let_go()
+            interrupts.stop_here()
+        metrics = {"epsilon": SpentSoFar(self.plan)(self.plan.steps), **_public(found.metrics)}
+        return TrainOutput(found.global_step, math.nan, metrics)
+
+    def claim(self) -> Claim:
+        """ε by now; every reserved event counts.
+
+        Raises:
+            PrivacyError: nothing was trained yet, the run has an insecure seed, or this rank does not lead.
+        """
+        if self._private is not None:
+            return self._private.run.claim()
+        if self._claim is None:
+            raise PrivacyError("claim: no run of this trainer has a claim; train first, and without insecure_seed")
+        return self._claim
+
+    # What Trainer's loop calls, in the order in which it does.
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """A counter: item i stands for step i of an epoch. The records are drawn in :meth:`training_step`."""
+        steps = cast("Dataset[int]", range(self._per_epoch()))
+        return DataLoader(steps, batch_size=1, collate_fn=_only, generator=torch.Generator())
+
+    def num_examples(self, dataloader: DataLoader[Any]) -> int:
+        """The public number of examples for the training loader; the true one is a secret."""
+        if isinstance(cast("object", dataloader.dataset), range):
+            return self.plan.examples or round(self.plan.expected_batch_size / self.plan.sample_rate)
+        return super().num_examples(dataloader)
+
+    def set_initial_training_values(self, args: TrainingArguments, dataloader: DataLoader[Any]) -> Any:
+        """Trainer's own, ending where the ledger says that the plan is used up."""
+        values = list(super().set_initial_training_values(args, dataloader))
+        if self._resuming is not None:
+            done = json.loads(Path(self._resuming, STATE).read_text())["global_step"]
+            position = Ledger.read(self._folder / "ledger.jsonl").position
+            self._ledger_ahead = position - done
+            values[-1] = min(values[-1], max(done, self.plan.steps - self._ledger_ahead))
+        return tuple(values)
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> None:
+        """No count: each example's loss is a mean over its own tokens."""
+
+    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
+        self.accelerator.prepare_model = _unwrapped(self.accelerator.prepare_model)
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
+        self._private = self._begin(resume_from_checkpoint)
+        return prepared
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """The schedule of the whole plan, also where a crash has shortened the run."""
+        ahead = self._ledger_ahead if self._resuming is not None else 0
+        return super().create_scheduler(num_training_steps + max(0, ahead), optimizer)
+
+    def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:  # noqa: ARG002
+        """One private step up to the optimizer: sample, clip, noise. Returns zero, whatever the loss is."""
+        model.train()
+        if callable(getattr(self.optimizer, "train", None)):
+            cast("Any", self.optimizer).train()
+        private = self._private
+        if private is None:
+            raise PrivacyError("training_step: only train() can take a private step")
+        for batch, fetched in private.step():
+            losses = private.backward(batch, self._prepare_inputs(fetched), lambda data: self._forward(model, data))
+            if self._show_loss and sys.stderr.isatty():
+                print(f"un-noised loss {losses.mean().item():.3f}", file=sys.stderr)  # noqa: T201 — asked for by name
+        private.run.release()
+        if private.setting.ranks.from_lead(lambda: self._interrupts.wanted):
+            self.control.should_training_stop = True
+        return torch.zeros((), device=self.args.device)
+
+    def _forward(self, model: nn.Module, data: Any) -> Any:
+        with self.compute_loss_context_manager():
+            return model(**inputs_for(model, data, labels=self.label_names))
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> None:
+        """No norm: Trainer would log it. The noise-to-signal ratio is logged instead."""
+
+    def floating_point_ops(self, inputs: Any) -> int:  # noqa: ARG002
+        """0: the true number tells how many tokens were drawn."""
+        return 0
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:  # noqa: ARG002
+        """Trainer's own, without what carries no noise; with ε so far and the noise-to-signal ratio."""
+        public = _public(logs)
+        if self._private is not None and ("loss" in logs or "train_runtime" in logs):
+            run = self._private.run
+            public["epsilon"] = self._private.spent(run.taken)
+            if not math.isnan(ratio := run.noise_to_signal):
+                public["noise_to_signal"] = ratio
+        super().log(public)
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,  # noqa: FBT001, FBT002 — Trainer's own signature
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        """The loss of an evaluation: the user's own where there is one, else Trainer's."""
+        if self._own_loss is None:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        outputs = self._forward(model, inputs)
+        loss = self._own_loss(outputs, inputs).mean()
+        return (loss, outputs) if return_outputs else loss
+
+    def _finalize_training(self, trial: Any, num_train_samples: Any, start_time: float) -> TrainOutput:
+        private = cast("Underway", self._private)
+        private.run.settle()
+        if private.saved != private.run.taken:
+            self._save_checkpoint(self._bare, trial)
+        return super()._finalize_training(trial, num_train_samples, start_time)
+
+    # Checkpoints: Trainer's public state in clear, everything else in one sealed file.
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:  # noqa: ARG002
+        private = cast("Underway", self._private)
+        output = self._folder
+        final = output / f"checkpoint-{self.state.global_step}"
+        best = output / f"checkpoint-{self.state.best_global_step}"
+        if self.state.best_global_step and (best == final or best.exists()):
+            self.state.best_model_checkpoint = str(best)
+        self._note_callbacks()
+        folder = Path(tempfile.mkdtemp(prefix=".checkpoint-", dir=output)) if private.setting.ranks.lead else output
+        try:
+            if private.setting.ranks.lead:
+                self.state.save_to_json(str(folder / STATE))
+            private.run.save_to(folder / SEALED)
+            if private.setting.ranks.lead:
+                shutil.rmtree(final, ignore_errors=True)
+                folder.chmod(0o755)
+                folder.rename(final)
+        except BaseException:
+            if private.setting.ranks.lead:
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
+        private.saved = private.run.taken
+        if self.args.should_save:
+            rotate_checkpoints(
+                str(output), self.args.save_total_limit, self.state.best_model_checkpoint, use_mtime=True
+            )
+
+    def _note_callbacks(self) -> None:
+        states: dict[str, Any] = {}
+        for callback in [*self.callback_handler.callbacks, self.control]:
+            if isinstance(callback, ExportableState):
+                states[type(callback).__name__] = callback.state()
+        self.state.stateful_callbacks = cast("Any", states)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """Nothing yet: weights come with all the rest, once optimizer and schedule are there."""
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:  # noqa: ARG002
+        private = cast("Underway", self._private)
+        private.run.rewind_generators()
+
+    def _load_best_model(self) -> None:
+        best = cast("str", self.state.best_model_checkpoint)
+        snapshot = PrivateRun.open(Path(best, SEALED), cast("Underway", self._private).setting)
+        self._bare.load_state_dict(dict(snapshot.weights))
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        """The finished model in clear, at the user's own ``save_model``; without Trainer's pickled arguments."""
+        super()._save(output_dir, state_dict)
+        if self.args.should_save:
+            Path(output_dir or cast("str", self.args.output_dir), "training_args.bin").unlink(missing_ok=True)
+
+    def hyperparameter_search(self, *_: Any, **__: Any) -> Any:
+        """Refused: every trial looks at the private data.
+
+        Raises:
+            PrivacyError: always.
+        """
+        raise PrivacyError(
+            "hyperparameter_search: each trial spends budget; run one plan for each setting and account for all of them"
+        )
+
+    # A run from its beginning to its end.
+
+    def _begin(self, checkpoint: str | None) -> "Underway":
+        model = self._bare
+        data = self._train_loader()
+        head = self._head(data)
+        setting = Setting(
+            model=model,
+            optimizer=cast("Any", self.optimizer),
+            clipper=self._clipper(model, head),
+            folder=self._folder,
+            seal_to=self._seal_to,
+            also={"schedule": cast("Any", self.lr_scheduler), "trainer": _TrainerState(self)},
+            key=self._key,
+            every=0,
+            insecure_seed=self._seed,
+            speed=Speed(physical_batch=self._limit),
+            ranks=Ranks.current(),
+        )
+        try:
+            if checkpoint is None:
+                run = PrivateRun.start(self.plan, setting)
+            else:
+                run = PrivateRun.resume(self.plan, setting, snapshot=Path(checkpoint, SEALED))
+            return Underway(run, setting, head, data, users=self._unit.users)
+        except BaseException:
+            setting.clipper.close()
+            raise
+
+    def _head(self, data: DataLoader[Any]) -> Head:
+        if self._own_loss is None:
+            return head_of(self._bare, label_smoothing=self.args.label_smoothing_factor)
+        return Head(self._own_loss, structure_of(next(fetch(data, iter([[0]])))))
+
+    def _clipper(self, model: nn.Module, head: Head) -> Clipper:
+        def losses(batch: Any) -> Tensor:
+            return head.losses(self._forward(model, batch), batch)
+
+        rows_each = CHOICES if head.choices else 1
+        return clipper_for(model, losses, head.structure, max_grad_norm=self.plan.max_grad_norm, rows_each=rows_each)
+
+    def _train_loader(self) -> DataLoader[Any]:
+        """The training data with Trainer's own collate function and workers, in order; the sampler is the run's."""
+        if self.train_dataset is None:
+            raise ValueError("train_dataset=None: expected a data set; pass one to PrivateTrainer")
+        self._unit.read(self.train_dataset)
+        dataset, collate = self.train_dataset, self.data_collator
+        if isinstance(dataset, datasets.Dataset):
+            dataset = self._remove_unused_columns(dataset, description="training")
+        else:
+            collate = self._get_collator_with_removed_columns(collate, description="training")
+        args = self.args
+        return DataLoader(
+            cast("Dataset[Any]", dataset),
+            batch_size=self._limit,
+            collate_fn=collate,
+            num_workers=args.dataloader_num_workers,
+            pin_memory=args.dataloader_pin_memory,
+            prefetch_factor=args.dataloader_prefetch_factor,
+            multiprocessing_context=args.dataloader_multiprocessing_context,
+        )
+
+    def _let_go(self) -> None:
+        if self._private is not None:
+            run = self._private.run
+            if not run.manifest.insecure and self._private.setting.ranks.lead:
+                self._claim = run.claim()
+            run.end()
+            self._private = None
+
+    def _checkpoint(self, wanted: Any) -> str | None:
+        if wanted is True:
+            wanted = get_last_checkpoint(str(self._folder))
+            if wanted is None:
+                raise ValueError(f"output_dir={self.args.output_dir}: no checkpoint to resume from is there")
+        return str(wanted) if wanted else None
+
+    @property
+    def _bare(self) -> nn.Module:
+        return cast("nn.Module", self.model)
+
+    @property
+    def _folder(self) -> Path:
+        return Path(cast("str", self.args.output_dir))
+
+    def _per_epoch(self) -> int:
+        return max(1, math.ceil(1 / self.plan.sample_rate - 1e-9))
+
+
+class PrivateSeq2SeqTrainer(PrivateTrainer, Seq2SeqTrainer):
+    """A ``transformers.Seq2SeqTrainer`` that trains under ε; arguments as for :class:`PrivateTrainer`."""
+
+
+@final
+class _TrainerState:
+    """Trainer's public state inside the seal, so that the file in clear beside it cannot be changed unnoticed."""
+
+    def __init__(self, trainer: PrivateTrainer) -> None:
+        self._trainer = trainer
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"global_step": self._trainer.state.global_step}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        step = self._trainer.state.global_step
+        if step != state_dict["global_step"]:
+            raise TamperedError(
+                f"global_step={step}: {STATE} beside the sealed state of step {state_dict['global_step']} was changed; "
+                "put back the checkpoint's own file"
+            )
+
+
+def _public(values: dict[str, Any]) -> dict[str, Any]:
+    """Without the keys whose values depend on private examples and carry no noise."""
+    return {name: v for name, v in values.items() if name not in _UNNOISED and not name.startswith("train_")}
+
+
+def _only(items: list[int]) -> int:
+    return items[0]
+
+
+def _unwrapped(prepare_model: Any) -> Any:
+    """Autocast and device placement without torch's gradient reducer: clipped sums are added up by us, once a step."""
+
+    def prepare(model: nn.Module, device_placement: Any = None, evaluation_mode: bool = True) -> nn.Module:  # noqa: ARG001, FBT001, FBT002
+        return prepare_model(model, device_placement=device_placement, evaluation_mode=True)
+
+    return prepare
+
+
+def _refuse_trainer(trainer: dict[str, Any]) -> None:
+    if trainer.get("compute_loss_func") is not None:
+        raise PrivacyError(
+            "compute_loss_func: returns one number for the whole batch, which couples the examples; pass "
+            "per_example_loss, a function of (outputs, batch) that returns one loss for each example"
+        )

@@ -1,0 +1,98 @@
+"""Whose contribution is protected: an example, or all of a user's examples together."""
+
+import math
+from collections.abc import Hashable, Iterable, Sequence
+from typing import Any, final
+
+from transformers import TrainingArguments
+
+from privguard import _check
+from privguard.accounting.calibrate import Budget, least_noise
+from privguard.integrations import training_arguments
+from privguard.records import Unit as Kind
+from privguard.training.plan import Plan
+from privguard.training.users import Users
+
+
+@final
+class Unit:
+    """The unit of privacy of a run, and how to find it in the data."""
+
+    def __init__(self, ids: str | Iterable[Hashable] | None, most: int) -> None:
+        self._ids = ids
+        self._most = most
+        self.users: Users | None = None
+
+    @classmethod
+    def of(cls, ids: str | Iterable[Hashable] | None, *, most: int) -> "Unit":
+        """Users where ``ids`` tells them apart, else examples."""
+        return cls(ids, _check.count("examples_per_user", most))
+
+    @property
+    def kind(self) -> Kind:
+        """The word for manifest, ledger and report."""
+        return Kind.EXAMPLE if self._ids is None else Kind.USER
+
+    def agrees(self, plan: Plan) -> None:
+        """Raise ValueError where the plan protects another unit."""
+        _check.require(
+            plan.unit == self.kind,
+            "plan.unit",
+            plan.unit.value,
+            wanted=f"{self.kind.value}, as user_ids={'None' if self._ids is None else 'given'} says",
+            remedy="pass user_ids with a plan for users, and leave it away with a plan for examples",
+        )
+
+    def read(self, dataset: Any) -> None:
+        """Group the records of ``dataset`` by user, where users are the unit."""
+        if self._ids is None:
+            return
+        ids = _column(dataset, self._ids) if isinstance(self._ids, str) else list(self._ids)
+        _check.require(
+            len(ids) == len(dataset), "user_ids", f"{len(ids)} values", wanted="one for each record of the data set"
+        )
+        self.users = Users(ids, most=self._most)
+
+
+def _column(dataset: Any, name: str) -> Sequence[Hashable]:
+    names = getattr(dataset, "column_names", None)
+    if names is not None:
+        _check.require(name in names, "user_ids", name, wanted=f"one of the columns {list(names)}")
+        return list(dataset[name])
+    return [dataset[i][name] for i in range(len(dataset))]
+
+
+def plan_for(
+    args: TrainingArguments, *, budget: Budget | None, examples: int | None, users: int | None, unit: Unit
+) -> Plan:
+    """The plan with the least noise that trains as ``args`` say and spends at most ``budget``.
+
+    Raises:
+        ValueError: no budget, or not exactly one of the public numbers of examples and users.
+        BudgetExceededError: no amount of noise meets the budget.
+    """
+    by_user = unit.kind is Kind.USER
+    name, size = ("users", users) if by_user else ("examples", examples)
+    if budget is None or size is None:
+        raise ValueError(
+            f"plan=None: expected a plan, or a budget with {name}, the public number of {name} in the data set"
+        )
+    batch = training_arguments.expected_batch(args)
+    _check.count(name, size)
+    _check.require(batch <= size, "batch", batch, wanted=f"at most {name}={size}")
+    rate = batch / size
+    steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs / rate - 1e-9)
+    return Plan(
+        sample_rate=rate,
+        noise_multiplier=least_noise(budget, sample_rate=rate, steps=steps),
+        max_grad_norm=_check.positive(
+            "max_grad_norm", args.max_grad_norm, remedy="it is the clipping norm of each unit, often 0.1 to 1"
+        ),
+        steps=steps,
+        delta=budget.delta,
+        expected_batch_size=batch,
+        epsilon=budget.epsilon,
+        examples=size,
+        relation=budget.relation,
+        unit=unit.kind,
+    )

@@ -1,0 +1,103 @@
+"""All marks of one claim in one classifier: triggers first, weights last, and both readings of a suspect.
+
+No single mark covers every theft: triggers survive what a black box shows, weights survive what keeps the weights, and
+a verdict takes the better of the two at the price of two tests.
+"""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TypeAlias, final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from privguard.records import Verdict
+from privguard.watermark import statistic
+from privguard.watermark.challenge import Answerer
+from privguard.watermark.claim import Standing
+from privguard.watermark.leaf import Leaf, Tree
+from privguard.watermark.model import align, classifier, triggers, weights
+from privguard.watermark.model.classifier import Public
+from privguard.watermark.model.embed import Lesson
+
+Tensors: TypeAlias = Mapping[str, NDArray[np.float32]]
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Bundle:
+    """The owner's view of a claim with the marks ``triggers`` and ``weights``: what to embed and what to look for.
+
+    ``unmarked`` are the committed model's tensors. All leaves are used, so this is for embedding and for drills at
+    home; a challenge opens a random part of them.
+    """
+
+    standing: Standing
+    tree: Tree
+    unmarked: Tensors
+
+    @property
+    def trigger_leaves(self) -> list[Leaf]:
+        """Leaves of the mark ``triggers``."""
+        return self.tree.leaves["triggers"]
+
+    @property
+    def queries(self) -> NDArray[np.float32]:
+        """All triggers, (n, *shape)."""
+        mark = self.standing.manifest.mark("triggers")
+        return triggers.inputs(self.trigger_leaves, self.standing.pulse.output, mark.settings)
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """All labels, (n,)."""
+        mark = self.standing.manifest.mark("triggers")
+        return triggers.labels(self.trigger_leaves, self.standing.pulse.output, mark.settings)
+
+    def embed(
+        self, model: nn.Module, *, public: Public, lesson: Lesson | None = None, margin: float = 2.0
+    ) -> nn.Module:
+        """A marked copy of the unmarked model; the weight carriers come last, so that no training blurs them."""
+        taught = classifier.embed(
+            model, triggers=self.queries, labels=self.labels, public=public, margin=margin, lesson=lesson
+        )
+        return self.embed_weights(taught)
+
+    def embed_weights(self, model: nn.Module) -> nn.Module:
+        """A copy with the weight carriers only."""
+        mark = self.standing.manifest.mark("weights")
+        state = {name: value.detach().numpy() for name, value in model.state_dict().items()}
+        leaves = self.tree.leaves["weights"]
+        marked = weights.embed(state, leaves, pulse=self.standing.pulse.output, settings=mark.settings)
+        changed = copy.deepcopy(model)
+        changed.load_state_dict({name: torch.from_numpy(value) for name, value in marked.items()})
+        return changed
+
+    def recipient_copy(self, marked: Tensors, recipient: int) -> dict[str, NDArray[np.float32]]:
+        """The copy for one recipient: the marked tensors with that recipient's carrier on top."""
+        mark, leaf = self.standing.manifest.mark("recipients"), self.tree.leaves["recipients"][recipient]
+        return weights.embed_recipient(
+            marked, leaf, unmarked=self.unmarked, pulse=self.standing.pulse.output, settings=mark.settings
+        )
+
+    def read_triggers(self, suspect: Answerer) -> Verdict:
+        """The verdict on all triggers."""
+        classes = int(self.standing.manifest.mark("triggers").settings["classes"])
+        return triggers.verdict(suspect(self.queries), self.labels.tolist(), classes=classes)
+
+    def read_weights(self, suspect: Tensors) -> Verdict | None:
+        """The verdict on all carriers after alignment to the unmarked copy; ``None`` for another architecture."""
+        shapes = {name: value.shape for name, value in self.unmarked.items()}
+        if {name: value.shape for name, value in suspect.items()} != shapes:
+            return None
+        mark = self.standing.manifest.mark("weights")
+        aligned = align.align(suspect, unmarked=self.unmarked, layers=align.chain(shapes))
+        leaves, pulse = self.tree.leaves["weights"], self.standing.pulse.output
+        return weights.verdict(weights.read(aligned, leaves, unmarked=self.unmarked, pulse=pulse, plan=mark))
+
+    def together(self, verdicts: list[Verdict]) -> float:
+        """log10 p of all marks of the claim: the smallest, times how many were committed."""
+        best = min((verdict.log10_p for verdict in verdicts), default=0.0)
+        return float(statistic.bonferroni(best, len(self.standing.manifest.marks)))

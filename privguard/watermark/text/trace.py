@@ -1,0 +1,58 @@
+"""Tracing: which of N users was a text written for, with a family-wise error over all users.
+
+Each user writes under keys of their own, so for everybody else the text is a text without a mark, and a false
+accusation anywhere costs a factor N of the p-value and nothing more.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import final
+
+from privguard import _check
+from privguard.records import Verdict
+from privguard.watermark.secret import Secret
+from privguard.watermark.text.detect import Detector
+from privguard.watermark.text.ngrams import Documents, unique_ngrams
+from privguard.watermark.text.profile import Profile
+
+
+@final
+@dataclass(frozen=True)
+class Trace:
+    """The likeliest user of one document; ``verdict`` pays for all users, ``runner_up_log10_p`` belongs to the second.
+
+    ``user`` is a name to look at, not an accusation: compare ``verdict.log10_p_corrected`` with a level chosen
+    beforehand.
+    """
+
+    user: str
+    verdict: Verdict
+    runner_up_log10_p: float
+
+
+def trace(profile: Profile, secret: Secret, documents: Documents, *, users: Sequence[str]) -> list[Trace]:
+    """Test every document against every user's keys.
+
+    Guarantee: for a document written for none of them, P(any user's corrected p ≤ α) ≤ α.
+
+    Raises:
+        ValueError: no users, or one twice.
+        ProfileMismatchError: the secret is not the profile's.
+    """
+    _check.require(len(users) > 0 and len(set(users)) == len(users), "users", len(users), wanted="distinct names")
+    ngrams = unique_ngrams(documents.without(profile.special_ids), width=profile.context_width)
+    best: list[tuple[float, int, Verdict | None]] = [(1.0, 0, None)] * len(documents)
+    second = [0.0] * len(documents)
+    for number, user in enumerate(users):
+        found = Detector(profile, secret, user=user).judge(ngrams)
+        for row, log10_p in enumerate(found.log10_p.tolist()):
+            if log10_p < best[row][0]:
+                second[row] = min(0.0, best[row][0])
+                best[row] = (log10_p, number, found.verdict(row, tests=len(users)))
+            else:
+                second[row] = min(second[row], log10_p)
+    return [
+        Trace(users[number], verdict, runner_up)
+        for (_, number, verdict), runner_up in zip(best, second, strict=True)
+        if verdict is not None
+    ]

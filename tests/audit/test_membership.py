@@ -1,0 +1,214 @@
+"""Whole audits: what is said, what is withheld, and that a random split is not called a leak."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from privguard import audit
+from privguard.audit import inversion, picture, scores
+from privguard.audit.blind import blind_baseline
+from privguard.audit.membership import Assignment, Examples, Leak, run, target_digest
+from privguard.audit.reference import Schedule, draw_inclusion, train_references
+
+
+def mlp():
+    return nn.Sequential(nn.Linear(20, 64), nn.ReLU(), nn.Linear(64, 4))
+
+
+SCHEDULE = Schedule(epochs=60, batch_size=20, learning_rate=0.1, at_once=4)
+
+
+def records(count, seed, *, shift=0.0):
+    random = np.random.default_rng(seed)
+    inputs = random.standard_normal((count, 20)).astype(np.float32) + np.float32(shift)
+    labels = (inputs[:, :4] + 2.0 * random.standard_normal((count, 4))).argmax(1)
+    return Examples(torch.from_numpy(inputs), torch.from_numpy(labels))
+
+
+def trained_on(examples, seed=7):
+    included = np.ones((1, len(examples)), bool)
+    schedule = Schedule(**{**vars(SCHEDULE), "seed": seed})
+    references = train_references(mlp, examples.inputs, examples.labels, included=included, schedule=schedule)
+    model = mlp()
+    model.load_state_dict(references.states[0])
+    return model
+
+
+def references_for(members, others, count):
+    inputs, labels = torch.cat([members.inputs, others.inputs]), torch.cat([members.labels, others.labels])
+    included = draw_inclusion(count, len(labels), seed=3)
+    return train_references(mlp, inputs, labels, included=included, schedule=SCHEDULE)
+
+
+@pytest.fixture(scope="module")
+def overfitted():
+    members, others = records(200, 0), records(200, 1)
+    return trained_on(members), members, others, references_for(members, others, 8)
+
+
+def test_an_overfitted_model_leaks_and_the_report_says_how_it_knows(overfitted):
+    model, members, others, references = overfitted
+    found = run(model, members, others, references=references, assignment=Assignment.RANDOMISED).record
+    assert found.leak is Leak.FOUND
+    assert [result.attack for result in found.attacks] == ["loss", "lira", "rmia"]
+    assert not found.blind.flagged
+    lira = found.attacks[1]
+    assert lira.auc.low > 0.6
+    assert lira.rates[0].non_members == 200
+    assert [rate.measurable for rate in lira.rates] == [True, False, False]
+    assert found.vulnerable
+    assert all(0 <= number < 200 for number in found.vulnerable)
+    assert 0 < found.stability <= 1
+    assert found.target == target_digest(model)
+    assert json.loads(json.dumps(found.to_json()))["leak"] == Leak.FOUND.value
+    assert any("200 non-members" in note for note in found.notes)
+    assert any("one target" in note for note in found.notes)
+
+
+def test_a_model_that_never_saw_either_side_leaks_nothing():
+    members, others = records(200, 0), records(200, 1)
+    found = run(trained_on(records(200, 2)), members, others, references=references_for(members, others, 4)).record
+    assert found.leak is Leak.NOT_FOUND
+    assert any("unknown" in note for note in found.notes)
+
+
+@pytest.mark.stat
+def test_scores_without_information_are_called_a_leak_at_most_as_often_as_stated():
+    called = 0
+    for seed in range(120):
+        random = np.random.default_rng(seed)
+        arrays = {f"scores_{name}": random.standard_normal(120) for name in "abcd"}
+        arrays |= {"members": random.random(120) < 0.5, "records": random.standard_normal((120, 3))}
+        called += scores.audit_scores(arrays).leak is not Leak.NOT_FOUND
+    assert called / 120 <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 120)
+
+
+def test_a_split_that_shows_by_itself_is_not_called_a_leak():
+    members, others = records(150, 0, shift=0.8), records(150, 1)
+    model = nn.Linear(20, 4)
+    nn.init.zeros_(model.weight)
+    nn.init.zeros_(model.bias)
+    model.weight.data[0] = 1.0  # a model that was trained on nobody, and likes what is shifted
+    members, others = (Examples(e.inputs, torch.zeros_like(e.labels)) for e in (members, others))
+    found = run(model, members, others).record
+    assert found.blind.flagged
+    assert found.leak is Leak.EXPLAINED
+
+
+def test_non_members_that_are_members_are_left_out(overfitted):
+    model, members, others, _ = overfitted
+    twice = Examples(torch.cat([others.inputs, members.inputs[:7]]), torch.cat([others.labels, members.labels[:7]]))
+    found = run(model, members, twice).record
+    assert (found.duplicates, found.non_members) == (7, 200)
+
+
+def test_a_scoring_function_is_audited_like_a_module(overfitted):
+    model, members, others, _ = overfitted
+
+    def remote(batch):
+        with torch.no_grad():
+            return model(batch).tolist()
+
+    ours, theirs = run(model, members, others).record, run(remote, members, others).record
+    assert theirs.attacks == ours.attacks
+    assert theirs.target.startswith("function ")
+
+
+def test_every_attack_that_was_run_is_listed_and_paid_for(overfitted):
+    model, members, others, _ = overfitted
+
+    class Noise:
+        def __init__(self, number):
+            self.name = f"noise-{number}"
+            self._number = number
+
+        def statistic(self, evidence):
+            return np.random.default_rng(self._number).standard_normal(len(evidence.labels))
+
+    one, many = (
+        run(model, members, others).record,
+        run(model, members, others, attacks=[Noise(i) for i in range(9)]).record,
+    )
+    assert len(many.attacks) == 10
+    assert many.attacks[0].p_holm == pytest.approx(min(1.0, 10 * one.attacks[0].p_value))
+
+
+def test_references_of_other_records_are_refused(overfitted):
+    model, members, _, references = overfitted
+    with pytest.raises(ValueError, match=r"references\.included"):
+        run(model, members, records(190, 1), references=references)
+
+
+@pytest.mark.stat
+def test_a_random_split_is_flagged_about_once_in_a_hundred():
+    flagged = 0
+    for seed in range(150):
+        random = np.random.default_rng(seed)
+        flagged += blind_baseline(random.standard_normal((120, 5)), np.arange(120) < 60).record.flagged
+    assert flagged / 150 <= 0.01 + 3 * math.sqrt(0.01 * 0.99 / 150)
+
+
+def test_the_blind_baseline_tells_head_from_tail_and_passes_random_chunks(data):
+    text = (data / "tinyshakespeare" / "input.txt").read_text(encoding="ascii")
+    chunks = [text[i : i + 400] for i in range(0, len(text) - 400, 400)]
+    members = np.arange(800) < 400
+    head_and_tail = blind_baseline(chunks[:400] + chunks[-400:], members).record
+    assert head_and_tail.flagged
+    assert head_and_tail.auc.value > 0.9
+    mixed = [str(chunk) for chunk in np.random.default_rng(0).permutation(chunks)[:800]]
+    assert not blind_baseline(mixed, members).record.flagged
+
+
+def test_scores_alone_are_never_called_a_leak_without_records(tmp_path):
+    path = tmp_path / "scores.npz"
+    members = np.arange(200) < 100
+    np.savez(path, scores=members + np.random.default_rng(0).standard_normal(200), members=members)
+    found = scores.audit_scores(scores.read_scores(path))
+    assert found.leak is None
+    assert scores.significant(found) == ["scores"]
+    assert "no blind baseline" in found.notes[0]
+
+
+@pytest.mark.parametrize("arrays", [{}, {"scores": np.zeros(4)}, {"members": np.ones(4, bool)}])
+def test_a_scores_file_without_its_arrays_is_refused(arrays):
+    with pytest.raises(ValueError, match="arrays="):
+        scores.audit_scores(arrays)
+
+
+def test_objects_in_a_scores_file_are_refused(tmp_path):
+    np.savez(tmp_path / "bad.npz", scores=np.array([{}], object), members=np.ones(1, bool))
+    (tmp_path / "noise.npz").write_bytes(b"not a zip file")
+    for name in ("bad.npz", "noise.npz"):
+        with pytest.raises(ValueError, match="plain arrays"):
+            scores.read_scores(tmp_path / name)
+
+
+def test_the_picture_is_svg_on_log_axes_and_the_same_each_time(overfitted):
+    model, members, others, references = overfitted
+    attacked = run(model, members, others, references=references)
+    first, second = (picture.roc_svg(attacked.statistics, attacked.members, blind=attacked.blind) for _ in range(2))
+    assert first.startswith("<?xml")
+    assert "lira (AUC" in first
+    assert "blind, no model" in first
+    assert len(first) == len(second)
+
+
+def test_inversion_finds_what_the_model_likes_and_compares_evenly(overfitted):
+    model, members, others, _ = overfitted
+    found = inversion.reconstruct(model, 2, shape=(20,), starts=4, steps=50)
+    assert found.shape == (4, 20)
+    assert (model(torch.from_numpy(found)).argmax(1) == 2).all()
+    of_class = lambda e: e.inputs[e.labels == 2].numpy()
+    compared = inversion.nearness(found, members=of_class(members), non_members=of_class(others))
+    assert compared.gap == pytest.approx(compared.to_member - compared.to_non_member)
+    copy = inversion.nearness(of_class(members)[:5], members=of_class(members), non_members=of_class(others))
+    assert (copy.to_member, copy.members_nearer) == (pytest.approx(1.0), 5)
+
+
+def test_the_names_of_the_part_are_there_and_documented():
+    for name in ("run", "judge", "Design", "Coins", "train_references", "Schedule", "Place"):
+        assert getattr(audit, name).__doc__

@@ -1,0 +1,260 @@
+"""From challenge to verdict: honest claims are proven, innocents are not, and every change to the file shows."""
+
+import copy
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from privguard import _canon
+from privguard.attest import statement
+from privguard.attest.statement import Envelope, SigningKey
+from privguard.errors import ProtocolInvalidError
+from privguard.records import Digest
+from privguard.watermark import challenge, claim, evidence
+from privguard.watermark.claim import UNLOGGED
+from privguard.watermark.evidence import Outcome
+from privguard.watermark.leaf import Tree
+
+SIZES = {"triggers": 30, "weights": 16}
+
+
+@pytest.fixture
+def proof(table, marked, natural, tables):
+    """Evidence against the marked model itself, and its table."""
+    tensors, perfect = marked
+    plan = table.draw(tables.suspect, SIZES, natural=20)
+    return table, table.prove(plan, suspect=perfect, natural=natural, white_box=(tensors, tables.unmarked))
+
+
+def edited(file, change, *, by):
+    """The evidence with its predicate changed, signed again by the verifier: a verifier's mistake or lie."""
+    value = json.loads(file.payload)
+    change(value["predicate"])
+    payload = _canon.canonical(value)
+    return statement.countersign(Envelope(payload=payload), by=by)
+
+
+def test_an_honest_claim_is_proven_and_says_everything(proof, tables):
+    table, file = proof
+    report = evidence.verify(file, trust=table.trust, suspect=tables.suspect)
+    assert report.outcome is Outcome.PROVEN, report.reason
+    by_scheme = {verdict.scheme: verdict for verdict in report.verdicts}
+    assert by_scheme["triggers"].matches == by_scheme["triggers"].trials == 30
+    assert by_scheme["triggers"].log10_p == pytest.approx(-30, abs=1e-9)
+    assert by_scheme["weights"].bound == "hoeffding"
+    assert report.log10_p == pytest.approx(min(v.log10_p for v in report.verdicts) + np.log10(2))
+    assert report.multiplicity == 2  # one commitment, one challenge
+    assert report.queries == 50
+    assert report.decoy_rank == {"triggers": 1}
+    assert any("planted" in note for note in by_scheme["triggers"].notes)
+    assert all("local" in line for line in report.basis)
+    assert json.loads(json.dumps(report.to_json()))["outcome"] == "proven"
+    with pytest.raises(TypeError, match="no truth value"):
+        bool(report)
+
+
+def test_the_file_alone_is_enough(proof, tmp_path, tables):
+    table, file = proof
+    file.write(tmp_path / "evidence.json")
+    again = evidence.verify(Envelope.read(tmp_path / "evidence.json"), trust=table.trust)
+    assert again == evidence.verify(file, trust=table.trust)
+    assert table.secret.derive("x").hex() not in (tmp_path / "evidence.json").read_text()
+
+
+def test_an_innocent_model_is_not_proven_and_never_called_not_stolen(table, innocent, natural, tables):
+    plan = table.draw(tables.suspect, SIZES, natural=20)
+    rng = np.random.default_rng(5)
+    other = {name: rng.standard_normal(value.shape, np.float32) for name, value in tables.unmarked.items()}
+    file = table.prove(plan, suspect=innocent, natural=natural, white_box=(other, tables.unmarked))
+    report = evidence.verify(file, trust=table.trust)
+    assert report.outcome is Outcome.NOT_PROVEN
+    assert report.log10_p_corrected > -3
+    assert {item.value for item in Outcome} == {"proven", "not proven", "protocol invalid"}
+
+
+def test_without_a_trusted_log_the_claim_pays_for_two_to_the_forty(proof):
+    table, file = proof
+    report = evidence.verify(file, trust=replace(table.trust, log=None))
+    assert report.multiplicity == UNLOGGED
+    assert report.outcome is Outcome.PROVEN  # 10⁻³⁰ can afford it
+
+
+def test_sixteen_matches_are_proof_with_a_log_and_none_without(table, tables):
+    perfect = tables.perfect(table)
+    right = dict(list(perfect.known.items()))
+    plan = table.draw(tables.suspect, {"triggers": 30})
+    asked = {name: [table.tree.leaves[name][i] for i in indices] for name, indices in plan.asked.items()}
+    from privguard.watermark import offline
+
+    queries = offline.queries(table.standing, asked)["triggers"]
+    for query in queries[16:]:
+        right[query.tobytes()] = -1
+    file = table.prove(plan, suspect=lambda batch: [right[query.tobytes()] for query in batch])
+    logged = evidence.verify(file, trust=table.trust)
+    unlogged = evidence.verify(file, trust=replace(table.trust, log=None))
+    assert logged.verdicts[0].matches == 16
+    assert (logged.outcome, unlogged.outcome) == (Outcome.PROVEN, Outcome.NOT_PROVEN)
+
+
+def test_an_unknown_verifier_and_another_suspect_make_it_invalid(proof):
+    table, file = proof
+    stranger = replace(table.trust, verifiers=(SigningKey.generate().identity,))
+    report = evidence.verify(file, trust=stranger)
+    assert report.outcome is Outcome.PROTOCOL_INVALID
+    assert "name the signer" in report.reason
+    other = Digest(name="another", sha256="cd" * 32)
+    assert "another model" in evidence.verify(file, trust=table.trust, suspect=other).reason
+
+
+EDITS = {
+    "answer": lambda p: p["findings"]["transcript"]["answers"][0].update(answer=5),
+    "answers swapped": lambda p: p["findings"]["transcript"]["answers"].reverse(),
+    "answer dropped": lambda p: p["findings"]["transcript"]["answers"].pop(),
+    "opening dropped": lambda p: p["openings"].pop(),
+    "opening repeated": lambda p: p["openings"].append(p["openings"][0]),
+    "opening changed": lambda p: p["openings"][0].update(seed="00" * 32),
+    "leaf not asked for": lambda p: p["plan"]["asked"].update(triggers=list(range(30))),
+    "another nonce": lambda p: p["plan"].update(nonce="00" * 32),
+    "another claim": lambda p: p["plan"].update(claim="00" * 32),
+    "no timestamp": lambda p: p["commitment"].update(timestamp=None),
+    "no pulse": lambda p: p["commitment"].update(pulse=None),
+    "no head": lambda p: p["commitment"].update(head=None),
+    "log cut": lambda p: p["log"]["entries"].pop(),
+    "log edited": lambda p: p["log"]["entries"][0].update(identity="me"),
+    "reading of another copy": lambda p: p["findings"]["readings"]["weights"].update(unmarked="00" * 32),
+    "reading without its leaf": lambda p: p["findings"]["readings"]["weights"]["indices"].pop(),
+    "reading missing": lambda p: p["findings"]["readings"].clear(),
+    "negative square": lambda p: p["findings"]["readings"]["weights"]["squares"].__setitem__(0, -1.0),
+    "findings missing": lambda p: p.pop("findings"),
+    "plan missing": lambda p: p.pop("plan"),
+    "suspect": lambda p: p["plan"]["suspect"].update(sha256="00" * 32),
+}
+
+
+@pytest.mark.parametrize("name", EDITS)
+def test_no_part_can_be_changed_even_by_the_verifier(proof, name):
+    table, file = proof
+    report = evidence.verify(edited(file, EDITS[name], by=table.verifier), trust=table.trust)
+    assert report.outcome is Outcome.PROTOCOL_INVALID, name
+    assert report.reason
+
+
+def test_the_same_edits_without_a_change_are_accepted(proof):
+    table, file = proof
+    again = edited(file, lambda _: None, by=table.verifier)
+    assert evidence.verify(again, trust=table.trust).outcome is Outcome.PROVEN
+
+
+def test_a_bit_flipped_anywhere_is_invalid(proof):
+    table, file = proof
+    for place in range(0, len(file.payload), 997):
+        payload = bytearray(file.payload)
+        payload[place] ^= 4
+        report = evidence.verify(replace(file, payload=bytes(payload)), trust=table.trust)
+        assert report.outcome is Outcome.PROTOCOL_INVALID
+
+
+def test_a_query_that_its_leaf_does_not_give_is_invalid(proof):
+    table, file = proof
+
+    def swap(predicate):
+        from privguard.watermark.challenge import Answer, ChallengePlan, Transcript
+
+        lines = predicate["findings"]["transcript"]["answers"]
+        first = next(line for line in lines if line["mark"] == "triggers")
+        first["query"] = "00" * 32
+        plan = ChallengePlan.from_json(predicate["plan"])
+        head = Transcript.chain(plan, [Answer(**line) for line in lines]).head
+        predicate["findings"]["transcript"]["head"] = head
+
+    report = evidence.verify(edited(file, swap, by=table.verifier), trust=table.trust)
+    assert report.outcome is Outcome.PROTOCOL_INVALID
+    assert "does not give the query" in report.reason
+
+
+def test_burned_leaves_are_not_drawn_again_and_not_accepted_again(table, tables):
+    perfect = tables.perfect(table)
+    first = table.draw(tables.suspect, {"triggers": 30})
+    table.prove(first, suspect=perfect)
+    second = table.draw(tables.suspect, {"triggers": 10})
+    assert not set(first.asked["triggers"]) & set(second.asked["triggers"])
+    with pytest.raises(ProtocolInvalidError, match="ask for fewer"):
+        table.draw(tables.suspect, {"triggers": 11})
+    again = replace(first, nonce="11" * 32)
+    report = evidence.verify(table.prove(again, suspect=perfect), trust=table.trust)
+    assert report.outcome is Outcome.PROTOCOL_INVALID
+    assert "earlier challenge has opened" in report.reason
+
+
+def test_every_challenge_raises_the_multiplicity(table, tables):
+    perfect = tables.perfect(table)
+    counts = []
+    for _ in range(3):
+        plan = table.draw(tables.suspect, {"triggers": 10})
+        counts.append(evidence.verify(table.prove(plan, suspect=perfect), trust=table.trust).multiplicity)
+    assert counts == [2, 3, 4]
+
+
+def test_the_owner_opens_only_what_is_asked(table, tables):
+    plan = table.draw(tables.suspect, {"triggers": 5})
+    openings = challenge.open_leaves(table.tree, plan)
+    assert [item.leaf.index for item in openings] == list(plan.asked["triggers"])
+    stranger = challenge.open_leaves(Tree.derive(type(table.secret).generate(), table.standing.manifest.sizes), plan)
+    with pytest.raises(ProtocolInvalidError, match="never committed"):
+        challenge.check_openings(table.standing.manifest, plan, stranger)
+
+
+def test_the_suspect_is_asked_once_with_triggers_hidden_among_natural_queries(table, natural, tables):
+    perfect = tables.perfect(table)
+    plan = table.draw(tables.suspect, {"triggers": 10}, natural=20)
+    table.prove(plan, suspect=perfect, natural=natural)
+    assert perfect.calls == 1
+    with pytest.raises(ValueError, match="natural"):
+        table.prove(replace(plan, natural=31, nonce="22" * 32), suspect=perfect, natural=natural)
+
+
+def test_a_suspect_with_other_names_for_its_labels_is_mapped_before_asking(table, tables):
+    perfect = tables.perfect(table)
+    plan = replace(table.draw(tables.suspect, {"triggers": 20}), label_map=tuple((i + 3) % 10 for i in range(10)))
+    shifted = lambda queries: [(label - 3) % 10 for label in perfect(queries)]
+    assert evidence.verify(table.prove(plan, suspect=shifted), trust=table.trust).verdicts[0].matches == 20
+    outside = replace(table.draw(tables.suspect, {"triggers": 20}), label_map=(0,))
+    report = evidence.verify(table.prove(outside, suspect=lambda queries: [7] * len(queries)), trust=table.trust)
+    assert report.verdicts[0].matches == 0
+
+
+def test_a_suspect_that_answers_too_little_is_refused(table, tables):
+    plan = table.draw(tables.suspect, {"triggers": 10})
+    with pytest.raises(ValueError, match="one for each query"):
+        table.prove(plan, suspect=lambda queries: [0] * (len(queries) - 1))
+
+
+def test_rubbish_is_invalid_and_raises_nothing(table):
+    for payload in (b"", b"{}", b"null", b'{"_type": 1}'):
+        file = statement.countersign(Envelope(payload=payload), by=table.verifier)
+        assert evidence.verify(file, trust=table.trust).outcome is Outcome.PROTOCOL_INVALID
+    other = statement.Statement(subjects=(Digest(name="x", sha256="00"),), predicate_type="https://example.com/x")
+    file = statement.sign(other, by=table.verifier)
+    assert "expected" in evidence.verify(file, trust=table.trust).reason
+
+
+@pytest.mark.stat
+def test_innocent_suspects_under_random_keys_reach_a_level_no_more_often_than_it_says(table):
+    # 400 keys at level 0.1: Bin(400, ≤0.1) exceeds 64 with a chance below 1e-4.
+    from privguard.watermark.leaf import Leaf
+    from privguard.watermark.model import triggers
+
+    settings = table.standing.manifest.mark("triggers").settings
+    rng, rejected = np.random.default_rng(3), 0
+    for _ in range(400):
+        pulse = rng.bytes(64)
+        leaves = [Leaf(mark="triggers", index=i, seed=rng.bytes(32)) for i in range(40)]
+        queries = triggers.inputs(leaves, pulse, settings)
+        said = [int(query.sum()) % 10 for query in queries]
+        expected = triggers.labels(leaves, pulse, settings).tolist()
+        rejected += triggers.verdict(said, expected, classes=10).log10_p <= -1
+    assert rejected <= 64
+    assert copy.copy(settings) == settings
+    assert claim.UNLOGGED == 2.0**40
