@@ -11,7 +11,7 @@ from cryptography.exceptions import InvalidTag
 from privguard.attest.statement import Envelope, Identity, verify
 from privguard.checkpoint import archive, envelope, watch
 from privguard.checkpoint.archive import HEAD, SMALL, Advance, Places
-from privguard.checkpoint.envelope import MAGIC, MOST_SLOT, PREAMBLE_BYTES, Form, Preamble
+from privguard.checkpoint.envelope import MAGIC, PREAMBLE_BYTES, Form, Preamble
 from privguard.checkpoint.key import Key
 from privguard.checkpoint.payload import MalformedError, Place, Reader, one_failure, plain_size, sealed_size
 from privguard.checkpoint.stanza import Role
@@ -38,8 +38,8 @@ class Head:
     @classmethod
     def read(cls, descriptor: int) -> "Head":
         """Read preamble and slots; a file that is longer or shorter than its preamble says is malformed."""
-        data = os.pread(descriptor, PREAMBLE_BYTES + 2 * MOST_SLOT, 0)
-        preamble = Preamble.unpack(data)
+        preamble = Preamble.unpack(os.pread(descriptor, PREAMBLE_BYTES, 0))
+        data = os.pread(descriptor, preamble.head_bytes, 0)
         cuts = [PREAMBLE_BYTES + number * preamble.slot_bytes for number in range(preamble.slots + 1)]
         if len(data) < cuts[-1]:
             raise MalformedError("the head is cut short")
