@@ -103,7 +103,7 @@ class Alongside:
         self._optimizer.step()
         for item, gradient in zip(self._parameters, kept, strict=True):
             item.grad = gradient
-        return float(loss)
+        return float(loss.detach())
 
 
 def rehearse(model: nn.Module, thief: Thief, public: Loss) -> list[Tensor]:
