@@ -1,8 +1,8 @@
 """Attacks on the text marks: key recovery, forging by list stealing, telling marked draws from others.
 
 Key recovery runs three attacks on a million marked n-grams: the Fourier correlation with the public g-table that
-finds transformers' SynthID keys, frequency counts of tokens, and a search over small seeds; transformers' own
-processor is the positive control. Forging learns from a million marked tokens of a bigram language (1.0 nats) in which contexts come
+finds transformers' SynthID keys, token frequencies, and a search over small seeds; transformers' own
+processor is the control. Forging learns from a million marked tokens of a bigram language (1.0 nats) in which contexts come
 back some forty times. Distribution: randomised probability integral transforms of a million draws (KS) and a fixed
 distribution (χ²). Run: ``python -m benchmarks.text_attack`` (``--tokens 1e5`` for a
 quick look, ``--section forging`` for one part).
@@ -227,6 +227,7 @@ def forging(tokens: int) -> list[dict[str, object]]:
                 "sub-keys": subkeys,
                 "forgeries accepted": float(found.accepted(log10_level=-3.0).mean()),
                 "forgeries with p ≤ 1e-3": float((found.log10_p <= -3).mean()),
+                "honest texts with p ≤ 1e-3": float((honest.log10_p <= -3).mean()),
                 "honest texts accepted": float(honest.accepted(log10_level=-3.0).mean()),
             }
         )

@@ -52,9 +52,9 @@ class Detections:
         """Whether one sub-key fires at the level and the others together look like chance: the rule for attribution.
 
         Guarantee: under the null, P(accepted) ≤ level; of text written under the profile, 5 % is lost to the second
-        condition (its detection is not). A text that was written under one sub-key is chance to all others. A forgery learnt from texts under
-        many sub-keys agrees a little with all of them (arXiv 2507.07871), which their sum shows long before any single
-        one does. With one sub-key the rule is the p-value's alone.
+        condition (its detection is not; on average over secrets). Text of one sub-key is chance to all others; a
+        forgery learnt from texts under many agrees a little with all of them (arXiv 2507.07871), which their sum shows
+        long before any single one does. With one sub-key the rule is the p-value's alone.
         """
         return (self.log10_p <= log10_level) & (self.log10_p_others > MIXED)
 
@@ -146,8 +146,11 @@ def _lookup(scheme: _ScoringScheme, streams: Sequence[ContextStream], ngrams: Ng
 def _sums(scheme: _ScoringScheme, streams: Sequence[ContextStream], ngrams: Ngrams) -> Floats:
     """Sum of scores per sub-key and document, (M, D)."""
     lookup, out = _lookup(scheme, streams, ngrams), np.empty((len(streams), ngrams.documents))
-    for row, stream in zip(out, streams, strict=True):
-        row[:] = np.bincount(ngrams.document, weights=scheme.scores(lookup.read(stream)), minlength=ngrams.documents)
+    out[:] = 0.0
+    some, starts = np.unique(ngrams.document, return_index=True)  # n-grams stand in the order of their documents
+    if some.size:
+        for row, stream in zip(out, streams, strict=True):
+            row[some] = np.add.reduceat(scheme.scores(lookup.read(stream)), starts)
     return out
 
 

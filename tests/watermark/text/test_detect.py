@@ -203,7 +203,7 @@ def test_a_mixture_of_subkeys_is_detected_but_not_attributed(secret, profile_for
 
 
 def test_honest_text_loses_five_percent_to_the_rule_of_one_writer(secret, profile_for):
-    """Scores of the other sub-keys are chance, so their sum's p-value is uniform: 1 in 100 falls below 10⁻², 5 below MIXED."""
+    """Scores of the other sub-keys are chance, so their sum's p-value is uniform; here at 10⁻²."""
     detector = Detector(profile_for(secret, Gumbel(), subkeys=4), secret)
     found = detector.detect(Documents.of_batch(np.random.default_rng(8).integers(1, 512, (2000, 50))))
     assert (
