@@ -283,7 +283,7 @@ def court(seed: int) -> false_claims.Court:
         random=np.random.default_rng(seed),
         unmarked=theft.tensors(surrogates[0]),
         innocent=theft.tensors(innocent),
-        leaves=40,
+        leaves=20,
     )
 
 
@@ -292,7 +292,7 @@ def replace_own(task: Task, epochs: int, own: tuple[Tensor, Tensor] | None = Non
 
 
 def forge(attempts: int = 1_000) -> dict[str, Any]:
-    """Every false-claim drill, 1,000 attempts of 40 triggers each; the notaries' logs are emptied every 3."""
+    """Every false-claim drill, 1,000 attempts of 20 triggers each; the notaries' logs are emptied every 3."""
     where = [court(seed) for seed in range(5)]
     keys = [LocalNotary.generate(bits=2048).to_json(), LocalNotary.generate(bits=2048).to_json()]
     result: dict[str, Any] = {}
