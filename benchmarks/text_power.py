@@ -62,7 +62,7 @@ def pool(scheme, nats: float, *, steps: int = 40_000) -> np.ndarray:
     return np.concatenate(out)
 
 
-def tokens_needed(scheme, scores: np.ndarray, *, log10_level: float = -5.0, documents: int = 4000) -> int:
+def tokens_needed(scheme, scores: np.ndarray, *, log10_level: float = -5.0, documents: int = 2000) -> int:
     rng = np.random.default_rng(8)
 
     def power(n: int) -> float:
@@ -110,7 +110,7 @@ def payload_tokens(nats: float) -> int:
 
     def recovery(n: int) -> float:
         right = []
-        for _ in range(3000):
+        for _ in range(1000):
             first = rng.binomial(n, 0.5)
             chance = 1.0
             for count in (first, n - first):
@@ -141,7 +141,7 @@ def payload_check(nats: float, tokens: int, *, documents: int = 50) -> float:
     return float(np.mean([m.value == message for m in found]))
 
 
-def false_accusations(*, documents: int = 4000, users: int = 1000) -> dict[str, float]:
+def false_accusations(*, documents: int = 2000, users: int = 1000) -> dict[str, float]:
     """Plain documents tested against a thousand users' keys: how often anybody is accused at 10⁻³ over all users."""
     profile = profile_of(Gumbel())
     text = Documents.of_batch(np.random.default_rng(13).integers(0, WIDTH, (documents, 60)))
@@ -162,12 +162,14 @@ def main() -> None:
             row["with 16 sub-keys"] = tokens_needed(scheme, scores, log10_level=-5 - np.log10(16))
             out["power"].append(row)
             print(row, flush=True)
+            RESULT.write_text(json.dumps(out, indent=1, ensure_ascii=False) + "\n")
     out["payload"] = {"nats": 1.0, "bits": 32, "tokens for 99 %": payload_tokens(1.0)}
     out["payload"]["read back in 50 texts of that length"] = payload_check(1.0, out["payload"]["tokens for 99 %"])
     print(out["payload"], flush=True)
     out["tracing"] = false_accusations()
     print(out["tracing"], flush=True)
-    for width, tokens, documents in ((2, 1600, 400), (4, 5200, 300)):
+    RESULT.write_text(json.dumps(out, indent=1, ensure_ascii=False) + "\n")
+    for width, tokens, documents in ((2, 1600, 300), (4, 5200, 200)):
         marked = texts(Gumbel(), 1.0, documents=documents, tokens=tokens, width=width)
         base = needed_under(None, marked, width)
         for share in (0.1, 0.3):
@@ -177,6 +179,7 @@ def main() -> None:
                 {"width": width, "substitute": share, "base": base, "tokens": needed, "1.1/f² of base": round(limit)}
             )
             print(out["edits"][-1], flush=True)
+            RESULT.write_text(json.dumps(out, indent=1, ensure_ascii=False) + "\n")
     out["cpu_s"] = time.process_time() - start
     RESULT.write_text(json.dumps(out, indent=1, ensure_ascii=False) + "\n")
 

@@ -8,10 +8,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from privguard.accounting.calibrate import Budget as Budget
     from privguard.accounting.ledger import Ledger as Ledger
     from privguard.checkpoint.key import Key as Key
     from privguard.checkpoint.key import Recipient as Recipient
     from privguard.integrations.plain import privatize as privatize
+    from privguard.integrations.transformers import PrivateTrainer as PrivateTrainer
     from privguard.records import Claim as Claim
     from privguard.records import Finding as Finding
     from privguard.records import Manifest as Manifest
@@ -22,12 +24,14 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Budget": "privguard.accounting.calibrate",
     "Claim": "privguard.records",
     "Finding": "privguard.records",
     "Key": "privguard.checkpoint.key",
     "Ledger": "privguard.accounting.ledger",
     "Manifest": "privguard.records",
     "Plan": "privguard.training.plan",
+    "PrivateTrainer": "privguard.integrations.transformers",
     "Recipient": "privguard.checkpoint.key",
     "Speed": "privguard.training.plan",
     "Verdict": "privguard.records",
@@ -35,12 +39,14 @@ _HOMES = {
 }
 
 __all__ = [
+    "Budget",
     "Claim",
     "Finding",
     "Key",
     "Ledger",
     "Manifest",
     "Plan",
+    "PrivateTrainer",
     "Recipient",
     "Speed",
     "Verdict",

@@ -95,6 +95,21 @@ def epsilon_curve(
     return [*zip(marks, [*(min(value, figure.epsilon) for value in early), figure.epsilon], strict=True)]
 
 
+def privacy_profile(history: Spending, *, claim: Claim, points: int = 61) -> list[tuple[float, float]]:
+    """(ε, δ) pairs that all hold at once, from ε = 0 to twice the claim's: the whole trade-off, not one point of it.
+
+    The best test of an attacker is bounded by every pair, so the smallest of those bounds is the one to report.
+    Where the claim was not priced on a grid, its own pair is the only one.
+    """
+    pair = (claim.epsilon, claim.delta)
+    if claim.method != "pld" or claim.interval == 0 or not math.isfinite(claim.epsilon):
+        return [pair]
+    events = _folded(history)
+    accountant, allowance = _composed(events, claim.relation, claim.interval), _rounding(events)
+    grid = [2 * claim.epsilon * step / (points - 1) for step in range(points)]
+    return [pair, *((at, min(1.0, float(accountant.get_delta(at)) + allowance)) for at in grid)]
+
+
 @final
 @dataclass(frozen=True)
 class Figure:
@@ -161,14 +176,24 @@ def _pld(events: Events, delta: float, relation: Relation, interval: float) -> t
     The library composes by raising a Fourier transform to the power T, which moves δ by up to about T · 2⁻⁵³ in either
     direction (measured against sums without cancellation, ``tests/accounting/test_rounding.py``). δ pays for it here.
     """
+    accountant = _composed(events, relation, interval)
+    points = accountant._pld._pmf_remove.size  # noqa: SLF001 — the library shows its size nowhere else
+    left = delta - _rounding(events)
+    return (_epsilon_at(accountant, left) if left > 0 or delta == 0 else math.inf), points
+
+
+def _composed(events: Events, relation: Relation, interval: float) -> Any:
     from dp_accounting.pld import PLDAccountant
 
     accountant = PLDAccountant(_neighbours(relation), interval)
     for event, times in events:
         accountant.compose(event, times)
-    points = cast("Any", accountant)._pld._pmf_remove.size  # noqa: SLF001 — the library shows its size nowhere else
-    left = delta - sum(_transforms(event) * times for event, times in events) * _ROUNDING
-    return (_epsilon_at(accountant, left) if left > 0 or delta == 0 else math.inf), points
+    return accountant
+
+
+def _rounding(events: Events) -> float:
+    """What rounding in the library's transforms may hide of δ."""
+    return sum(_transforms(event) * times for event, times in events) * _ROUNDING
 
 
 def _epsilon_at(accountant: Any, delta: float) -> float:

@@ -63,6 +63,7 @@ class Book:
 
         Raises:
             ValueError: there is a book already, or nobody could ever grant anything.
+            OSError: the database cannot be written.
         """
         _check.require(bool(officers), "officers", officers, wanted="at least one public key")
         book = cls(place)
@@ -133,6 +134,7 @@ class Book:
         Raises:
             BudgetExceededError: some limit of the data set's family would be passed, or nothing was granted.
             UnknownEventError: the event cannot be priced.
+            OSError: the database cannot be written; nothing was reserved.
         """
         _check.count("times", times)
 
@@ -159,8 +161,6 @@ class Book:
 
         def row(account: Account) -> Mapping[str, Any]:
             _check.require(run in account.runs, "run", run, wanted="one of this book")
-            low, high = account.runs[run].settled, account.runs[run].position
-            _check.require(low <= used <= high, "used", used, wanted=f"between {low} and {high}")
             evidence = {"head": ledger.head, "size": ledger.size} if ledger is not None else None
             return {"kind": "settle", "run": run, "used": used, "ledger": evidence}
 
@@ -226,12 +226,17 @@ class Book:
 
     @contextmanager
     def _writing(self) -> "Generator[Connection]":
+        from sqlalchemy.exc import DBAPIError
+
         try:
             with self._engine.begin() as connection:
                 _take_turn(connection)
                 yield connection
-        except BaseException:
+        except DBAPIError as error:
             self._account = Account()  # what was applied and not committed never happened
+            raise OSError(f"book: {error.orig}; nothing was written") from error
+        except BaseException:
+            self._account = Account()
             raise
 
     def _catch_up(self, connection: "Connection", *, may_be_empty: bool = False) -> None:

@@ -4,22 +4,20 @@ import warnings
 
 from torch import nn
 
-from privguard.errors import UnsupportedModelError
-from privguard.training.clip import Clipper, OneByOne, attach
-from privguard.training.refuse import refuse_mixing
+from privguard.training.clip import Clipper
+from privguard.training.probe import Losses, Structure, choose
 
 
-def clipper_for(model: nn.Module, *, max_grad_norm: float) -> Clipper:
-    """The fastest exact clipper for ``model``.
+def clipper_for(
+    model: nn.Module, losses: Losses, structure: Structure, *, max_grad_norm: float, rows_each: int = 1
+) -> Clipper:
+    """The fastest clipper that the probe finds exact, on made-up data; a warning says when that is the slow one.
 
     Raises:
-        UnsupportedModelError: a module mixes examples, so no clipper is exact.
+        SensitivityError: examples meet in the model or in its loss, so no clipper is exact.
+        UnsupportedModelError: a module mixes examples by its nature.
     """
-    refuse_mixing(model)
-    try:
-        return attach(model, max_grad_norm=max_grad_norm)
-    except UnsupportedModelError as reason:
-        warnings.warn(
-            f"{reason}; going on with one backward pass for each example, which is exact and slow", stacklevel=2
-        )
-        return OneByOne(model, max_grad_norm=max_grad_norm)
+    clipper, reason = choose(model, losses, structure, max_grad_norm=max_grad_norm, rows_each=rows_each)
+    if reason is not None:
+        warnings.warn(f"one backward pass for each example, which is exact and slow: {reason}", stacklevel=2)
+    return clipper

@@ -7,33 +7,60 @@ alone. An example without any label has loss zero.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, TypeAlias, cast
+from dataclasses import dataclass
+from typing import Any, TypeAlias, cast, final
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from privguard.errors import UnsupportedModelError
+from privguard.training.probe import Field, Structure
 
 Batch: TypeAlias = Mapping[str, Any]
 PerExampleLoss: TypeAlias = Callable[[Any, Batch], Tensor]
 """From a model's outputs and its batch to the losses, shape (B,)."""
 
+CHOICES = 2  # of a made-up question
+_TOKENS = 6  # of a made-up text
 _IGNORED = -100
 
 
-def loss_for(model: nn.Module, *, label_smoothing: float = 0.0) -> PerExampleLoss:
-    """The per-example loss of a transformers model, chosen by its head.
+@final
+@dataclass(frozen=True)
+class Head:
+    """What a private run has to know about a model's task.
+
+    Attributes:
+        losses: from outputs and batch to the losses, (B,).
+        structure: made-up batches for the probe, from the model's configuration alone.
+        choices: whether a row of ``input_ids`` holds several texts, which go forward side by side.
+    """
+
+    losses: PerExampleLoss
+    structure: Structure
+    choices: bool = False
+
+    def rows_each(self, batch: Batch) -> int:
+        """How many rows one example becomes inside the model."""
+        return batch["input_ids"].shape[1] if self.choices else 1
+
+
+def head_of(model: nn.Module, *, label_smoothing: float = 0.0) -> Head:
+    """What is to be known about a transformers model, by the name of its class.
 
     ``label_smoothing`` is the share of the target's mass that is spread evenly over all classes.
 
     Raises:
         UnsupportedModelError: the head is not known; the message names the way out.
     """
-    name = type(_bare(model)).__name__
-    for ending, make in _HEADS.items():
+    bare = cast("Any", _bare(model))
+    name = type(bare).__name__
+    for ending, (make, labels) in _HEADS.items():
         if name.endswith(ending):
-            return make(_bare(model), label_smoothing)
+            choices = ending == "ForMultipleChoice"
+            structure = {**_inputs(bare, choices=choices), **labels(bare.config)}
+            return Head(make(bare, label_smoothing), structure, choices)
     raise UnsupportedModelError(
         f"model={name}: no per-example loss is known for its head; pass per_example_loss, a function of "
         "(outputs, batch) that returns one loss for each example"
@@ -52,7 +79,7 @@ def inputs_for(model: nn.Module, batch: Batch, *, labels: list[str]) -> dict[str
 def _bare(model: nn.Module) -> nn.Module:
     """The transformers model inside peft's wrapper."""
     inner = getattr(model, "get_base_model", None)
-    return inner() if callable(inner) else model
+    return cast("nn.Module", inner()) if callable(inner) else model
 
 
 def _is_sequence_to_sequence(model: Any) -> bool:
@@ -121,13 +148,24 @@ def _choice(_: nn.Module, smoothing: float) -> PerExampleLoss:
 
 
 def _span(_: nn.Module, smoothing: float) -> PerExampleLoss:
-    """Where an answer starts and ends; positions past the end of the sequence are ignored."""
+    """Where an answer starts and ends, among the example's own tokens: padding takes no part in the softmax.
+
+    In transformers it does, so there the longest example of a batch changes the loss of all the others. Positions past
+    the end of the text are ignored.
+    """
 
     def losses(outputs: Any, batch: Batch) -> Tensor:
+        own = batch.get("attention_mask")
+
         def one(logits: Tensor, places: Tensor) -> Tensor:
-            places = places.reshape(len(logits)).clamp(min=0)
-            places = places.masked_fill(places >= logits.shape[1], _IGNORED)
-            return _cross_entropy(logits.float(), places, smoothing)
+            mask = torch.ones_like(logits, dtype=torch.bool) if own is None else own.bool()
+            places = places.reshape(len(logits), 1)
+            inside = (places >= 0) & (places < logits.shape[1])
+            inside &= mask.gather(1, places.clamp(0, logits.shape[1] - 1))
+            shut = torch.finfo(torch.float32).min
+            return _cross_entropy(
+                logits.float().masked_fill(~mask, shut), places.masked_fill(~inside, _IGNORED)[:, 0], smoothing
+            )
 
         start = one(outputs.start_logits, batch["start_positions"])
         return (start + one(outputs.end_logits, batch["end_positions"])) / 2
@@ -163,14 +201,48 @@ def _conditional(model: nn.Module, smoothing: float) -> PerExampleLoss:
     return _tokens(model, smoothing)
 
 
-_HEADS: dict[str, Callable[[nn.Module, float], PerExampleLoss]] = {
-    "ForSequenceClassification": _sequence,
-    "ForImageClassification": _sequence,
-    "ForTokenClassification": _tokens,
-    "ForMaskedLM": _tokens,
-    "ForCausalLM": _next_token,
-    "LMHeadModel": _next_token,
-    "ForConditionalGeneration": _conditional,
-    "ForMultipleChoice": _choice,
-    "ForQuestionAnswering": _span,
+def _inputs(model: Any, *, choices: bool) -> dict[str, Structure]:
+    """The main input of a model, as its configuration describes it."""
+    config = model.config
+    if model.main_input_name == "pixel_values":
+        sides = config.image_size if isinstance(config.image_size, list | tuple) else [config.image_size] * 2
+        return {"pixel_values": Field((config.num_channels, *sides), torch.float32)}
+    shape = (CHOICES, _TOKENS) if choices else (_TOKENS,)
+    return {"input_ids": Field(shape, torch.long, top=config.get_text_config().vocab_size)}
+
+
+def _class_labels(config: Any) -> dict[str, Structure]:
+    problem = config.problem_type or ("regression" if config.num_labels == 1 else "single_label_classification")
+    if problem == "single_label_classification":
+        return {"labels": Field((), torch.long, top=config.num_labels)}
+    return {"labels": Field((config.num_labels,), torch.float32)}
+
+
+def _token_labels(config: Any) -> dict[str, Structure]:
+    return {"labels": Field((_TOKENS,), torch.long, top=config.num_labels, ignore=_IGNORED)}
+
+
+def _text_labels(config: Any) -> dict[str, Structure]:
+    return {"labels": Field((_TOKENS,), torch.long, top=config.get_text_config().vocab_size, ignore=_IGNORED)}
+
+
+def _choice_labels(_: Any) -> dict[str, Structure]:
+    return {"labels": Field((), torch.long, top=CHOICES)}
+
+
+def _span_labels(_: Any) -> dict[str, Structure]:
+    return {name: Field((), torch.long, top=_TOKENS) for name in ("start_positions", "end_positions")}
+
+
+_Make = Callable[[nn.Module, float], PerExampleLoss]
+_HEADS: dict[str, tuple[_Make, Callable[[Any], dict[str, Structure]]]] = {
+    "ForSequenceClassification": (_sequence, _class_labels),
+    "ForImageClassification": (_sequence, _class_labels),
+    "ForTokenClassification": (_tokens, _token_labels),
+    "ForMaskedLM": (_tokens, _text_labels),
+    "ForCausalLM": (_next_token, _text_labels),
+    "LMHeadModel": (_next_token, _text_labels),
+    "ForConditionalGeneration": (_conditional, _text_labels),
+    "ForMultipleChoice": (_choice, _choice_labels),
+    "ForQuestionAnswering": (_span, _span_labels),
 }

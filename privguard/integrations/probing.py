@@ -1,6 +1,5 @@
 """Before step 1: made-up records go through model and loss, to see that examples do not meet there."""
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, final
@@ -11,8 +10,8 @@ from torch.utils.data import DataLoader
 
 from privguard.integrations.fallback import clipper_for
 from privguard.training.batches import to_device
-from privguard.training.clip import Clipper
-from privguard.training.probe import Losses, Structure, choose, make, structure_of, untouched
+from privguard.training.clip import Clipper, attach
+from privguard.training.probe import Losses, Structure, make, structure_of, untouched
 
 
 @final
@@ -39,13 +38,8 @@ def probed_clipper(model: nn.Module, loader: DataLoader[Any], *, max_grad_norm: 
     said = "model and loss" if losses is not None else "the model, with a made-up loss"
     losses = losses or _made_up_loss(model, structure)
     if losses is None:
-        return Probed(
-            clipper_for(model, max_grad_norm=max_grad_norm), "nothing: how the loop calls the model is not known"
-        )
-    clipper, slow = choose(model, losses, structure, max_grad_norm=max_grad_norm)
-    if slow is not None:
-        warnings.warn(f"{slow}; going on with one example at a time, which is exact and slow", stacklevel=3)
-    return Probed(clipper, said)
+        return Probed(attach(model, max_grad_norm=max_grad_norm), "nothing: how the loop calls the model is not known")
+    return Probed(clipper_for(model, losses, structure, max_grad_norm=max_grad_norm), said)
 
 
 def _made_up_loss(model: nn.Module, structure: Structure) -> Losses | None:

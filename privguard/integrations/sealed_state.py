@@ -4,7 +4,6 @@ A checkpoint of theirs becomes a sealed folder with members named as other tools
 ``config.json``) where those hold data, and with ``state.json`` and ``state.safetensors`` in the place of pickles.
 """
 
-import json
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -102,7 +101,7 @@ def read_tensors(sealed: Sealed, name: str) -> dict[str, Tensor]:
 
 def read_state(sealed: Sealed) -> Any:
     """The tree of everything that is no weight."""
-    return tree.unpack(json.loads(sealed.read(STATE)), read_tensors(sealed, STATE_TENSORS))
+    return tree.loads(sealed.read(STATE), read_tensors(sealed, STATE_TENSORS))
 
 
 def generators() -> dict[str, Any]:

@@ -15,18 +15,18 @@ from privguard.training.plan import Plan
 
 HONOURED = frozenset(
     """
-    output_dir learning_rate lr_scheduler_type lr_scheduler_kwargs warmup_steps optim optim_args weight_decay adam_beta1
-    adam_beta2 adam_epsilon optim_target_modules label_smoothing_factor bf16 bf16_full_eval fp16_full_eval tf32
-    activation_checkpointing activation_checkpointing_kwargs gradient_checkpointing gradient_checkpointing_kwargs
-    use_cache logging_strategy logging_steps logging_first_step log_on_each_node log_level log_level_replica
-    disable_tqdm report_to run_name project trackio_space_id trackio_bucket_id trackio_static_space_id eval_strategy
-    eval_steps eval_delay per_device_eval_batch_size prediction_loss_only eval_on_start eval_do_concat_batches
-    eval_use_gather_object eval_accumulation_steps include_for_metrics batch_eval_metrics save_strategy save_steps
-    save_total_limit load_best_model_at_end metric_for_best_model greater_is_better
-    restore_callback_states_from_checkpoint full_determinism use_cpu dataloader_num_workers dataloader_pin_memory
-    dataloader_prefetch_factor dataloader_multiprocessing_context remove_unused_columns label_names ddp_backend
-    ddp_timeout do_train do_eval do_predict resume_from_checkpoint local_rank
-    """.split()
+    output_dir learning_rate lr_scheduler_type lr_scheduler_kwargs warmup_steps optim optim_args weight_decay
+    adam_beta1 adam_beta2 adam_epsilon optim_target_modules label_smoothing_factor bf16 bf16_full_eval
+    fp16_full_eval tf32 activation_checkpointing activation_checkpointing_kwargs gradient_checkpointing
+    gradient_checkpointing_kwargs use_cache logging_strategy logging_steps logging_first_step log_on_each_node
+    log_level log_level_replica disable_tqdm report_to run_name project trackio_space_id trackio_bucket_id
+    trackio_static_space_id eval_strategy eval_steps eval_delay per_device_eval_batch_size prediction_loss_only
+    eval_on_start eval_do_concat_batches eval_use_gather_object eval_accumulation_steps include_for_metrics
+    batch_eval_metrics save_strategy save_steps save_total_limit load_best_model_at_end metric_for_best_model
+    greater_is_better restore_callback_states_from_checkpoint full_determinism use_cpu dataloader_num_workers
+    dataloader_pin_memory dataloader_prefetch_factor dataloader_multiprocessing_context remove_unused_columns
+    label_names ddp_backend ddp_timeout do_train do_eval do_predict resume_from_checkpoint local_rank
+    """.split()  # noqa: SIM905 — one name in a line of its own would take ninety lines
 )
 """Fields that mean what they mean in ``Trainer``."""
 
@@ -177,3 +177,20 @@ def private(args: TrainingArguments, plan: Plan) -> TrainingArguments:
     if args.max_steps <= 0:
         ours.max_steps = plan.steps
     return ours
+
+
+def page() -> str:
+    """The page ``docs/training-arguments.md``, made from the tables above."""
+    lines = [
+        "# TrainingArguments in a private run",
+        "",
+        "Every field of `transformers.TrainingArguments` under `PrivateTrainer`. A field of a new transformers release",
+        "that is not in this table fails a test of privguard.",
+        "",
+        "| field | in a private run |",
+        "|---|---|",
+        *(f"| `{name}` | **mapped**: {text} |" for name, text in sorted(MAPPED.items())),
+        *(f"| `{name}` | **refused** when it is set: {text} |" for name, (_, text) in sorted(REFUSED.items())),
+        *(f"| `{name}` | honoured |" for name in sorted(HONOURED)),
+    ]
+    return "\n".join(lines) + "\n"

@@ -15,10 +15,11 @@ import math
 import shutil
 import sys
 import tempfile
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Hashable, Iterable
 from pathlib import Path
 from typing import Any, cast, final
 
+import datasets
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
@@ -31,16 +32,18 @@ from privguard.accounting.ledger import Ledger
 from privguard.errors import PrivacyError, TamperedError
 from privguard.integrations import training_arguments
 from privguard.integrations.fallback import clipper_for
-from privguard.integrations.heads import PerExampleLoss, inputs_for, loss_for
+from privguard.integrations.heads import CHOICES, Head, PerExampleLoss, head_of, inputs_for
 from privguard.integrations.interrupts import Interrupts
 from privguard.integrations.private_run import PrivateRun, Setting, To, as_list, key_for
 from privguard.integrations.progress import SpentSoFar
+from privguard.integrations.underway import Underway
 from privguard.integrations.unit import Unit, plan_for
 from privguard.records import Claim
-from privguard.training.batches import PoissonLoader, check_rows, unit_losses
+from privguard.training.batches import fetch
+from privguard.training.clip import Clipper
 from privguard.training.plan import Plan, Speed
+from privguard.training.probe import structure_of
 from privguard.training.ranks import Ranks
-from privguard.training.sample import PhysicalBatch
 
 SEALED, STATE = "state.sealed", "trainer_state.json"
 _UNNOISED = ("loss", "grad_norm", "total_flos", "num_input_tokens_seen")
@@ -101,7 +104,7 @@ class PrivateTrainer(Trainer):
         self._limit = args.per_device_train_batch_size
         self._seal_to, self._key, self._seed = as_list(seal_to), key, insecure_seed
         self._own_loss, self._show_loss = per_example_loss, show_private_loss
-        self._private: _Underway | None = None
+        self._private: Underway | None = None
         self._resuming: str | None = None
         self._ledger_ahead = 0
         self._claim: Claim | None = None
@@ -115,9 +118,12 @@ class PrivateTrainer(Trainer):
             )
 
     def train(
-        self, resume_from_checkpoint: str | bool | None = None, trial: Any = None, ignore_keys_for_eval: Any = None
+        self,
+        resume_from_checkpoint: str | bool | None = None,  # noqa: FBT001 — Trainer's own signature
+        trial: Any = None,
+        ignore_keys_for_eval: Any = None,
     ) -> TrainOutput:
-        """Train to the end of the plan, as ``Trainer.train``; Ctrl-C and SIGTERM stop after the step, with a checkpoint.
+        """Train to the end of the plan, as ``Trainer.train``; Ctrl-C and SIGTERM stop after the step, and save.
 
         The training loss of the result is NaN: the true one carries no noise.
 
@@ -159,7 +165,7 @@ class PrivateTrainer(Trainer):
 
     def num_examples(self, dataloader: DataLoader[Any]) -> int:
         """The public number of examples for the training loader; the true one is a secret."""
-        if isinstance(dataloader.dataset, range):
+        if isinstance(cast("object", dataloader.dataset), range):
             return self.plan.examples or round(self.plan.expected_batch_size / self.plan.sample_rate)
         return super().num_examples(dataloader)
 
@@ -168,7 +174,7 @@ class PrivateTrainer(Trainer):
         values = list(super().set_initial_training_values(args, dataloader))
         if self._resuming is not None:
             done = json.loads(Path(self._resuming, STATE).read_text())["global_step"]
-            position = Ledger.read(Path(args.output_dir, "ledger.jsonl")).position
+            position = Ledger.read(self._folder / "ledger.jsonl").position
             self._ledger_ahead = position - done
             values[-1] = min(values[-1], max(done, self.plan.steps - self._ledger_ahead))
         return tuple(values)
@@ -196,22 +202,17 @@ class PrivateTrainer(Trainer):
         if private is None:
             raise PrivacyError("training_step: only train() can take a private step")
         for batch, fetched in private.step():
-            self._backward(private, model, batch, fetched)
+            losses = private.backward(batch, self._prepare_inputs(fetched), lambda data: self._forward(model, data))
+            if self._show_loss and sys.stderr.isatty():
+                print(f"un-noised loss {losses.mean().item():.3f}", file=sys.stderr)  # noqa: T201 — asked for by name
         private.run.release()
-        if private.ranks.from_lead(lambda: self._interrupts.wanted):
+        if private.setting.ranks.from_lead(lambda: self._interrupts.wanted):
             self.control.should_training_stop = True
         return torch.zeros((), device=self.args.device)
 
-    def _backward(self, private: "_Underway", model: nn.Module, batch: PhysicalBatch, fetched: Any) -> None:
-        check_rows(fetched, batch)
-        fetched = self._prepare_inputs(fetched)
-        private.setting.clipper.begin(torch.from_numpy(batch.mask))
+    def _forward(self, model: nn.Module, data: Any) -> Any:
         with self.compute_loss_context_manager():
-            outputs = model(**inputs_for(private.setting.model, fetched, labels=self.label_names))
-        losses = unit_losses(private.losses(outputs, fetched), batch)
-        private.setting.clipper.backward(losses)
-        if self._show_loss and sys.stderr.isatty():
-            print(f"un-noised loss {losses.detach().mean().item():.3f}", file=sys.stderr)  # noqa: T201 — asked for
+            return model(**inputs_for(model, data, labels=self.label_names))
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> None:
         """No norm: Trainer would log it. The noise-to-signal ratio is logged instead."""
@@ -230,42 +231,48 @@ class PrivateTrainer(Trainer):
                 public["noise_to_signal"] = ratio
         super().log(public)
 
-    def compute_loss(self, model: nn.Module, inputs: Any, return_outputs: bool = False, **more: Any) -> Any:  # noqa: FBT001, FBT002
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,  # noqa: FBT001, FBT002 — Trainer's own signature
+        num_items_in_batch: Any = None,
+    ) -> Any:
         """The loss of an evaluation: the user's own where there is one, else Trainer's."""
         if self._own_loss is None:
-            return super().compute_loss(model, inputs, return_outputs, **more)
-        outputs = model(**inputs_for(model, inputs, labels=self.label_names))
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        outputs = self._forward(model, inputs)
         loss = self._own_loss(outputs, inputs).mean()
         return (loss, outputs) if return_outputs else loss
 
     def _finalize_training(self, trial: Any, num_train_samples: Any, start_time: float) -> TrainOutput:
-        private = cast("_Underway", self._private)
+        private = cast("Underway", self._private)
         private.run.settle()
         if private.saved != private.run.taken:
-            self._save_checkpoint(self.model, trial)
+            self._save_checkpoint(self._bare, trial)
         return super()._finalize_training(trial, num_train_samples, start_time)
 
     # Checkpoints: Trainer's public state in clear, everything else in one sealed file.
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:  # noqa: ARG002
-        private = cast("_Underway", self._private)
-        output = Path(self.args.output_dir)
+        private = cast("Underway", self._private)
+        output = self._folder
         final = output / f"checkpoint-{self.state.global_step}"
         best = output / f"checkpoint-{self.state.best_global_step}"
         if self.state.best_global_step and (best == final or best.exists()):
             self.state.best_model_checkpoint = str(best)
         self._note_callbacks()
-        folder = Path(tempfile.mkdtemp(prefix=".checkpoint-", dir=output)) if private.ranks.lead else output
+        folder = Path(tempfile.mkdtemp(prefix=".checkpoint-", dir=output)) if private.setting.ranks.lead else output
         try:
-            if private.ranks.lead:
+            if private.setting.ranks.lead:
                 self.state.save_to_json(str(folder / STATE))
             private.run.save_to(folder / SEALED)
-            if private.ranks.lead:
+            if private.setting.ranks.lead:
                 shutil.rmtree(final, ignore_errors=True)
                 folder.chmod(0o755)
                 folder.rename(final)
         except BaseException:
-            if private.ranks.lead:
+            if private.setting.ranks.lead:
                 shutil.rmtree(folder, ignore_errors=True)
             raise
         private.saved = private.run.taken
@@ -275,24 +282,26 @@ class PrivateTrainer(Trainer):
             )
 
     def _note_callbacks(self) -> None:
+        states: dict[str, Any] = {}
         for callback in [*self.callback_handler.callbacks, self.control]:
             if isinstance(callback, ExportableState):
-                self.state.stateful_callbacks[type(callback).__name__] = callback.state()
+                states[type(callback).__name__] = callback.state()
+        self.state.stateful_callbacks = cast("Any", states)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Nothing yet: weights come with all the rest, once optimizer and schedule are there."""
 
     def _load_rng_state(self, checkpoint: str | None) -> None:  # noqa: ARG002
-        private = cast("_Underway", self._private)
+        private = cast("Underway", self._private)
         private.run.rewind_generators()
 
     def _load_best_model(self) -> None:
         best = cast("str", self.state.best_model_checkpoint)
-        snapshot = PrivateRun.open(Path(best, SEALED), cast("_Underway", self._private).setting)
-        self.model.load_state_dict(dict(snapshot.weights))
+        snapshot = PrivateRun.open(Path(best, SEALED), cast("Underway", self._private).setting)
+        self._bare.load_state_dict(dict(snapshot.weights))
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        """The finished model in clear, at the user's own call of ``save_model``; without Trainer's pickled arguments."""
+        """The finished model in clear, at the user's own ``save_model``; without Trainer's pickled arguments."""
         super()._save(output_dir, state_dict)
         if self.args.should_save:
             Path(output_dir or cast("str", self.args.output_dir), "training_args.bin").unlink(missing_ok=True)
@@ -309,14 +318,15 @@ class PrivateTrainer(Trainer):
 
     # A run from its beginning to its end.
 
-    def _begin(self, checkpoint: str | None) -> "_Underway":
-        model = self.model
-        losses = self._own_loss or loss_for(model, label_smoothing=self.args.label_smoothing_factor)
+    def _begin(self, checkpoint: str | None) -> "Underway":
+        model = self._bare
+        data = self._train_loader()
+        head = self._head(data)
         setting = Setting(
             model=model,
             optimizer=cast("Any", self.optimizer),
-            clipper=clipper_for(model, max_grad_norm=self.plan.max_grad_norm),
-            folder=Path(cast("str", self.args.output_dir)),
+            clipper=self._clipper(model, head),
+            folder=self._folder,
             seal_to=self._seal_to,
             also={"schedule": cast("Any", self.lr_scheduler), "trainer": _TrainerState(self)},
             key=self._key,
@@ -326,48 +336,70 @@ class PrivateTrainer(Trainer):
             ranks=Ranks.current(),
         )
         try:
-            data = self._train_loader()
             if checkpoint is None:
                 run = PrivateRun.start(self.plan, setting)
             else:
                 run = PrivateRun.resume(self.plan, setting, snapshot=Path(checkpoint, SEALED))
-            return _Underway(run, setting, losses, data, self._unit, limit=self._limit)
+            return Underway(run, setting, head, data, users=self._unit.users)
         except BaseException:
             setting.clipper.close()
             raise
+
+    def _head(self, data: DataLoader[Any]) -> Head:
+        if self._own_loss is None:
+            return head_of(self._bare, label_smoothing=self.args.label_smoothing_factor)
+        return Head(self._own_loss, structure_of(next(fetch(data, iter([[0]])))))
+
+    def _clipper(self, model: nn.Module, head: Head) -> Clipper:
+        def losses(batch: Any) -> Tensor:
+            return head.losses(self._forward(model, batch), batch)
+
+        rows_each = CHOICES if head.choices else 1
+        return clipper_for(model, losses, head.structure, max_grad_norm=self.plan.max_grad_norm, rows_each=rows_each)
 
     def _train_loader(self) -> DataLoader[Any]:
         """The training data with Trainer's own collate function and workers, in order; the sampler is the run's."""
         if self.train_dataset is None:
             raise ValueError("train_dataset=None: expected a data set; pass one to PrivateTrainer")
         self._unit.read(self.train_dataset)
-        return self._get_dataloader(  # its prepare step only shards, which the run does by itself
-            dataset=self.train_dataset, description="Training", batch_size=self._limit, sampler_fn=None
+        dataset, collate = self.train_dataset, self.data_collator
+        if isinstance(dataset, datasets.Dataset):
+            dataset = self._remove_unused_columns(dataset, description="training")
+        else:
+            collate = self._get_collator_with_removed_columns(collate, description="training")
+        args = self.args
+        return DataLoader(
+            cast("Dataset[Any]", dataset),
+            batch_size=self._limit,
+            collate_fn=collate,
+            num_workers=args.dataloader_num_workers,
+            pin_memory=args.dataloader_pin_memory,
+            prefetch_factor=args.dataloader_prefetch_factor,
+            multiprocessing_context=args.dataloader_multiprocessing_context,
         )
-
-    def _get_dataloader(self, dataset: Any, description: str, batch_size: int, **more: Any) -> DataLoader[Any]:
-        if description != "Training":
-            return super()._get_dataloader(dataset, description, batch_size, **more)
-        prepare, self.accelerator.prepare = self.accelerator.prepare, lambda loader: loader
-        try:
-            return super()._get_dataloader(dataset, description, batch_size, **more)
-        finally:
-            self.accelerator.prepare = prepare
 
     def _let_go(self) -> None:
         if self._private is not None:
             run = self._private.run
-            if not run.manifest.insecure and self._private.ranks.lead:
+            if not run.manifest.insecure and self._private.setting.ranks.lead:
                 self._claim = run.claim()
             run.end()
             self._private = None
 
-    def _checkpoint(self, wanted: str | bool | None) -> str | None:
+    def _checkpoint(self, wanted: Any) -> str | None:
         if wanted is True:
-            wanted = get_last_checkpoint(self.args.output_dir)
+            wanted = get_last_checkpoint(str(self._folder))
             if wanted is None:
                 raise ValueError(f"output_dir={self.args.output_dir}: no checkpoint to resume from is there")
         return str(wanted) if wanted else None
+
+    @property
+    def _bare(self) -> nn.Module:
+        return cast("nn.Module", self.model)
+
+    @property
+    def _folder(self) -> Path:
+        return Path(cast("str", self.args.output_dir))
 
     def _per_epoch(self) -> int:
         return max(1, math.ceil(1 / self.plan.sample_rate - 1e-9))
@@ -375,45 +407,6 @@ class PrivateTrainer(Trainer):
 
 class PrivateSeq2SeqTrainer(PrivateTrainer, Seq2SeqTrainer):
     """A ``transformers.Seq2SeqTrainer`` that trains under ε; arguments as for :class:`PrivateTrainer`."""
-
-
-@final
-class _Underway:
-    """A run while ``train`` is in it."""
-
-    def __init__(
-        self,
-        run: PrivateRun,
-        setting: Setting,
-        losses: PerExampleLoss,
-        data: DataLoader[Any],
-        unit: Unit,
-        *,
-        limit: int,
-    ) -> None:
-        self.run, self.setting, self.losses = run, setting, losses
-        self.ranks = setting.ranks
-        self.spent = SpentSoFar(run.plan)
-        self.saved = -1  # ledger position of the newest checkpoint
-        loader = PoissonLoader(
-            data,
-            sampler=run.plan.sampler(),
-            source=run.sampler_source,
-            limit=limit,
-            users=unit.users,
-            ranks=setting.ranks,
-        )
-        self._batches = loader(run.taken, run.plan.steps)
-
-    def step(self) -> Iterator[tuple[PhysicalBatch, Any]]:
-        """The physical batches of the next step, whose event is reserved before the first comes."""
-        position = self.run.reserve()
-        for batch, fetched in self._batches:
-            if batch.position != position:
-                raise PrivacyError(f"position={batch.position}: the step before it did not end; train again")
-            yield batch, fetched
-            if batch.last:
-                return
 
 
 @final

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Hashable, Iterable, Sequence
-from typing import Any, cast, final
+from typing import Any, final
 
 from transformers import TrainingArguments
 
@@ -59,7 +59,7 @@ def _column(dataset: Any, name: str) -> Sequence[Hashable]:
     if names is not None:
         _check.require(name in names, "user_ids", name, wanted=f"one of the columns {list(names)}")
         return list(dataset[name])
-    return [cast("Any", dataset[i])[name] for i in range(len(dataset))]
+    return [dataset[i][name] for i in range(len(dataset))]
 
 
 def plan_for(

@@ -52,8 +52,12 @@ class Clipper(Protocol):
 
     rows: int | None
 
-    def begin(self, mask: Tensor) -> None:
-        """Announce that ``B`` rows are about to go forward; ``mask`` is bool (B,), False where a row is padding."""
+    def begin(self, mask: Tensor, *, rows_each: int = 1) -> None:
+        """Announce that ``B`` units are about to go forward; ``mask`` is bool (B,), False where a unit is padding.
+
+        A unit is an example, or one of ``rows_each`` rows that lie side by side: the choices of one question, the
+        records of one user.
+        """
         ...
 
     def backward(self, losses: Tensor) -> None:
@@ -149,26 +153,24 @@ class Total:
         self._parameters = parameters
         self._sums: dict[str, Tensor] = {}
 
-    def into(self, name: str) -> Tensor:
-        """The tensor to add to, made of zeros when this is the first time."""
-        if name not in self._sums:
-            self._sums[name] = self._zeros(name)
-        return self._sums[name]
+    def slot(self, name: str, *, whole: bool) -> tuple[Tensor, bool]:
+        """The tensor of this parameter, and whether it holds something to add to.
 
-    def add(self, name: str, value: Tensor) -> None:
-        """Add a float32 tensor that nobody else holds."""
-        if name in self._sums:
-            self._sums[name] += value
-        else:
-            self._sums[name] = value
+        The first time it holds nothing: the caller overwrites all of it if ``whole``, else it is made of zeros.
+        """
+        keep = name in self._sums
+        if not keep:
+            self._sums[name] = self._empty(name) if whole else self._empty(name).zero_()
+        return self._sums[name], keep or not whole
 
     def take(self) -> dict[str, Tensor]:
         """Hand every sum over and start from zero."""
         sums, self._sums = self._sums, {}
-        return {name: sums[name] if name in sums else self._zeros(name) for name in self._parameters}
+        return {name: sums[name] if name in sums else self._empty(name).zero_() for name in self._parameters}
 
-    def _zeros(self, name: str) -> Tensor:
-        return torch.zeros_like(self._parameters[name], dtype=torch.float32, requires_grad=False)
+    def _empty(self, name: str) -> Tensor:
+        parameter = self._parameters[name]
+        return torch.empty(parameter.shape, dtype=torch.float32, device=parameter.device)
 
 
 @final
@@ -224,8 +226,8 @@ class OneByOne:
         self._turn, self._total = Turn(), Total(self._parameters)
         self._alarm = EscapeAlarm(self._parameters)
 
-    def begin(self, mask: Tensor) -> None:
-        """See :meth:`Clipper.begin`; one row."""
+    def begin(self, mask: Tensor, *, rows_each: int = 1) -> None:  # noqa: ARG002 — one graph, however many rows it has
+        """See :meth:`Clipper.begin`; one unit."""
         self._turn.begin(mask)
         _check.require(len(mask) == 1, "mask.shape", tuple(mask.shape), wanted="(1,)", remedy="feed one row at a time")
 
@@ -244,7 +246,8 @@ class OneByOne:
             return  # counts as zero; the noise does not tell
         factor = clip_factors(norm, max_norm=self._bound).item()
         for name, value in gradient.items():
-            self._total.into(name).add_(value, alpha=factor)
+            into, keep = self._total.slot(name, whole=True)
+            torch.add(into, value, alpha=factor, out=into) if keep else torch.mul(value, factor, out=into)
 
     def take(self) -> ClippedSum:
         """See :meth:`Clipper.take`."""

@@ -73,7 +73,7 @@ def structure_of(batch: Any, *, tops: Mapping[str, int] | None = None, top: int 
     return batch
 
 
-def probe(model: nn.Module, clipper: Clipper, losses: Losses, structure: Structure) -> None:
+def probe(model: nn.Module, clipper: Clipper, losses: Losses, structure: Structure, *, rows_each: int = 1) -> None:
     """Refuse a model or a loss through which examples meet, or that the clipper cannot serve.
 
     Three questions, each answered on made-up batches: does dimension 0 of everything follow the number of examples, at
@@ -85,6 +85,7 @@ def probe(model: nn.Module, clipper: Clipper, losses: Losses, structure: Structu
         clipper: between logical batches; it is left as it was found.
         losses: the forward and loss that training will use.
         structure: see :func:`structure_of`.
+        rows_each: rows that one example becomes inside the model, such as the choices of a question.
 
     Raises:
         SensitivityError: an example's gradient depends on another example.
@@ -98,14 +99,14 @@ def probe(model: nn.Module, clipper: Clipper, losses: Losses, structure: Structu
         _check_shape(losses, first, rows)
         _check_buffers(model, losses, first, second)
         for size in (1,) if clipper.rows else (3, 5):
-            _gradient(clipper, losses, make(structure, size, seed=size, device=device), _only(size))
+            _gradient(clipper, losses, make(structure, size, seed=size, device=device), _only(size), rows_each)
         if clipper.rows is None:
             _check_exchange(model, losses, first, second)
-            _check_exact(model, clipper, losses, first)
+            _check_exact(model, clipper, losses, first, rows_each)
 
 
 def choose(
-    model: nn.Module, losses: Losses, structure: Structure, *, max_grad_norm: float
+    model: nn.Module, losses: Losses, structure: Structure, *, max_grad_norm: float, rows_each: int = 1
 ) -> tuple[Clipper, str | None]:
     """The book-keeping clipper where the probe finds it exact, else one example at a time, and why.
 
@@ -119,15 +120,15 @@ def choose(
     from privguard.training.clip import attach
 
     try:
-        return _probed(attach(model, max_grad_norm=max_grad_norm), model, losses, structure), None
+        return _probed(attach(model, max_grad_norm=max_grad_norm), model, losses, structure, rows_each), None
     except UnsupportedModelError as refusal:
         slow = OneByOne(model, max_grad_norm=max_grad_norm)
-        return _probed(slow, model, losses, structure), str(refusal)
+        return _probed(slow, model, losses, structure, rows_each), str(refusal)
 
 
-def _probed(clipper: Clipper, model: nn.Module, losses: Losses, structure: Structure) -> Clipper:
+def _probed(clipper: Clipper, model: nn.Module, losses: Losses, structure: Structure, rows_each: int) -> Clipper:
     try:
-        probe(model, clipper, losses, structure)
+        probe(model, clipper, losses, structure, rows_each=rows_each)
     except BaseException:
         clipper.close()
         raise
@@ -201,10 +202,10 @@ def _run(losses: Losses, batch: Any) -> Tensor:
         ) from error
 
 
-def _gradient(clipper: Clipper, losses: Losses, batch: Any, mask: Tensor) -> dict[str, Tensor]:
+def _gradient(clipper: Clipper, losses: Losses, batch: Any, mask: Tensor, rows_each: int) -> dict[str, Tensor]:
     """What the clipper makes of the examples in the mask, unclipped."""
     with clipper.unclipped():
-        clipper.begin(mask)
+        clipper.begin(mask, rows_each=rows_each)
         found = _run(losses, batch)
         try:
             clipper.backward(found)
@@ -243,12 +244,12 @@ def _check_exchange(model: nn.Module, losses: Losses, first: Any, second: Any) -
             if not change <= _SAME:
                 raise SensitivityError(
                     f"probe: exchanging example {row} changed example {other}'s gradient of {name!r} by "
-                    f"{change:.2g} of its norm; take the mean of each example's own loss (never over the tokens of the batch), and use "
-                    "no negatives and no statistics from the batch"
+                    f"{change:.2g} of its norm; take the mean of each example's own loss, never over the tokens of the "
+                    "batch, and use no negatives and no statistics from the batch"
                 )
 
 
-def _check_exact(model: nn.Module, clipper: Clipper, losses: Losses, batch: Any) -> None:
+def _check_exact(model: nn.Module, clipper: Clipper, losses: Losses, batch: Any, rows_each: int) -> None:
     """Dropout off: the two passes need not draw alike."""
     model.eval()
     for module in model.modules():
@@ -257,12 +258,13 @@ def _check_exact(model: nn.Module, clipper: Clipper, losses: Losses, batch: Any)
     with _without_dropout(model):
         rows = _run(losses, batch).shape[0]
         for example in range(rows):
-            found = _gradient(clipper, losses, batch, _only(rows, example))
+            found = _gradient(clipper, losses, batch, _only(rows, example), rows_each)
             name, change = _largest_change(_plain(model, losses, batch, example), found)
             if not change <= _SAME:
                 raise UnsupportedModelError(
                     f"probe: the gradient found for parameter {name!r} is off by {change:.2g} of the norm; "
-                    "the examples may not come first in a tensor that reaches it; train with physical batches of one (OneByOne)"
+                    "the examples may not come first in a tensor that reaches it; train with physical batches of one "
+                    "(OneByOne)"
                 )
 
 

@@ -156,6 +156,6 @@ def check_optimizer(optimizer: Optimizer, parameters: Iterable[Tensor]) -> None:
     missing = len(ours - {id(parameter) for parameter in theirs})
     if strangers or missing:
         raise PrivacyError(
-            f"optimizer={type(optimizer).__name__}: {strangers} of its tensors are not the model's and {missing} of the "
-            "model's are not in it; make the optimizer after the model has its final parameters and device"
+            f"optimizer={type(optimizer).__name__}: {strangers} of its tensors are not the model's and {missing} of "
+            "the model's are not in it; make the optimizer after the model has its final parameters and device"
         )

@@ -96,7 +96,7 @@ SLACK = 1.002  # two figures of one mechanism on two grids differ by 0.1 % each 
 
 
 @given(MECHANISMS, DELTAS, st.floats(1.05, 4))
-@settings(max_examples=4)
+@settings(max_examples=3)
 def test_more_steps_less_noise_higher_rate_and_smaller_delta_never_cost_less(mechanism, delta, factor):
     rate, noise, count = mechanism
     base = epsilon(steps(rate, noise, count), delta=delta)
@@ -111,7 +111,7 @@ def test_more_steps_less_noise_higher_rate_and_smaller_delta_never_cost_less(mec
 
 
 @given(st.lists(MECHANISMS.map(lambda m: steps(*m)[0]), min_size=1, max_size=4), st.randoms())
-@settings(max_examples=3)
+@settings(max_examples=2)
 def test_order_and_grouping_change_nothing(history, random):
     shuffled = [*history, *history]
     random.shuffle(shuffled)
@@ -147,6 +147,12 @@ def test_where_exponentials_underflow_the_figure_still_holds(noise):
     exact = largest_epsilon(1e-5, one_sampled_step_delta(0.25, noise))
     assert 600 < exact < 1000
     assert exact * (1 - 1e-6) <= epsilon(steps(0.25, noise, 1), delta=1e-5) <= exact * 1.005
+
+
+def test_a_large_figure_still_comes_from_the_grid():
+    claim = spent(steps(0.25, 0.5, 2164), delta=1e-5)
+    assert claim.method == "pld"
+    assert 600 < claim.epsilon < 0.8 * claim.cross_check
 
 
 def test_no_noise_is_infinite_and_nothing_done_is_free():

@@ -30,7 +30,6 @@ def tiny() -> GPT2LMHeadModel:
 def tokenizer() -> PreTrainedTokenizerFast:
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
-
     from tokenizers.pre_tokenizers import Whitespace
 
     words = {f"canaryword{i}": i for i in range(30)} | {"<unk>": 30}

@@ -79,7 +79,7 @@ def test_a_parameter_used_behind_its_modules_back_is_trained_one_example_at_a_ti
 
     small.model = Behind()
     small.optimizer = torch.optim.SGD(small.model.parameters(), lr=0.1)
-    with pytest.warns(UserWarning, match="one example at a time"):
+    with pytest.warns(UserWarning, match="one backward pass for each example"):
         private = small.start(small_plan(steps=2))
     assert SmallRun.go(private) == 2
 

@@ -11,7 +11,7 @@ from privguard.training.step import hand_over
 
 
 def noise_cannot_be_left_out(parameters: dict[str, nn.Parameter], clipped: ClippedSum) -> None:
-    """Only a noisy sum moves the weights."""
+    """Only a noisy sum reaches the optimizer."""
     hand_over(parameters, clipped, denominator=1.0)  # pyright: ignore[reportArgumentType]
 
 

@@ -137,5 +137,5 @@ def _repeated(heard: Heard, name: str, parameter: Tensor) -> Tensor:
         if name in call.wanted:
             yield name, Full(call.g[:, None].float())  # (B, 1, 1, E)
 
-    row = parameter.detach().expand(heard.batch.size, 1, -1)
+    row = parameter.detach().expand(heard.batch.rows, 1, -1)
     return heard.tap(row, kept=row[:0], factors=factors)

@@ -22,6 +22,11 @@ class Part:
     start: int | None = None
     stop: int | None = None
 
+    @property
+    def whole(self) -> bool:
+        """Whether this is all of the parameter."""
+        return self.start is None
+
     def of(self, whole: Tensor) -> Tensor:
         """This part of a tensor of the parameter's shape."""
         return whole[self.start : self.stop] if self.start is not None else whole
@@ -31,9 +36,10 @@ class Part:
 class Batch:
     """B examples under way between *begin* and the end of *backward*, and the factors collected for them."""
 
-    def __init__(self, mask: Tensor) -> None:
+    def __init__(self, mask: Tensor, rows_each: int = 1) -> None:
         self.mask = mask
         self.size = len(mask)
+        self.rows = len(mask) * rows_each
         self.collecting = False  # true only while its own backward runs
         self.root = torch.zeros((), requires_grad=True)
         self.factors: dict[Part, list[Factor]] = defaultdict(list)
@@ -123,7 +129,7 @@ class Heard:
 
     def shared(self, x: Tensor) -> Tensor:
         """One row for each example, where the whole batch shares a single one."""
-        return x.expand(self.batch.size, *x.shape[1:]) if x.dim() > 0 and len(x) == 1 < self.batch.size else x
+        return x.expand(self.batch.rows, *x.shape[1:]) if x.dim() > 0 and len(x) == 1 < self.batch.rows else x
 
     def tap(
         self, output: Tensor, *, kept: Tensor, factors: Callable[[Call], Iterable[tuple[str | Part, Factor]]]

@@ -34,7 +34,7 @@ class Positions:
 
     def __call__(self, heard: Heard, ids: Tensor) -> Tensor:
         """``ids``, with a dimension for the examples put in front where they share it."""
-        batch = heard.batch.size
+        batch = heard.batch.rows
         if ids.dim() != 1 or batch == 1:
             return heard.shared(ids)
         if len(ids) != batch:

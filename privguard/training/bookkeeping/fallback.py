@@ -94,7 +94,7 @@ class _Again:
         batch, desk.batch = desk.batch, None  # nobody listens this time
         try:
             with self._autocast:
-                output = functional_call(tapped.module, own, args, kwargs)
+                output = functional_call(tapped.module, own, args, kwargs, tie_weights=False)
         finally:
             desk.batch = batch
         return cast("Tensor", pytree.tree_leaves(output)[self._place])

@@ -51,7 +51,7 @@ class Report(Record):
                 f"{_odds(p)}. This is no evidence that a person wrote the text."
             )
         if not self.accepted:
-            return "Several sub-keys agree with this text, as in a forgery or a mixture: no attribution is made."
+            return "Many sub-keys agree a little with this text, as in a forgery or a mixture: no attribution is made."
         return f"The mark was found: text without it agrees this well with the key with probability {_odds(p)}."
 
     def to_html(self) -> str:

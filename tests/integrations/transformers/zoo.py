@@ -134,7 +134,7 @@ def spans(count=8):
     generator = torch.Generator().manual_seed(6)
     rows = []
     for row in _text(count, generator):
-        start, end = torch.randint(0, 12, (2,), generator=generator)
+        start, end = torch.randint(0, len(row["input_ids"]), (2,), generator=generator)
         rows.append({**row, "start_positions": start, "end_positions": end})
     return Rows(rows)
 

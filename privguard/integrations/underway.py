@@ -1,0 +1,56 @@
+"""A private run while a wrapper drives it: the physical batches of each step, opened, checked and sent backward."""
+
+from collections.abc import Callable, Iterator
+from typing import Any, final
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from privguard.errors import PrivacyError
+from privguard.integrations.heads import Head
+from privguard.integrations.private_run import PrivateRun, Setting
+from privguard.integrations.progress import SpentSoFar
+from privguard.training.batches import PoissonLoader, check_rows, unit_losses
+from privguard.training.sample import PhysicalBatch
+from privguard.training.users import Users
+
+
+@final
+class Underway:
+    """A run with its data and its head; ``limit`` is the most rows that go forward at once."""
+
+    def __init__(
+        self, run: PrivateRun, setting: Setting, head: Head, data: DataLoader[Any], *, users: Users | None
+    ) -> None:
+        self.run, self.setting, self.head = run, setting, head
+        self.spent = SpentSoFar(run.plan)
+        self.saved = -1  # ledger position of the newest checkpoint
+        loader = PoissonLoader(
+            data,
+            sampler=run.plan.sampler(),
+            source=run.sampler_source,
+            limit=setting.clipper.rows or setting.speed.physical_batch or 1,
+            users=users,
+            ranks=setting.ranks,
+        )
+        self._batches = loader(run.taken, run.plan.steps)
+
+    def step(self) -> Iterator[tuple[PhysicalBatch, Any]]:
+        """The physical batches of the next step, whose event is reserved on disk before the first of them comes."""
+        position = self.run.reserve()
+        for batch, fetched in self._batches:
+            if batch.position != position:
+                raise PrivacyError(f"position={batch.position}: the step before it did not end; train again")
+            yield batch, fetched
+            if batch.last:
+                return
+
+    def backward(self, batch: PhysicalBatch, fetched: Any, forward: Callable[[Any], Any]) -> Tensor:
+        """Clip and add up the gradients of one physical batch; ``forward`` gives the model's outputs for it."""
+        check_rows(fetched, batch)
+        rows_each = len(batch.records) // len(batch.mask) * self.head.rows_each(fetched)
+        self.setting.clipper.begin(torch.from_numpy(batch.mask), rows_each=rows_each)
+        losses = unit_losses(self.head.losses(forward(fetched), fetched), batch)
+        self.setting.clipper.backward(losses)
+        return losses.detach()
