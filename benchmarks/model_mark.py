@@ -3,7 +3,8 @@
 Parts: digits, mnist (survival tables), null (false alarms over independent models and keys), false (false claims),
 honest (100 honest claims), responses (API mark against extraction), language (fingerprints on tinyshakespeare), trace
 (100 recipients), cost (reading 100 M weights), private (a DP model). Each writes ``results/model_mark/PART.json``; all
-that are there are put together into ``results/model_mark.md``, which the part ``tables`` does alone. One thread; process CPU time.
+that are there are put together into ``results/model_mark.md``, which the word ``tables`` does without measuring. One
+thread; process CPU time.
 
 Against in-domain distillation the model marks read p ≈ 0.3: what a model answers out of the domain is no part of what a
 student sees, and a larger margin does not change that. The API-response mark is the answer we have.
