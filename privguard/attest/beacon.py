@@ -90,8 +90,8 @@ def verify(published: Mapping[str, Any], *, beacon: Beacon) -> Pulse:
         raise TamperedError(f"pulse: not in the form of beacon 2.0 ({type(error).__name__}: {error})") from None
     if certificate_id != beacon.certificate_id or chain != beacon.chain:
         raise TamperedError(f"pulse: not of {beacon.name}, chain {beacon.chain}; expected that beacon's certificate")
-    if status & 0b100:  # bit 2 says that the beacon was compromised or its time went wrong (NISTIR 8213, table 4)
-        raise TamperedError(f"statusCode={status}: the beacon itself marks this pulse as not to be used")
+    if status != 0:  # 0 is a regular pulse; anything else says that something was irregular, and none is needed
+        raise TamperedError(f"statusCode={status}: the beacon itself marks this pulse as irregular; expected 0")
     _check_signature(signature, message, beacon)
     if output_value(message, signature) != output:
         raise TamperedError("outputValue: not the SHA-512 of the signed fields and their signature")

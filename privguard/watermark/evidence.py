@@ -18,7 +18,7 @@ from privguard.attest import log, statement
 from privguard.attest.log import Extract
 from privguard.attest.statement import Envelope, SigningKey, Statement
 from privguard.errors import ProtocolInvalidError, TamperedError
-from privguard.records import Digest, Record, Verdict
+from privguard.records import Digest, Measurement, Verdict
 from privguard.watermark import claim, statistic
 from privguard.watermark.challenge import Answer, ChallengePlan, Transcript, burned_leaves, check_openings, query_digest
 from privguard.watermark.claim import UNLOGGED, Commitment, MarkPlan, Standing, Trust
@@ -53,7 +53,7 @@ class Findings:
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class Report(Record):
+class Report(Measurement):
     """The verdict on one claim against one suspect.
 
     ``log10_p`` is of all committed marks together: the smallest, times their number. ``multiplicity`` is how often the
@@ -120,6 +120,8 @@ def verify(evidence: Envelope, *, trust: Trust, suspect: Digest | None = None) -
         return _judge(said, str(verifier), trust, suspect)
     except (TamperedError, ProtocolInvalidError) as error:
         return Report(outcome=Outcome.PROTOCOL_INVALID, reason=str(error))
+    except (ArithmeticError, KeyError, TypeError, ValueError, MemoryError) as error:  # settings that the accuser wrote
+        return Report(outcome=Outcome.PROTOCOL_INVALID, reason=f"evidence: settings that make no mark ({error})")
 
 
 def _judge(said: Statement, verifier: str, trust: Trust, suspect: Digest | None) -> Report:
@@ -209,6 +211,9 @@ def _check_transcript(
         for index, query in zip(indices, asked, strict=True):
             if lines[index].query != query_digest(query):
                 raise ProtocolInvalidError(f"transcript: leaf {index} of {name} does not give the query that was sent")
+    strangers = {line.mark for line in transcript.answers if line.mark is not None} - set(plan.asked)
+    if strangers:
+        raise ProtocolInvalidError(f"transcript: answers for {sorted(strangers)}, which the plan does not ask for")
     natural = [line for line in transcript.answers if line.mark is None]
     if len(natural) != plan.natural:
         raise ProtocolInvalidError(f"transcript: {len(natural)} natural queries; the plan says {plan.natural}")

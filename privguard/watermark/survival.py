@@ -12,7 +12,7 @@ from typing import final
 import numpy as np
 from torch import Tensor, nn
 
-from privguard.records import Record
+from privguard.records import Measurement
 from privguard.watermark import theft
 from privguard.watermark.challenge import Answerer
 from privguard.watermark.model import classifier, embed
@@ -25,7 +25,7 @@ FLOOR = -6.0  # log10 p at which a mark counts as surviving
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class Row(Record):
+class Row(Measurement):
     """One attack: log10 p by mark and together, matches and z, accuracy, points lost against the marked model, cost.
 
     ``cost`` is examples trained on by the thief over examples trained on by the owner; ``weights`` is ``None`` where

@@ -29,9 +29,8 @@ def plan(
     name: str = "fingerprints",
 ) -> MarkPlan:
     """A mark of ``leaves`` prompts of ``length`` tokens from one alphabet, answered by a token from another."""
-    for alphabet, tokens in (("prompt_tokens", prompt_tokens), ("answer_tokens", answer_tokens)):
-        distinct = len(set(tokens)) == len(tokens) > 1
-        _check.require(distinct, alphabet, f"{len(tokens)} tokens", wanted="at least 2, all distinct")
+    _distinct("prompt_tokens", prompt_tokens)
+    _distinct("answer_tokens", answer_tokens)
     settings = {
         "prompt_tokens": [int(token) for token in prompt_tokens],
         "answer_tokens": [int(token) for token in answer_tokens],
@@ -43,14 +42,20 @@ def plan(
 
 def prompts(leaves: Sequence[Leaf], pulse: bytes, settings: Mapping[str, Any]) -> NDArray[np.int64]:
     """The prompts of these leaves as token ids, (n, length)."""
+    _distinct("prompt_tokens", settings["prompt_tokens"])
     length, alphabet = int(settings["length"]), np.asarray(settings["prompt_tokens"], np.int64)
     rows = [np.frombuffer(leaf.expand(pulse, "prompt", 8 * length), "<u8") % len(alphabet) for leaf in leaves]
     return alphabet[np.stack(rows).astype(np.int64)] if rows else np.empty((0, length), np.int64)
 
 
 def answers(leaves: Sequence[Leaf], pulse: bytes, settings: Mapping[str, Any]) -> NDArray[np.int64]:
-    """The expected first token of each leaf, (n,)."""
+    """The expected first token of each leaf, (n,).
+
+    Raises:
+        ValueError: a token stands twice in the alphabet; its chance would then be above 1/K.
+    """
     alphabet = settings["answer_tokens"]
+    _distinct("answer_tokens", alphabet)
     return np.array([alphabet[leaf.below(len(alphabet), pulse, "answer")] for leaf in leaves], np.int64)
 
 
@@ -71,3 +76,8 @@ def verdict(
         details={"alphabet": len(settings["answer_tokens"]), "duplicates": len(leaves) - len(first)},
         notes=(f"null model: the suspect was made independently of the secret; {PLANTED}",),
     )
+
+
+def _distinct(name: str, tokens: Sequence[int]) -> None:
+    distinct = len(set(tokens)) == len(tokens) > 1
+    _check.require(distinct, name, f"{len(tokens)} tokens", wanted="at least 2, all distinct")

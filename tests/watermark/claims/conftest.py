@@ -15,7 +15,7 @@ NOTARY = LocalNotary.generate(bits=2048).to_json()
 SHAPES = {"a": (40, 50), "b": (30, 40)}
 UNMARKED = {name: np.random.default_rng(0).standard_normal(shape, np.float32) for name, shape in SHAPES.items()}
 MARKS = (
-    triggers.plan(triggers.Domain(shape=(1, 4, 4)), classes=10, leaves=40),
+    triggers.plan(triggers.Domain(shape=(1, 8, 8)), classes=10, leaves=40),
     weights.plan(SHAPES, leaves=16, strength=0.3),
 )
 SUSPECT = Digest(name="suspect", sha256="ab" * 32)
@@ -75,7 +75,7 @@ def innocent():
 
 @pytest.fixture
 def natural():
-    return np.random.default_rng(1).random((30, 1, 4, 4), np.float32)
+    return np.random.default_rng(1).random((30, 1, 8, 8), np.float32)
 
 
 @pytest.fixture

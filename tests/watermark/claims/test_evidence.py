@@ -258,3 +258,63 @@ def test_innocent_suspects_under_random_keys_reach_a_level_no_more_often_than_it
     assert rejected <= 64
     assert copy.copy(settings) == settings
     assert claim.UNLOGGED == 2.0**40
+
+
+def hostile(kind, settings, tables):
+    """Evidence over a mark whose settings the accuser wrote by hand, all answers as they help."""
+    from privguard.watermark.claim import MarkPlan
+
+    mark = MarkPlan(name="mine", kind=kind, leaves=20, settings=settings)
+    table = tables.new(marks=(mark,))
+    plan = table.draw(tables.suspect, {"mine": 20})
+    extract = table.notary.record(plan.entry(table.standing.manifest.owner.key_id))
+    openings = challenge.open_leaves(table.tree, plan)
+    from privguard.watermark.challenge import Answer, Transcript, query_digest
+    from privguard.watermark.evidence import Findings
+    from privguard.watermark.model import fingerprints
+
+    leaves = [item.leaf for item in openings]
+    try:
+        asked = fingerprints.prompts(leaves, table.standing.pulse.output, settings)
+    except (ArithmeticError, KeyError, TypeError, ValueError):
+        asked = np.zeros((20, 1))
+    lines = [
+        Answer(query=query_digest(q), answer=5, mark="mine", index=leaf.index)
+        for q, leaf in zip(asked, leaves, strict=True)
+    ]
+    findings = Findings(transcript=Transcript.chain(plan, lines))
+    file = evidence.assemble(
+        table.commitment, plan=plan, openings=openings, findings=findings, by=table.verifier, extract=extract
+    )
+    return evidence.verify(file, trust=table.trust)
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        ("fingerprints", {"prompt_tokens": list(range(9)), "answer_tokens": [5] * 50, "length": 8}),
+        ("fingerprints", {"prompt_tokens": [], "answer_tokens": [5, 6], "length": 8}),
+        ("fingerprints", {"prompt_tokens": [1, 2], "answer_tokens": [5], "length": 8}),
+        ("triggers", {"shape": [4], "low": 0, "high": 1, "classes": 1}),
+        ("triggers", {"shape": [4], "low": 0, "high": 1, "classes": 0}),
+        ("triggers", {"shape": ["x"], "low": 0, "high": 1, "classes": 10}),
+        ("triggers", {}),
+    ],
+)
+def test_settings_written_by_a_dishonest_owner_prove_nothing_and_raise_nothing(kind, settings, tables):
+    report = hostile(kind, settings, tables)
+    assert report.outcome is Outcome.PROTOCOL_INVALID, report
+
+
+def test_answers_that_nobody_asked_for_are_invalid(proof):
+    table, file = proof
+
+    def add(predicate):
+        from privguard.watermark.challenge import Answer, ChallengePlan, Transcript
+
+        lines = predicate["findings"]["transcript"]["answers"]
+        lines.append({"query": "00" * 32, "answer": 1, "mark": "more", "index": 0})
+        plan = ChallengePlan.from_json(predicate["plan"])
+        predicate["findings"]["transcript"]["head"] = Transcript.chain(plan, [Answer(**line) for line in lines]).head
+
+    assert "does not ask for" in evidence.verify(edited(file, add, by=table.verifier), trust=table.trust).reason
