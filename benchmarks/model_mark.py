@@ -7,7 +7,7 @@ that are there are put together into ``results/model_mark.md``, which the word `
 thread; process CPU time.
 
 Against in-domain distillation the model marks read p ≈ 0.3: what a model answers out of the domain is no part of what a
-student sees, and a larger margin does not change that. The API-response mark is the answer we have.
+student sees. The API-response mark is the answer we have.
 """
 
 import dataclasses
