@@ -181,8 +181,22 @@ class EscapeAlarm:
     module's back (``F.linear(x, layer.weight)``) or to a ``losses.backward()`` that bypassed privguard.
     """
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
+    def __init__(self, model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> None:
+        self._model, self._watched = model, {id(p) for p in parameters.values()}
         self._handles = [p.register_post_accumulate_grad_hook(self._refuse(n)) for n, p in parameters.items()]
+
+    def check_still_complete(self) -> None:
+        """Refuse a model whose trainable parameters are not the ones that are watched.
+
+        Raises:
+            SensitivityError: a parameter was unfrozen, frozen, added or replaced since the clipper was attached.
+        """
+        now = {id(p) for p in self._model.parameters() if p.requires_grad}
+        if now != self._watched:
+            raise SensitivityError(
+                f"model={type(self._model).__name__}: {len(now ^ self._watched)} trainable parameters changed since "
+                "the clipper was attached, so their gradients would not be watched; freeze and add first, then attach"
+            )
 
     def close(self) -> None:
         """Remove the hooks."""
@@ -224,10 +238,11 @@ class OneByOne:
         refuse_mixing(model)
         self._parameters = trainable(model)
         self._turn, self._total = Turn(), Total(self._parameters)
-        self._alarm = EscapeAlarm(self._parameters)
+        self._alarm = EscapeAlarm(model, self._parameters)
 
     def begin(self, mask: Tensor, *, rows_each: int = 1) -> None:  # noqa: ARG002 — one graph, however many rows it has
         """See :meth:`Clipper.begin`; one unit."""
+        self._alarm.check_still_complete()
         self._turn.begin(mask)
         _check.require(len(mask) == 1, "mask.shape", tuple(mask.shape), wanted="(1,)", remedy="feed one row at a time")
 

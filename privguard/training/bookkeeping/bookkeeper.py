@@ -46,10 +46,11 @@ class BookKeeper:
         for one, way in zip(tapped, ways, strict=True):
             one.install(way)
         self._tapped = tapped
-        self._alarm = EscapeAlarm(self._parameters)
+        self._alarm = EscapeAlarm(model, self._parameters)
 
     def begin(self, mask: Tensor, *, rows_each: int = 1) -> None:
         """See :meth:`~privguard.training.clip.Clipper.begin`."""
+        self._alarm.check_still_complete()
         self._turn.begin(mask)
         self._desk.batch = Batch(mask, rows_each)
 

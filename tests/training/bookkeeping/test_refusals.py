@@ -325,3 +325,15 @@ def test_a_failed_forward_leaves_parameters_trainable() -> None:
     with pytest.raises(RuntimeError):
         model(torch.randn(2, 7))
     assert all(p.requires_grad for p in model.parameters())
+
+
+@pytest.mark.parametrize("way", [BookKeeper, OneByOne])
+def test_a_parameter_unfrozen_after_attaching_is_refused(way: type) -> None:
+    model = small()
+    model[0].weight.requires_grad = False
+    clipper = way(model, max_grad_norm=1.0)
+    clipper.begin(here(1))
+    clipper.backward(model(torch.randn(1, 3)).flatten())
+    model[0].weight.requires_grad = True
+    with pytest.raises(SensitivityError, match="changed since"):
+        clipper.begin(here(1))
