@@ -1,7 +1,7 @@
 """Modules without a rule: their own forward again, one example at a time, for the parameters they own.
 
 Modules below them keep their own taps. The forward must be repeatable: a module that draws random numbers is refused,
-since it would draw others the second time. An Opacus grad sampler that somebody registered for the class comes first.
+since it would draw others the second time.
 """
 
 import warnings
