@@ -83,7 +83,7 @@ def steps(width: int) -> dict[str, float]:
         context_history_size=1024,
         device=torch.device("cpu"),
     )
-    (their_tournament,) = alternate(lambda: synthid(ids, scores), rounds=2)
+    (their_tournament,) = alternate(lambda: synthid(ids, scores), rounds=1)
     return {
         "vocabulary": width,
         "Gumbel step, ms": gumbel,
