@@ -1,11 +1,10 @@
 """Attacks on the text marks: key recovery, forging by list stealing, telling marked draws from others.
 
-Key recovery runs three attacks on a million marked n-grams: the Fourier correlation with the public g-table that
-finds transformers' SynthID keys, token frequencies, and a search over small seeds; transformers' own
-processor is the control. Forging learns from a million marked tokens of a bigram language (1.0 nats) in which contexts
-come back some forty times. Distribution: randomised probability integral transforms of a million draws (KS) and a fixed
-distribution (χ²). Run: ``python -m benchmarks.text_attack`` (``--tokens 1e5`` for a quick look, ``--section forging``
-for one part).
+Key recovery runs three attacks on a million marked n-grams: the Fourier correlation with the public g-table that finds
+transformers' SynthID keys (its own processor is the control), token frequencies, and a search over small seeds.
+Forging learns from a million marked tokens of a bigram language of 1.0 nats, in which likely contexts come back some
+forty times. Distribution: randomised probability integral transforms of a million draws (KS) and a fixed law (χ²).
+Run: ``python -m benchmarks.text_attack`` (``--tokens 1e5`` for a quick look, ``--section forging`` for one part).
 """
 
 import argparse
