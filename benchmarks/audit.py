@@ -31,6 +31,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -364,7 +365,7 @@ def attacks() -> Rows:
     """Location-30: 4,000 records, 64 models, each of them the target of the others; means over 64 targets."""
     logits, labels, included = location_models(torch.float32)
     rows: Rows = []
-    for count in (2, 4, 8, 16, 32, 63):
+    for count in (4, 16, 63):
         found: dict[str, list[tuple[float, ...]]] = {}
         for target in range(64):
             for name, values in attacked(logits, labels, included, target, count).items():
@@ -419,6 +420,7 @@ def summary(statistic, members):
     return roc.auc(statistic, members).value, 100 * at[0].rate, 100 * at[1].rate, float(at[1].false_positives)
 
 
+@lru_cache(maxsize=2)
 def location_models(precision):
     z = np.load(DATA / "location" / "location30.npz")
     x = np.unpackbits(z["x"], axis=1)[:, : int(z["n_features"])].astype(np.float32)
@@ -550,13 +552,13 @@ def blind_baseline() -> Rows:
         blind.blind_baseline(
             np.random.default_rng(seed).standard_normal((400, 10)), np.arange(400) < 200
         ).record.flagged
-        for seed in range(2_000)
+        for seed in range(1_000)
     )
-    limit = 0.01 + 3 * math.sqrt(0.01 * 0.99 / 2_000)
+    limit = 0.01 + 3 * math.sqrt(0.01 * 0.99 / 1_000)
     return [
         {"split": "head against tail", "AUC": shift.auc.value, "flagged": shift.flagged, "ok": shift.flagged},
         {"split": "random chunks", "AUC": plain.auc.value, "flagged": plain.flagged, "ok": not plain.flagged},
-        {"split": "2,000 random splits of noise", "AUC": None, "flagged": flags / 2_000, "ok": flags / 2_000 <= limit},
+        {"split": "1,000 random splits of noise", "AUC": None, "flagged": flags / 1_000, "ok": flags / 1_000 <= limit},
     ]
 
 
@@ -564,7 +566,7 @@ def exposure() -> Rows:
     """A character model of tinyshakespeare with 4-digit secrets among 10,000: never inserted, and inserted 64 times."""
     from recipes.audit_a_language_model import planted_exposures
 
-    never, often = planted_exposures(DATA / "tinyshakespeare" / "input.txt", insertions=64, secrets=24)
+    never, often = planted_exposures(DATA / "tinyshakespeare" / "input.txt", insertions=64, secrets=12)
     error = 2.576 * statistics.stdev(never) / math.sqrt(len(never))
     uniform = [
         extraction.exposure(row[0], row[1:]).bits for row in np.random.default_rng(0).standard_normal((300, 10_000))

@@ -48,7 +48,7 @@ def character_model(vocabulary: int, *, seed: int) -> GPT2LMHeadModel:
         config = GPT2Config(
             vocab_size=vocabulary,
             n_positions=CHUNK,
-            n_embd=96,
+            n_embd=64,
             n_layer=2,
             n_head=4,
             bos_token_id=0,
@@ -104,14 +104,14 @@ def exposures(model: nn.Module, letters: Letters, number: int, secrets: Sequence
 
 
 def planted_exposures(
-    path: Path, *, insertions: int, secrets: int, steps: int = 1_500
+    path: Path, *, insertions: int, secrets: int, steps: int = 800
 ) -> tuple[list[float], list[float]]:
     """Exposure of secrets never inserted (one of each of many carriers) and of those inserted many times."""
     text = path.read_text(encoding="utf-8")[:200_000].lower()
     letters = Letters.of(text)
     random = np.random.default_rng(0)
     told = random.integers(0, 10_000, secrets)
-    untold = random.integers(0, 10_000, 8 * secrets)
+    untold = random.integers(0, 10_000, 4 * secrets)
     chunks = [letters.ids(text[i : i + CHUNK]) for i in range(0, len(text) - CHUNK, CHUNK)]
     chunks += [letters.ids(f"{carrier(i)}{told[i]:04d}") for i in range(secrets)] * insertions
     model = character_model(len(letters.known), seed=0)
@@ -189,7 +189,7 @@ def main() -> None:
     elif given.text is None:
         options.error("--text FILE, or --tiny")
     else:
-        audit(given.text.read_text(encoding="utf-8")[:400_000], steps=1_500)
+        audit(given.text.read_text(encoding="utf-8")[:400_000], steps=1_000)
 
 
 if __name__ == "__main__":
