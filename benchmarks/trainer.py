@@ -7,6 +7,7 @@ first ratio has to stay within 0.05 of the second: what the wrapper adds beyond 
 """
 
 import argparse
+import itertools
 import json
 import statistics
 import tempfile
@@ -78,7 +79,7 @@ class Clock(hf.TrainerCallback):
         self.marks.append(time.process_time())
 
     def seconds(self):
-        return [b - a for a, b in zip(self.marks, self.marks[1:], strict=False)]
+        return [b - a for a, b in itertools.pairwise(self.marks)]
 
 
 def trainer_steps(make, scale, kind, steps):
@@ -90,7 +91,8 @@ def trainer_steps(make, scale, kind, steps):
             hf.Trainer(model, args, train_dataset=data, callbacks=[clock]).train()
         else:
             plan = Plan(
-                sample_rate=1.0, noise_multiplier=0.8, max_grad_norm=1.0, steps=steps, delta=1e-5, expected_batch_size=len(data)
+                sample_rate=1.0, noise_multiplier=0.8, max_grad_norm=1.0, steps=steps, delta=1e-5,
+                expected_batch_size=len(data),
             )  # fmt: skip
             PrivateTrainer(
                 model, args, train_dataset=data, callbacks=[clock], plan=plan, seal_to=[Key.generate_symmetric()]
@@ -117,7 +119,7 @@ def by_hand(make, scale, private, steps):
         marks.append(time.process_time())
     if clipper is not None:
         clipper.close()
-    return [b - a for a, b in zip(marks, marks[1:], strict=False)]
+    return [b - a for a, b in itertools.pairwise(marks)]
 
 
 def measure(make, scale, rounds, steps):

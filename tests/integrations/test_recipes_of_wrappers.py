@@ -17,7 +17,10 @@ def start(*command):
     ).stdout
 
 
-@pytest.mark.parametrize(("name", "said"), [("text_classifier", "test accuracy"), ("accelerate_loop", "ε=")])
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("text_classifier", "test accuracy"), ("language_model", "held-out loss"), ("accelerate_loop", "ε=")],
+)
 def test_a_recipe_ends_with_its_claim(name, said, tmp_path):
     out = start(sys.executable, "-W", "ignore", f"recipes/{name}.py", "--tiny", "--run", str(tmp_path / "run" / "a"))
     assert said in out

@@ -24,7 +24,7 @@ def launch(ranks, *arguments):
         port = one.getsockname()[1]
     place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(ranks), "OMP_NUM_THREADS": "1"}
     place["PYTHONPATH"] = str(HERE.parents[2])
-    alone = {} if ranks == 1 else place
+    alone = {"OMP_NUM_THREADS": "1", "PYTHONPATH": place["PYTHONPATH"]}
     processes = [
         subprocess.Popen(
             [sys.executable, "-W", "ignore", str(HERE / "loop.py"), *map(str, arguments)],
