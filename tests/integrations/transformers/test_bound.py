@@ -1,5 +1,7 @@
 """Removing one record, or one user, moves the clipped sum by at most C, for every head, with padding and masks."""
 
+import contextlib
+
 import pytest
 import torch
 from drive import arguments, make_plan, private_trainer
@@ -95,7 +97,9 @@ def test_adapters_train_exactly(kind, tmp_path):
     before = {n: p.detach().clone() for n, p in trained.items()}
     each = [net(**{n: v[None] for n, v in row.items()}).loss for row in rows]
     wanted = torch.autograd.grad(torch.stack(each).mean(), list(trained.values()))
-    private_trainer(net, Rows(rows), tmp_path, plan=make_plan(8)).train()
+    announced = pytest.warns(UserWarning, match="one backward pass for each example")  # peft repeats one soft prompt
+    with announced if kind == "prompt" else contextlib.nullcontext():
+        private_trainer(net, Rows(rows), tmp_path, plan=make_plan(8)).train()
     for (name, parameter), gradient in zip(trained.items(), wanted, strict=True):
         moved = (before[name] - parameter.detach()) * 8 / 6
         assert torch.allclose(moved, gradient, atol=1e-5 * max(1.0, gradient.abs().max().item())), name
