@@ -4,17 +4,20 @@
     python -m benchmarks.audit coverage attacks      # some of them
     python -m benchmarks.audit --list
 
-Each section prints a table and keeps it under ``benchmarks/results/audit_<section>.json`` and ``.md``. Times are process CPU
-seconds, medians of interleaved repeats in one process; a ratio is comparable between machines, a second is not.
+Each section prints a table and keeps it under ``benchmarks/results/audit_<section>.json`` and ``.md``. Times are
+process CPU seconds, medians of interleaved repeats in one process; a ratio is comparable between machines, a second
+is not.
 
 What was tried and did not help, or less than hoped:
 
 * LiRA with a per-example variance below 64 references: 16 references find 37 % of members at 1 % false positives, the
   Bayesian variance 48 %. There is no switch any more.
-* RMIA at temperature 1: AUC .87 with 4 references, as confidences saturate; temperature 2 gives .93. Above 4 it falls again.
-* Padding every model's last batch up to full size instead of spreading members evenly: batches of three examples at the
+* RMIA at temperature 1: AUC .87 with 4 references, as confidences saturate; temperature 2 gives .93. Above 4 it falls
+again. * Padding every model's last batch up to full size instead of spreading members evenly: batches of three
+examples at the
   full learning rate, and a noisier end of training.
-* Stacking by itself: 1.0 to 1.1 times faster than one model at a time. The gain is the hand-written backward pass, one fused
+* Stacking by itself: 1.0 to 1.1 times faster than one model at a time. The gain is the hand-written backward pass,
+one fused
   update and one indexed gather per step.
 * The 5-fold blind baseline with DeLong's interval as it is: flags 6 of 100 random splits at a stated 1 in 100, because
   folds share training records; Nadeau and Bengio's factor repairs it.
@@ -51,11 +54,12 @@ DATA = Path(os.environ.get("PRIVGUARD_DATA", Path(__file__).parents[2] / "shared
 Rows = list[dict[str, object]]
 
 
-# --- false refutations -------------------------------------------------------------------------------------------------
+# --- false refutations
+# -------------------------------------------------------------------------------------------------
 
 
 def coverage(runs: int = 10_000) -> Rows:
-    """False refutations at nominal 5 % and δ 1e-5, m 1,000: without information, and at the boundary of each theorem."""
+    """False refutations at nominal 5 %, δ 1e-5, m 1,000: without information, and at the boundary of each theorem."""
     rows: Rows = []
     limit = 0.05 + 3 * math.sqrt(0.05 * 0.95 / runs)
 
@@ -169,7 +173,8 @@ def threshold_at(middle):
     return low
 
 
-# --- one run on MNIST with the real step -------------------------------------------------------------------------------
+# --- one run on MNIST with the real step
+# -------------------------------------------------------------------------------
 
 
 class WithCanaries(nn.Module):
@@ -247,7 +252,7 @@ def one_run_mnist(seeds: int = 20) -> Rows:
 
 
 def trained_scores(images, labels, included, sigma, seed, steps=40):
-    """Train with privguard's clipper, ledger and noise on images and the canaries that are in; the score of every canary."""
+    """Train with privguard's clipper, ledger and noise on images and the canaries that are in; every canary's score."""
     from privguard.accounting.ledger import Ledger
     from privguard.training.clip import attach, trainable
     from privguard.training.step import PrivateStep
@@ -297,7 +302,8 @@ def noise_for(epsilon, *, steps):
     return math.sqrt(steps) / bound.gaussian_mu(epsilon, delta=1e-5)
 
 
-# --- per-step ----------------------------------------------------------------------------------------------------------
+# --- per-step
+# ----------------------------------------------------------------------------------------------------------
 
 
 def per_step(seeds: int = 20) -> Rows:
@@ -347,7 +353,8 @@ def step_trace(design, factor):
     return trace
 
 
-# --- attacks on Location-30 --------------------------------------------------------------------------------------------
+# --- attacks on Location-30
+# --------------------------------------------------------------------------------------------
 
 
 BARS = {4: (0.90, 27.0, 7.5), 16: (0.93, 41.0, 17.5), 63: (0.945, 48.0, 26.0)}
@@ -419,9 +426,12 @@ def location_models(precision):
     inputs, labels = torch.from_numpy(x[order]), torch.from_numpy(z["y"].astype(np.int64)[order])
     included = draw_inclusion(64, 4_000, seed=1)
     schedule = Schedule(epochs=50, batch_size=64, learning_rate=0.1, precision=precision)
-    make = lambda: nn.Sequential(nn.Linear(446, 256), nn.ReLU(), nn.Linear(256, 30))
-    trained = train_references(make, inputs[:4_000], labels[:4_000], included=included, schedule=schedule)
+    trained = train_references(location_mlp, inputs[:4_000], labels[:4_000], included=included, schedule=schedule)
     return trained.logits(inputs), labels.numpy(), included
+
+
+def location_mlp():
+    return nn.Sequential(nn.Linear(446, 256), nn.ReLU(), nn.Linear(256, 30))
 
 
 def bfloat16() -> Rows:
@@ -435,13 +445,14 @@ def bfloat16() -> Rows:
     return [*rows, {"products": "difference", "AUC": gap, "bar": "≤ 0.005", "ok": gap <= 0.005}]
 
 
-# --- reference training ------------------------------------------------------------------------------------------------
+# --- reference training
+# ------------------------------------------------------------------------------------------------
 
 
 def references(rounds: int = 5, epochs: int = 2) -> Rows:
     """600-512-100 MLPs, 5,000 rows, batch 256: CPU s for 64 models × 20 epochs, by interleaved rounds of 8 models.
 
-    The floor is the five products of each step alone, in the faster of the two layouts.
+    The floor is the five products of each step alone, of the same shapes.
     """
     inputs, labels = synthetic(5_000)
     included = np.ones((8, 5_000), bool)
@@ -459,7 +470,10 @@ def references(rounds: int = 5, epochs: int = 2) -> Rows:
             way()
             times[name].append(time.process_time() - begun)
     median = {name: statistics.median(values) * 8 * 20 / epochs for name, values in times.items()}
-    ratio = lambda a, b: statistics.median(x / y for x, y in zip(times[a], times[b], strict=True))
+
+    def ratio(a, b):
+        return statistics.median(x / y for x, y in zip(times[a], times[b], strict=True))
+
     floor = ratio("stacked, float32", "five products, float32")
     apart = ratio("one by one, nn.Module and tensor batches", "stacked, float32")
     half = ratio("stacked, float32", "stacked, bfloat16")
@@ -482,9 +496,9 @@ def mlp():
 
 
 def products(precision, epochs):
-    """The five products of every step, for 8 models, and nothing else; inputs and weights stand ready."""
-    make = lambda *shape: torch.randn(8, *shape).to(precision)
-    x, w, h, v, e = make(256, 600), make(600, 512), make(256, 512), make(512, 100), make(256, 100)
+    """The five products of every step (20 per epoch, of 250 rows), for 8 models, and nothing else."""
+    shapes = (250, 600), (600, 512), (250, 512), (512, 100), (250, 100)
+    x, w, h, v, e = (torch.randn(8, *shape).to(precision) for shape in shapes)
     first, second = torch.empty_like(w), torch.empty_like(v)
     for _ in range(20 * epochs):
         torch.bmm(x, w, out=h)
@@ -519,7 +533,8 @@ def one_by_one(inputs, labels, epochs):
                 schedule.step()
 
 
-# --- blind baseline, exposure, times -----------------------------------------------------------------------------------
+# --- blind baseline, exposure, times
+# -----------------------------------------------------------------------------------
 
 
 def blind_baseline() -> Rows:
@@ -618,7 +633,6 @@ SECTIONS = {
 
 def show(section: str, rows: Rows) -> None:
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    cell = lambda value: "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
     lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
     lines += [f"| {' | '.join(cell(row.get(column)) for column in columns)} |" for row in rows]
     text = f"## {section}\n\n{SECTIONS[section].__doc__}\n\n" + "\n".join(lines) + "\n"
@@ -626,6 +640,10 @@ def show(section: str, rows: Rows) -> None:
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"audit_{section}.md").write_text(text, encoding="utf-8")
     (RESULTS / f"audit_{section}.json").write_text(json.dumps(rows, indent=1, default=float) + "\n", encoding="utf-8")
+
+
+def cell(value: object) -> str:
+    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def main() -> None:

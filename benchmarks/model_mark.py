@@ -43,8 +43,8 @@ from privguard.watermark.theft import Means
 RESULTS = Path(__file__).parent / "results" / "model_mark"
 SEEDS = range(5)
 MNIST_ATTACKS = (
-    "none", "fine-tune 1e-3", "fine-tune 5e-3", "LoRA rank 4", "prune 80 % + fine-tune", "prune 90 % + fine-tune", "int4",
-    "int3", "permute + rescale + fine-tune", "merge 50/50", "overwrite", "distil, hard labels",
+    "none", "fine-tune 1e-3", "fine-tune 5e-3", "LoRA rank 4", "prune 80 % + fine-tune", "prune 90 % + fine-tune",
+    "int4", "int3", "permute + rescale + fine-tune", "merge 50/50", "overwrite", "distil, hard labels",
 )  # fmt: skip
 
 
@@ -292,20 +292,21 @@ def replace_own(task: Task, epochs: int, own: tuple[Tensor, Tensor] | None = Non
 
 
 def forge(attempts: int = 1_000) -> dict[str, Any]:
-    """Every false-claim drill, 1,000 attempts of 40 triggers each; the notaries' logs are emptied every 10."""
+    """Every false-claim drill, 1,000 attempts of 40 triggers each; the notaries' logs are emptied every 3."""
     where = [court(seed) for seed in range(5)]
     keys = [LocalNotary.generate(bits=2048).to_json(), LocalNotary.generate(bits=2048).to_json()]
     result: dict[str, Any] = {}
     for name, drill in false_claims.DRILLS.items():
         held = without = 0
         for attempt in range(attempts):
-            if attempt % 10 == 0:
+            if attempt % 3 == 0:
                 notary, accuser = (LocalNotary.from_json({**key, "log": []}) for key in keys)
-                here = dataclasses.replace(where[attempt // 10 % 5], notary=notary, accuser=accuser)
+                here = dataclasses.replace(where[attempt // 3 % 5], notary=notary, accuser=accuser)
             accepted, naive = drill(here)
             held, without = held + accepted, without + naive
         result[name] = {"attempts": attempts, "accepted": held, "accepted_without_defence": without}
         print(name, result[name], file=sys.stderr, flush=True)
+        (RESULTS / "false.json").write_bytes(_canon.canonical(result) + b"\n")  # a long run: keep what is done
     return result
 
 
@@ -360,11 +361,12 @@ def honest(claims: int = 100) -> dict[str, Any]:
 
 def honest_table(result: dict[str, Any]) -> str:
     levels = np.array(result["levels"])
+    worst, middle = levels.max(0), np.median(levels, 0)
     return (
-        f"{result['accepted']} of {result['claims']} honest claims accepted, against thieves who fine-tuned all layers "
-        f"at 5e-3 for 40 epochs; half of all leaves opened. log10 p × multiplicity: median {np.median(levels[:, 0]):.0f}, "
-        f"worst {levels[:, 0].max():.0f}; by its 50 triggers alone: median {np.median(levels[:, 1]):.0f}, "
-        f"worst {levels[:, 1].max():.0f}."
+        f"{result['accepted']} of {result['claims']} honest claims accepted, half of all leaves opened, against "
+        "thieves who fine-tuned all layers at 5e-3 for 40 epochs. "
+        f"log10 p × multiplicity: median {middle[0]:.0f}, worst {worst[0]:.0f}; "
+        f"log10 p of its 50 triggers alone: median {middle[1]:.0f}, worst {worst[1]:.0f}."
     )
 
 

@@ -34,7 +34,7 @@ from privguard.training.batches import PoissonLoader
 from privguard.training.clip import attach
 from privguard.training.plan import Plan
 from privguard.training.sample import Poisson
-from privguard.training.step import PrivateStep, move
+from privguard.training.step import PrivateStep, hand_over
 
 EXAMPLES = 2048
 Batch = tuple[Tensor, ...]
@@ -91,7 +91,9 @@ class WithoutNoise(Private):
         self.clipper.begin(torch.ones(len(batch[0]), dtype=torch.bool))
         self.clipper.backward(self.case.losses(self.model, batch))
         clipped = NoisySum(self.clipper.take().gradients, 0.0)
-        move(self.optimizer, self.parameters, clipped, denominator=self.case.batch)
+        hand_over(self.parameters, clipped, denominator=self.case.batch)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
 
 
 class Opacus:

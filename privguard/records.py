@@ -164,6 +164,7 @@ class Manifest(Record):
     data: dict[str, Any]
     recipients: tuple[str, ...]
     clipping: str
+    probe: str
     noise: str
     precision: str
     software: dict[str, str]

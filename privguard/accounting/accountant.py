@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast, final
 
+import numpy as np
+
 from privguard import _check
 from privguard.accounting.events import Events, fold
 from privguard.errors import UnknownEventError
@@ -26,6 +28,7 @@ _LEAST_EPSILON = 1e-7  # below this, two figures of ε are the same
 _NARROWEST, _WIDEST = 2.0**-6, 8.0  # of the first interval
 _ROUNDING = 2.0**-52  # of δ for each distribution in a power: twice the error measured
 _MOST_POINTS = 1 << 23  # 64 MiB per array
+_NEAR_UNDERFLOW = 600.0  # of exp(−ε)
 _BEYOND_PLD = 1 << 15  # an ε this large is priced by RDP alone: its losses would not fit on a grid
 
 
@@ -92,6 +95,21 @@ def epsilon_curve(
     return [*zip(marks, [*(min(value, figure.epsilon) for value in early), figure.epsilon], strict=True)]
 
 
+def privacy_profile(history: Spending, *, claim: Claim, points: int = 61) -> list[tuple[float, float]]:
+    """(ε, δ) pairs that all hold at once, from ε = 0 to twice the claim's: the whole trade-off, not one point of it.
+
+    The best test of an attacker is bounded by every pair, so the smallest of those bounds is the one to report.
+    Where the claim was not priced on a grid, its own pair is the only one.
+    """
+    pair = (claim.epsilon, claim.delta)
+    if claim.method != "pld" or claim.interval == 0 or not math.isfinite(claim.epsilon):
+        return [pair]
+    events = _folded(history)
+    accountant, allowance = _composed(events, claim.relation, claim.interval), _rounding(events)
+    grid = [2 * claim.epsilon * step / (points - 1) for step in range(points)]
+    return [pair, *((at, min(1.0, float(accountant.get_delta(at)) + allowance)) for at in grid)]
+
+
 @final
 @dataclass(frozen=True)
 class Figure:
@@ -105,13 +123,13 @@ class Figure:
 def price(events: Events, *, delta: float, relation: Relation) -> Figure:
     """The smallest upper bound on the ε of folded events that the accountants here can give."""
     _check.probability("delta", delta, zero=True, one=True)
-    _require_priced(events, relation)
+    gridded = _fits_grid(events, relation)
     if delta == 1 or not any(_costs(event) for event, _ in events):
         return Figure(0.0)
     rdp = _rdp(events, delta=delta, relation=relation)
     size = rough_size(events, delta=delta, relation=relation, rdp=rdp)
-    if size == 0 and rdp == 0:
-        return Figure(0.0, method="rdp")
+    if rdp is not None and (rdp == 0 or not gridded):
+        return Figure(rdp, method="rdp")
     figure = Figure(math.inf) if size > _BEYOND_PLD else _refined(events, delta, relation, first_interval(size))
     # Both are upper bounds. Where δ is not far above the rounding of the sums, RDP is the smaller one.
     return Figure(rdp, method="rdp") if rdp is not None and rdp < figure.epsilon else figure
@@ -158,14 +176,41 @@ def _pld(events: Events, delta: float, relation: Relation, interval: float) -> t
     The library composes by raising a Fourier transform to the power T, which moves δ by up to about T · 2⁻⁵³ in either
     direction (measured against sums without cancellation, ``tests/accounting/test_rounding.py``). δ pays for it here.
     """
+    accountant = _composed(events, relation, interval)
+    points = accountant._pld._pmf_remove.size  # noqa: SLF001 — the library shows its size nowhere else
+    left = delta - _rounding(events)
+    return (_epsilon_at(accountant, left) if left > 0 or delta == 0 else math.inf), points
+
+
+def _composed(events: Events, relation: Relation, interval: float) -> Any:
     from dp_accounting.pld import PLDAccountant
 
     accountant = PLDAccountant(_neighbours(relation), interval)
     for event, times in events:
         accountant.compose(event, times)
-    points = cast("Any", accountant)._pld._pmf_remove.size  # noqa: SLF001 — the library shows its size nowhere else
-    left = delta - sum(_transforms(event) * times for event, times in events) * _ROUNDING
-    return (max(0.0, float(accountant.get_epsilon(left))) if left > 0 or delta == 0 else math.inf), points
+    return accountant
+
+
+def _rounding(events: Events) -> float:
+    """What rounding in the library's transforms may hide of δ."""
+    return sum(_transforms(event) * times for event, times in events) * _ROUNDING
+
+
+def _epsilon_at(accountant: Any, delta: float) -> float:
+    """ε at δ; where exp(−ε) nears the smallest double, the library's formula overflows and its δ at ε is inverted."""
+    with np.errstate(over="ignore", divide="ignore"):
+        epsilon = float(accountant.get_epsilon(delta))
+    if epsilon < _NEAR_UNDERFLOW:
+        return max(0.0, epsilon)
+    low, high = 0.0, _NEAR_UNDERFLOW
+    while accountant.get_delta(high) > delta:
+        low, high = high, 2 * high
+        if high > 4 * _BEYOND_PLD:
+            return math.inf
+    while high - low > 1e-6 * high:
+        middle = (low + high) / 2
+        low, high = (middle, high) if accountant.get_delta(middle) > delta else (low, middle)
+    return high
 
 
 def _transforms(event: "DpEvent") -> int:
@@ -189,13 +234,13 @@ def _replace_one(events: Events, *, delta: float, relation: Relation, figure: Fi
 
 
 def _rdp(events: Events, *, delta: float, relation: Relation) -> float | None:
-    """ε by Rényi differential privacy, or None where dp-accounting has no formula for this relation."""
+    """ε by Rényi differential privacy, or None where dp-accounting has no formula that holds."""
     from dp_accounting.rdp import RdpAccountant
     from dp_accounting.rdp.rdp_privacy_accountant import compute_epsilon
 
-    accountant = RdpAccountant(neighboring_relation=_neighbours(relation))
-    if not all(accountant.supports(event) for event, _ in events):
+    if not _rdp_prices(events, relation):
         return None
+    accountant = RdpAccountant()
     with _quiet():
         for event, times in events:
             accountant.compose(event, times)
@@ -217,16 +262,30 @@ def _quiet() -> Generator[None]:
         logger.setLevel(level)
 
 
-def _require_priced(events: Events, relation: Relation) -> None:
+def _stranger(accountant: Any, events: Events) -> "DpEvent | None":
+    """The first event that this accountant of the library cannot price."""
+    return next((event for event, _ in events if not accountant.supports(event)), None)
+
+
+def _fits_grid(events: Events, relation: Relation) -> bool:
+    """Whether privacy-loss distributions can price these events; if not, whether RDP can, or nobody."""
     from dp_accounting.pld import PLDAccountant
 
-    accountant = PLDAccountant(_neighbours(relation))
-    for event, _ in events:
-        if not accountant.supports(event):
-            raise UnknownEventError(
-                f"event={type(event).__name__}: the accountant cannot price it under {relation.value}; "
-                "account for it apart, or bound it by one of the known events"
-            )
+    if (stranger := _stranger(PLDAccountant(_neighbours(relation)), events)) is None:
+        return True
+    if _rdp_prices(events, relation):
+        return False
+    raise UnknownEventError(
+        f"event={type(stranger).__name__}: the accountant cannot price it under {relation.value}; "
+        "account for it apart, or bound it by one of the known events"
+    )
+
+
+def _rdp_prices(events: Events, relation: Relation) -> bool:
+    """Whether the library's RDP holds: it does not double a replaced record's shift, so add-or-remove only."""
+    from dp_accounting.rdp import RdpAccountant
+
+    return relation is Relation.ADD_OR_REMOVE_ONE and _stranger(RdpAccountant(), events) is None
 
 
 def _neighbours(relation: Relation) -> Any:

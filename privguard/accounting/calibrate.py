@@ -95,9 +95,10 @@ def most_steps(budget: Budget, event: "DpEvent", *, after: "accountant.Spending"
 
     if not fits(1):
         return 0
-    near = _climb(lambda x: _coarse(total(x), budget), _Goal(budget.epsilon, 0.9), 1.0, limit)
+    near = _climb(lambda x: _coarse(total(x), budget), _Goal(budget.epsilon, 0.9, gap=1.0), 1.0, limit)
     like = _exact(total(near), budget)
-    sharp = _climb(lambda x: _cost(total(x), budget, like), _Goal(budget.epsilon, 1 - 1e-6, stride=1.04), near, limit)
+    goal = _Goal(budget.epsilon, 1 - 1e-6, stride=1.04, gap=1.0)
+    sharp = _climb(lambda x: _cost(total(x), budget, like), goal, near, limit)
     return _last(fits, int(sharp), limit)
 
 
@@ -113,6 +114,7 @@ class _Goal:
     top: float
     share: float
     stride: float = 2.0
+    gap: float = 0.0  # closer than this the search may stop: whole numbers have nothing between them
 
     def met(self, cost: float) -> bool:
         return self.share * self.top <= cost <= self.top
@@ -158,7 +160,7 @@ def _climb(cost: Callable[[float], float], goal: _Goal, start: float, most: floa
     """An x whose cost meets the goal; cost rises with x, about as a power of it, so log-log lines guess well."""
     low, high = _bracket(cost, goal, start, most)
     for turn in range(60):
-        if goal.met(low[1]) or low[0] == most:
+        if goal.met(low[1]) or low[0] == most or high[0] - low[0] <= goal.gap:
             break
         x = _between(low, high, goal.aim, halve=not (turn + 1) % 4)
         value = cost(x)

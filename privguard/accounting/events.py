@@ -2,7 +2,7 @@
 
 An event is a ``dp_accounting.DpEvent``: what happened to the data, without what it cost. On disk it is
 ``{"<class name>": {"<field>": value}}``, and only the classes in the table below have a place there: each is one that
-the privacy-loss accountant can price. Anything else is refused by name before its step may take effect.
+privacy-loss distributions, or Rényi accounting, can price. Anything else is refused by name, before its step.
 """
 
 import math
@@ -81,7 +81,7 @@ def _build(value: Any) -> Any:
     if isinstance(value, list):
         return [_build(item) for item in cast("list[Any]", value)]
     if not isinstance(value, dict):
-        return value
+        return math.inf if value == "infinity" else value
     ((name, fields),) = cast("dict[str, dict[str, Any]]", value).items()
     return getattr(dp_event, name)(**{field: _build(item) for field, item in fields.items()})
 
@@ -112,6 +112,13 @@ def _numbers(value: Any, _: _Walk) -> list[float]:
     numbers = [float(item) for item in value]
     _check.require(all(map(math.isfinite, numbers)), "values", numbers, wanted="finite numbers")
     return numbers
+
+
+def _shape(value: Any, _: _Walk) -> "float | str":
+    """The shape of a number of repetitions; JSON has no infinity, so Poisson's is a word."""
+    if value in {"infinity", math.inf}:
+        return "infinity"
+    return _check.non_negative("shape", float(value))
 
 
 def _event(value: Any, walk: _Walk) -> Any:
@@ -145,6 +152,7 @@ _TABLE: "dict[str, dict[str, Callable[[Any, _Walk], Any]]]" = {
         "noise_multiplier": _noise,
     },
     "MixtureOfGaussiansDpEvent": {"standard_deviation": _noise, "sensitivities": _numbers, "sampling_probs": _numbers},
+    "RepeatAndSelectDpEvent": {"event": _event, "mean": _noise, "shape": _shape},
     "ComposedDpEvent": {"events": _events},
     "SelfComposedDpEvent": {"event": _event, "count": _whole},
 }

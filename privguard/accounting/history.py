@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, final
 from privguard import _canon
 from privguard.accounting import events
 from privguard.attest import merkle
-from privguard.errors import LedgerError
+from privguard.errors import LedgerError, UnknownEventError
 
 if TYPE_CHECKING:
     from dp_accounting import DpEvent
@@ -79,6 +79,7 @@ def read(path: "str | os.PathLike[str]") -> History:
 
     Raises:
         LedgerError: missing, empty, edited, reordered or cut in the middle; the message names the line.
+        UnknownEventError: an event that this version cannot price.
     """
     return replay(Path(path)).history()
 
@@ -96,6 +97,8 @@ def replay(path: Path) -> "Replay":
     for number, line in enumerate(lines, start=1):
         try:
             state.apply(line)
+        except UnknownEventError as error:
+            raise UnknownEventError(f"ledger={path}, line {number}: {error}") from None
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise LedgerError(f"ledger={path}, line {number}: {_why(error)}") from error
     return state

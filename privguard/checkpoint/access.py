@@ -5,6 +5,7 @@ cannot do is take back what somebody has read: who could open the file before ma
 head. To shut them out of the content, seal it anew.
 """
 
+import contextlib
 import fcntl
 import os
 from collections.abc import Iterable
@@ -14,7 +15,7 @@ from typing import final
 
 from cryptography.exceptions import InvalidTag
 
-from privguard.checkpoint import durable, envelope
+from privguard.checkpoint import durable, envelope, watch
 from privguard.checkpoint.envelope import Form, Secrets
 from privguard.checkpoint.key import Key, Kind, One, Recipient, To, recipients
 from privguard.checkpoint.opened import Head, head_path, refuse_plain
@@ -96,23 +97,31 @@ def rewrap(
         NoRecipientError: nobody who may resume would be left.
     """
     path = Path(path)
+    to, auditors = recipients(add) if add else (), recipients(add_auditors) if add_auditors else ()
     descriptor = os.open(head_path(path), os.O_RDWR | os.O_CLOEXEC)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         refuse_plain(descriptor, path)
-        with one_failure(path):
-            head, secrets = _unlock(descriptor, key, path)
-        stanzas = _without(head.slot.stanzas, remove, path)
-        added = envelope.wrap(secrets, recipients(add) if add else (), recipients(add_auditors) if add_auditors else ())
-        names = {_identity(one) for one in added}
-        stanzas = [one for one in stanzas if _identity(one) not in names] + added
-        if not any(one.role is Role.RESUME for one in stanzas):
-            raise NoRecipientError(f"{path}: nobody who may resume would be left; add a recipient, or remove fewer")
-        slot = envelope.pack_slot(head.preamble, secrets, stanzas, sequence=head.slot.sequence + 1)
-        _switch(descriptor, path, head, slot)
+        with watch.act("rewrap", path) as act, contextlib.ExitStack() as grants:
+            for one in (*to, *auditors):
+                grants.enter_context(watch.act("grant", Path(f"{path} to {one.kind.label} {one.id}")))
+            with one_failure(path):
+                head, secrets = _unlock(descriptor, key, path)
+            act.role, act.sha256 = secrets.role.name.lower(), watch.digest(head.preamble)
+            stanzas = _changed(head.slot.stanzas, envelope.wrap(secrets, to, auditors), remove, path)
+            slot = envelope.pack_slot(head.preamble, secrets, stanzas, sequence=head.slot.sequence + 1)
+            _switch(descriptor, path, head, slot)
     finally:
         os.close(descriptor)
     return inspect(path)
+
+
+def _changed(before: Iterable[Stanza], added: list[Stanza], remove: To, path: Path) -> list[Stanza]:
+    names = {_identity(one) for one in added}
+    stanzas = [one for one in _without(before, remove, path) if _identity(one) not in names] + added
+    if not any(one.role is Role.RESUME for one in stanzas):
+        raise NoRecipientError(f"{path}: nobody who may resume would be left; add a recipient, or remove fewer")
+    return stanzas
 
 
 def _unlock(descriptor: int, key: Key, path: Path) -> tuple[Head, Secrets]:

@@ -17,11 +17,13 @@ from pathlib import Path
 from typing import Any, final
 
 from privguard import _canon
-from privguard.checkpoint import durable, envelope
+from privguard.attest.statement import PREDICATES, SigningKey, Statement, sign
+from privguard.checkpoint import durable, envelope, watch
 from privguard.checkpoint.envelope import Form, Preamble, Secrets
 from privguard.checkpoint.key import Recipient, To, recipients
 from privguard.checkpoint.payload import Bytes, Content, Member, Place, sealed_size
 from privguard.checkpoint.stanza import Stanza
+from privguard.records import Digest
 
 HEAD = "privguard.seal"
 SMALL = ("index", "ledger", "manifest")
@@ -38,15 +40,19 @@ class Contents:
     members: Mapping[str, Content]
     manifest: Mapping[str, Any] = field(default_factory=dict[str, Any])
     ledger: bytes = b""
+    signer: SigningKey | None = None
 
     @property
     def sizes(self) -> list[int]:
         """Bytes of plaintext of each member."""
         return [member.size for member in self.members.values()]
 
-    def small(self) -> dict[str, bytes]:
-        """Index, ledger and manifest as bytes."""
-        return _small({name: member.size for name, member in self.members.items()}, self.manifest, self.ledger)
+    def small(self, secrets: Secrets) -> dict[str, bytes]:
+        """Index, ledger and manifest as bytes, the manifest with the signature where there is a signer."""
+        manifest = dict(self.manifest)
+        if self.signer is not None:
+            manifest["signature"] = sign(statement(secrets, self.manifest), by=self.signer).to_json()
+        return _small({name: member.size for name, member in self.members.items()}, manifest, self.ledger)
 
 
 @final
@@ -71,11 +77,11 @@ def write_file(path: Path, contents: Contents, audience: Audience, *, advance: A
     """Seal ``contents`` into one file that takes the place of ``path``, whole or not at all."""
     secrets = Secrets.fresh()
     stanzas = envelope.wrap(secrets, audience.to, audience.auditors)
-    small = contents.small()
+    small = contents.small(secrets)
     draft = _draft(Form.FILE, secrets, stanzas, contents.sizes, small)
-    with durable.replacing(path) as descriptor:
+    with watch.act("seal", path) as act, durable.replacing(path) as descriptor:
         _seal_members(secrets, contents, places_in_file(path, descriptor, draft, contents.sizes), advance)
-        _complete(path, descriptor, secrets, stanzas, draft=draft, small=small)
+        act.sha256 = _complete(path, descriptor, secrets, stanzas, draft=draft, small=small)
 
 
 def complete_file(
@@ -86,34 +92,56 @@ def complete_file(
     *,
     sizes: Mapping[str, int],
     manifest: Mapping[str, Any],
-) -> None:
-    """Add to a file whose members are written all that goes around them: index, ledger, manifest and head."""
+) -> str:
+    """Add to a file whose members are written all that goes around them; its digest for the journal comes back."""
     small = _small(sizes, manifest, b"")
     draft = _draft(Form.FILE, secrets, stanzas, list(sizes.values()), small)
-    _complete(path, descriptor, secrets, stanzas, draft=draft, small=small)
+    return _complete(path, descriptor, secrets, stanzas, draft=draft, small=small)
 
 
 def write_folder(path: Path, contents: Contents, audience: Audience, *, advance: Advance | None = None) -> None:
     """Seal ``contents`` into a folder; what the folder held before opens until the new head is in place."""
     secrets = Secrets.fresh()
-    stanzas = envelope.wrap(secrets, audience.to, audience.auditors)
-    small = contents.small()
-    draft = _draft(Form.FOLDER, secrets, stanzas, contents.sizes, small)
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    try:
-        with contextlib.ExitStack() as stack:
-            places = _create_parts(stack, path, draft, contents.sizes)
-            _seal_members(secrets, contents, places, advance)
-            preamble = _seal_small(secrets, small, places, draft=draft)
-            for place in places.values():
-                os.fsync(place.descriptor)
-        durable.sync_folder(path)
-        durable.replace(path / HEAD, preamble.pack() + envelope.pack_slot(preamble, secrets, stanzas, sequence=1))
-    except BaseException:
-        _delete_parts(path, lambda file_id: file_id == secrets.file_id.hex())
-        raise
+    with watch.act("seal", path) as act:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            preamble = _write_parts(path, contents, secrets, audience, advance)
+        except BaseException:
+            _delete_parts(path, lambda file_id: file_id == secrets.file_id.hex())
+            raise
+        act.sha256 = watch.digest(preamble)
     _delete_parts(path, lambda file_id: file_id != secrets.file_id.hex())
     durable.sync_folder(path)
+
+
+def _write_parts(
+    path: Path, contents: Contents, secrets: Secrets, audience: Audience, advance: Advance | None
+) -> Preamble:
+    """All parts under their new names, synced, and then the head."""
+    stanzas = envelope.wrap(secrets, audience.to, audience.auditors)
+    small = contents.small(secrets)
+    draft = _draft(Form.FOLDER, secrets, stanzas, contents.sizes, small)
+    with contextlib.ExitStack() as stack:
+        places = _create_parts(stack, path, draft, contents.sizes)
+        _seal_members(secrets, contents, places, advance)
+        preamble = _seal_small(secrets, small, places, draft=draft)
+        for place in places.values():
+            os.fsync(place.descriptor)
+    durable.sync_folder(path)
+    durable.replace(path / HEAD, preamble.pack() + envelope.pack_slot(preamble, secrets, stanzas, sequence=1))
+    return preamble
+
+
+def statement(secrets: Secrets, manifest: Mapping[str, Any]) -> Statement:
+    """What a signer says of a sealed file: that the file of this key is theirs, with this manifest.
+
+    The key's commitment is one way and binds everything that is sealed under it, at no cost that grows with the size:
+    who has the public key of a recipient only cannot put another content under this signature. A recipient can, who
+    has the file key; sign the digest of the whole file where recipients do not trust each other.
+    """
+    commitment = hashlib.sha256(secrets.audit().derive("commitment")).hexdigest()
+    subject = Digest(name=secrets.file_id.hex(), sha256=commitment)
+    return Statement(subjects=(subject,), predicate_type=PREDICATES + "sealed/v1", predicate=manifest)
 
 
 def member(secrets: Secrets, number: int) -> Member:
@@ -185,10 +213,11 @@ def _complete(
     *,
     draft: Preamble,
     small: dict[str, bytes],
-) -> None:
+) -> str:
     preamble = _seal_small(secrets, small, places_in_file(path, descriptor, draft, []), draft=draft)
     slot = envelope.pack_slot(preamble, secrets, stanzas, sequence=1)
     durable.pwrite_all(descriptor, preamble.pack() + slot + bytes(preamble.slot_bytes), 0)
+    return watch.digest(preamble)
 
 
 def digest(place: Place) -> bytes:

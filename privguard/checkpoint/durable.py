@@ -41,25 +41,18 @@ def replacing(path: Path) -> Generator[int]:
 def replace(path: Path, content: bytes) -> None:
     """Put ``content`` in the place of ``path``, whole or not at all."""
     with replacing(path) as descriptor:
-        write_all(descriptor, content)
+        pwrite_all(descriptor, content, 0)
 
 
 def create(path: Path, content: bytes, *, mode: int) -> None:
     """Write a new file, synced; an existing one is refused with ``FileExistsError``."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     try:
-        write_all(descriptor, content)
+        pwrite_all(descriptor, content, 0)
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
     sync_folder(path.parent)
-
-
-def write_all(descriptor: int, content: bytes | memoryview) -> None:
-    """Write every byte at the descriptor's position; a full disk raises ``OSError``."""
-    view = memoryview(content)
-    while view:
-        view = view[os.write(descriptor, view) :]
 
 
 def pwrite_all(descriptor: int, content: bytes | memoryview, offset: int) -> None:

@@ -8,6 +8,7 @@ picklable and have no door to their bytes here; :mod:`privguard.checkpoint.unsaf
 
 import base64
 import binascii
+import contextlib
 import hashlib
 import os
 import re
@@ -224,12 +225,25 @@ def recipients(to: To) -> tuple[Recipient, ...]:
     Raises:
         NoRecipientError: there is none; what is sealed for nobody is lost.
     """
-    if isinstance(to, str | os.PathLike | Recipient | Key):
-        to = (to,)
-    found = tuple(_recipient(one) for one in to)
+    found = tuple(_recipient(one) for one in _each(to))
     if not found:
         raise NoRecipientError("to=[]: expected at least one recipient; make one with `privguard key new team.key`")
     return found
+
+
+def key_among(to: To) -> Key | None:
+    """The first key, or path of a key file, among recipients: what opens again what is sealed to them."""
+    for one in _each(to):
+        if isinstance(one, Key):
+            return one
+        if not isinstance(one, Recipient):
+            with contextlib.suppress(SealError):
+                return Key.read(one)
+    return None
+
+
+def _each(to: To) -> Iterable[One]:
+    return (to,) if isinstance(to, str | os.PathLike | Recipient | Key) else to
 
 
 def _recipient(one: One) -> Recipient:

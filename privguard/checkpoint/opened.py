@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any, final
 
 from cryptography.exceptions import InvalidTag
 
-from privguard.checkpoint import archive, envelope
+from privguard.attest.statement import Envelope, Identity, verify
+from privguard.checkpoint import archive, envelope, watch
 from privguard.checkpoint.archive import HEAD, SMALL, Advance, Places
-from privguard.checkpoint.envelope import MAGIC, MOST_SLOT, PREAMBLE_BYTES, Form, Preamble
+from privguard.checkpoint.envelope import MAGIC, PREAMBLE_BYTES, Form, Preamble
 from privguard.checkpoint.key import Key
 from privguard.checkpoint.payload import MalformedError, Place, Reader, one_failure, plain_size, sealed_size
 from privguard.checkpoint.stanza import Role
-from privguard.errors import PlainCheckpointError, SealError
+from privguard.errors import PlainCheckpointError, SealError, TamperedError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,8 +38,8 @@ class Head:
     @classmethod
     def read(cls, descriptor: int) -> "Head":
         """Read preamble and slots; a file that is longer or shorter than its preamble says is malformed."""
-        data = os.pread(descriptor, PREAMBLE_BYTES + 2 * MOST_SLOT, 0)
-        preamble = Preamble.unpack(data)
+        preamble = Preamble.unpack(os.pread(descriptor, PREAMBLE_BYTES, 0))
+        data = os.pread(descriptor, preamble.head_bytes, 0)
         cuts = [PREAMBLE_BYTES + number * preamble.slot_bytes for number in range(preamble.slots + 1)]
         if len(data) < cuts[-1]:
             raise MalformedError("the head is cut short")
@@ -70,8 +71,9 @@ class Sealed:
         self._descriptors: list[int] = []
         self._tensors: TensorFile | None = None
         try:
-            with one_failure(self.path):
+            with watch.act("open", self.path) as act, one_failure(self.path):
                 self._open(key)
+                act.role, act.sha256 = self.role.name.lower(), watch.digest(self.preamble)
         except BaseException:
             self.close()
             raise
@@ -104,6 +106,20 @@ class Sealed:
     def ledger(self) -> bytes:
         """The ledger's lines as they were when the file was sealed."""
         return bytes(self._small("ledger"))
+
+    def verify_signer(self, signer: Identity) -> None:
+        """Return when ``signer`` sealed this file; anybody can seal to a public key, so resume from no one else's.
+
+        Raises:
+            TamperedError: it is not signed, or not by ``signer``, or what is signed is another file.
+        """
+        manifest = dict(self.manifest)
+        signature = manifest.pop("signature", None)
+        if signature is None:
+            raise TamperedError(f"{self.path}: is not signed, and {signer} was expected to have sealed it")
+        said = verify(Envelope.from_json(signature), by=signer)
+        if said.to_json() != archive.statement(self._secrets, manifest).to_json():
+            raise TamperedError(f"{self.path}: carries the signature of another file")
 
     def names(self) -> list[str]:
         """The members' names, in the order they were written; refused to an auditor."""

@@ -1,8 +1,7 @@
 """A training state at one step, sealed whole, and loaded whole or not at all."""
 
-import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,6 +12,7 @@ from torch import Tensor
 import privguard
 from privguard import _canon, _check
 from privguard.attest import merkle
+from privguard.attest.statement import Identity, SigningKey
 from privguard.checkpoint import archive, tensors, tree
 from privguard.checkpoint.archive import Advance, Audience, Contents
 from privguard.checkpoint.key import Key, To
@@ -62,12 +62,13 @@ def save(
     *,
     to: To,
     auditors: To = (),
+    signer: SigningKey | None = None,
     advance: Advance | None = None,
 ) -> None:
     """Seal ``snapshot`` into the file ``path`` for the recipients ``to``; an older file stays whole until the end.
 
-    ``auditors`` may read the ledger and the manifest (run, step, ledger head), not the weights. ``advance`` is called
-    with each number of bytes sealed.
+    ``auditors`` may read the ledger and the manifest (run, step, ledger head), not the weights. ``signer`` lets
+    whoever resumes know whose it is. ``advance`` is called with each number of bytes sealed.
 
     Guarantee: no byte of the state is written in clear, not even for a moment, and after a crash at any point ``path``
     is the old file or the new one.
@@ -77,32 +78,47 @@ def save(
         TypeError: a value in the state that cannot be stored without code.
         OSError: the disk is full, or the folder is not there; nothing is left behind.
     """
-    archive.write_file(Path(path), _contents(snapshot), Audience.of(to, auditors), advance=advance)
+    archive.write_file(Path(path), _contents(snapshot, signer), Audience.of(to, auditors), advance=advance)
 
 
-def load(path: str | os.PathLike[str], key: Key, *, min_step: int = 0, advance: Advance | None = None) -> Snapshot:
+def load(
+    path: str | os.PathLike[str],
+    key: Key,
+    *,
+    signer: Identity | None = None,
+    min_step: int = 0,
+    expect: Callable[[int], str] | None = None,
+    advance: Advance | None = None,
+) -> Snapshot:
     """The snapshot in the sealed file ``path``.
 
+    ``signer`` is who must have sealed it: anybody can seal to a public key. ``expect`` gives the head of the ledger at
+    hand when it had so many entries; a snapshot whose head is another one does not belong to that ledger.
+
     Raises:
-        TamperedError: the key does not open it, or it is not what was written.
-        RollbackError: it is older than ``min_step``.
+        TamperedError: the key does not open it, it is not what was written, or ``signer`` did not seal it.
+        RollbackError: it is older than ``min_step``, or the ledger at hand does not extend it.
         PlainCheckpointError: it is a checkpoint in clear.
     """
     with Sealed(path, key) as sealed:
-        manifest = sealed.manifest
-        _expect_snapshot(manifest, sealed.path)
-        if manifest["step"] < min_step:
-            raise RollbackError(f"{path}: step {manifest['step']} stands where at least step {min_step} is wanted")
+        public = _public_facts(sealed)
+        if signer is not None:
+            sealed.verify_signer(signer)
+        if public["step"] < min_step:
+            raise RollbackError(f"{path}: step {public['step']} stands where at least step {min_step} is wanted")
+        if expect is not None and expect(public["ledger_size"]) != public["ledger_head"]:
+            raise RollbackError(
+                f"{path}: the ledger at hand does not extend the one of this snapshot; find the right one"
+            )
         weights = tensors.from_buffer(_whole(sealed, WEIGHTS, advance))
-        state = tree.unpack(
-            json.loads(_whole(sealed, STATE, advance).tobytes()),
-            tensors.from_buffer(_whole(sealed, STATE_TENSORS, advance)),
-        )
-        public = {name: manifest[name] for name in _PUBLIC_FIELDS}
+        state_tensors = tensors.from_buffer(_whole(sealed, STATE_TENSORS, advance))
+        state = tree.loads(bytes(_whole(sealed, STATE, advance)), state_tensors)
+        if not isinstance(state, dict) or set(state) != set(_STATE_FIELDS):
+            raise TamperedError(f"{path}: the state inside the file is not what privguard writes")
         return Snapshot(weights=weights, **state, **public, ledger=sealed.ledger)
 
 
-def _contents(snapshot: Snapshot) -> Contents:
+def _contents(snapshot: Snapshot, signer: SigningKey | None) -> Contents:
     state, state_tensors = tree.pack({name: getattr(snapshot, name) for name in _STATE_FIELDS}, prefix="state")
     members = {
         WEIGHTS: tensors.Layout(snapshot.weights),
@@ -115,7 +131,7 @@ def _contents(snapshot: Snapshot) -> Contents:
         "privguard": privguard.__version__,
         **{name: getattr(snapshot, name) for name in _PUBLIC_FIELDS},
     }
-    return Contents(members=members, manifest=manifest, ledger=snapshot.ledger)
+    return Contents(members=members, manifest=manifest, ledger=snapshot.ledger, signer=signer)
 
 
 def _whole(sealed: Sealed, name: str, advance: Advance | None) -> memoryview:
@@ -124,8 +140,13 @@ def _whole(sealed: Sealed, name: str, advance: Advance | None) -> memoryview:
     return memory
 
 
-def _expect_snapshot(manifest: Mapping[str, Any], path: Path) -> None:
-    if manifest.get("content") != "snapshot":
-        raise TamperedError(
-            f"{path}: expected a snapshot and found {manifest.get('content')!r}; open it with `privguard open`"
-        )
+def _public_facts(sealed: Sealed) -> dict[str, Any]:
+    """What the manifest of a snapshot says, each value of its type."""
+    content = sealed.manifest.get("content")
+    if content != "snapshot":
+        raise TamperedError(f"{sealed.path}: expected a snapshot, found {content!r}; open it with `privguard open`")
+    facts = {name: sealed.manifest.get(name) for name in _PUBLIC_FIELDS}
+    types = {name: type(value) for name, value in facts.items()}
+    if types != {"run": str, "step": int, "ledger_head": str, "ledger_size": int}:
+        raise TamperedError(f"{sealed.path}: the manifest is not what privguard writes")
+    return facts

@@ -7,6 +7,7 @@ the file and no name of a class to look up: what is not in the table below is re
 """
 
 import base64
+import json
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from privguard.errors import TamperedError
 
+_STRANGE = "the state inside the file is not what privguard writes"
 _SAFE_INTEGER = 2**53 - 1  # what every JSON reader keeps exactly (RFC 8785, appendix D)
 
 
@@ -33,6 +35,19 @@ def pack(value: object, *, prefix: str) -> tuple[Any, dict[str, Tensor]]:
     return _pack(value, prefix, tensors), tensors
 
 
+def loads(text: bytes | bytearray, tensors: Mapping[str, Tensor]) -> Any:
+    """The value whose packed form is this JSON text.
+
+    Raises:
+        TamperedError: not the output of :func:`pack`.
+    """
+    try:
+        packed = json.loads(text)
+    except (ValueError, RecursionError):
+        raise TamperedError(_STRANGE) from None
+    return unpack(packed, tensors)
+
+
 def unpack(packed: Any, tensors: Mapping[str, Tensor]) -> Any:
     """The value that was packed.
 
@@ -41,8 +56,8 @@ def unpack(packed: Any, tensors: Mapping[str, Tensor]) -> Any:
     """
     try:
         return _unpack(packed, tensors)
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
-        raise TamperedError("the state inside the file is not what privguard writes") from None
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError):
+        raise TamperedError(_STRANGE) from None
 
 
 def _pack(value: Any, place: str, tensors: dict[str, Tensor]) -> Any:

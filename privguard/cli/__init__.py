@@ -9,7 +9,7 @@ import sys
 
 import typer
 
-from privguard.cli import audit, demo, key, report, seal
+from privguard.cli import audit, demo, journal, key, ledger, mark, plan, report, seal
 from privguard.cli._output import complain
 from privguard.errors import PrivguardError, ProtocolInvalidError, TamperedError
 
@@ -21,11 +21,14 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("demo")(demo.demo)
-app.command("report")(report.report)
-
-app.add_typer(audit.app, name="audit")
+app.command("plan")(plan.plan)
 app.add_typer(key.app, name="key")
 seal.register(app)
+app.add_typer(mark.app, name="mark")
+app.add_typer(audit.app, name="audit")
+app.add_typer(ledger.app, name="ledger")
+app.add_typer(journal.app, name="journal")
+app.command("report")(report.report)
 
 
 def main() -> None:

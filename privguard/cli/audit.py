@@ -1,6 +1,7 @@
 """privguard audit plan | run | steps | scores."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Audits that try to refute a claim; none of them ever confirms one.", no_args_is_help=True)
 
 Epsilon = Annotated[float, typer.Option("--epsilon", help="The claimed ε.")]
+Into = Annotated[Path | None, typer.Option("--run", help="Run folder whose ε report should carry the finding.")]
 Delta = Annotated[float, typer.Option("--delta", help="Its δ.")]
 
 
@@ -131,6 +133,7 @@ def steps(
     delta: Delta = 1e-5,
     canaries: Annotated[int, typer.Option(help="Coordinates that are watched.")] = 1_000,
     trials: Annotated[int, typer.Option(help="Private steps to take.")] = 200,
+    into: Into = None,
     as_json: AsJson = False,
 ) -> None:
     """Audit privguard's own clip and noise on this machine: thousands of trials of the real step, in seconds."""
@@ -153,6 +156,7 @@ def steps(
             for name, p in examination.p_values.items()
         ),
     ]
+    _keep([finding], into)
     emit({"finding": finding.to_json(), "checks": examination.to_json()}, as_json=as_json, lines=lines)
     if finding.outcome is Outcome.REFUTED or examination.failed:
         raise typer.Exit(1)
@@ -170,6 +174,7 @@ def scores(
         Path | None,
         typer.Option(help=".npz with the canaries' scores of a twin without noise, trained on the same coins."),
     ] = None,
+    into: Into = None,
     as_json: AsJson = False,
 ) -> None:
     """Audit a model that was trained and attacked elsewhere, from its scores alone."""
@@ -187,9 +192,24 @@ def scores(
     if coins is None or commitment is None:
         raise typer.BadParameter("a design needs --coins and the --commitment that was made before training")
     verdict = _judged(file, control, design=design, coins=coins, commitment=commitment)
+    _keep(verdict.findings, into)
     emit(verdict, as_json=as_json, lines=_verdict_lines(verdict))
     if verdict.outcome is Outcome.REFUTED:
         raise typer.Exit(1)
+
+
+def _keep(findings: Sequence[Finding], run: Path | None) -> None:
+    """Leave findings where ``privguard report`` finds them; one above its claim then heads the report."""
+    if run is None:
+        return
+    if not (run / "run.json").exists():
+        raise typer.BadParameter(f"{run} is no run folder: it has no run.json", param_hint="--run")
+    (run / "evidence").mkdir(exist_ok=True)
+    for finding in findings:
+        name = f"audit-{finding.method.replace(' ', '-')}-{finding.digest()[:8]}.json"
+        (run / "evidence" / name).write_text(
+            json.dumps(finding.to_json(), indent=2, ensure_ascii=False), encoding="utf-8"
+        )
 
 
 def _flip(design: "Design", out: Path) -> str:

@@ -18,19 +18,34 @@ def new(
     classic: Annotated[
         bool, typer.Option("--x25519", help="X25519 alone: short, but not against quantum computers.")
     ] = False,
+    signing: Annotated[bool, typer.Option("--signing", help="Not to seal with: Ed25519, to sign.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Make a key: a pair of X25519 and ML-KEM-768 unless told otherwise."""
     from privguard.checkpoint.key import Key
 
-    if symmetric and classic:
-        raise ValueError("--symmetric --x25519: expected one kind of key; leave out one of them")
+    if symmetric + classic + signing > 1:
+        raise ValueError("--symmetric --x25519 --signing: expected one kind of key; leave out the others")
+    if signing:
+        _new_signing_key(path, as_json=as_json)
+        return
     key = Key.generate_symmetric() if symmetric else Key.generate_x25519() if classic else Key.generate()
     key.write(path)
     stderr().print(f"Wrote {path}. Keep a copy in a safe place: without it, what is sealed to it is lost.")
     emit(
         {"path": str(path), "kind": key.kind.label, "id": key.id}, as_json=as_json, lines=[f"{key.kind.label} {key.id}"]
     )
+
+
+def _new_signing_key(path: Path, *, as_json: bool) -> None:
+    from privguard.attest.statement import SigningKey
+
+    key = SigningKey.generate()
+    key.write(path)
+    public = path.with_name(path.name + ".pub")
+    key.identity.write(public)
+    facts = {"path": str(path), "public": str(public), "kind": key.identity.algorithm, "id": key.identity.key_id}
+    emit(facts, as_json=as_json, lines=[f"{key.identity} ({public} is for who verifies)"])
 
 
 @app.command()

@@ -22,11 +22,12 @@ from torch.utils.data import DataLoader
 from privguard.errors import PrivacyError
 from privguard.integrations.interrupts import Interrupts
 from privguard.integrations.private_run import PrivateRun, Setting, Stateful, To
+from privguard.integrations.probing import probed_clipper
 from privguard.integrations.progress import Meter
 from privguard.records import Claim
 from privguard.training.batches import PoissonLoader, check_rows, examples_of, to_device
-from privguard.training.clip import attach
 from privguard.training.plan import Plan, Speed
+from privguard.training.probe import Losses
 from privguard.training.sample import PhysicalBatch
 
 
@@ -43,6 +44,7 @@ def privatize(  # noqa: PLR0913 — what a person decides about a run, each with
     also: Mapping[str, Stateful] | None = None,
     checkpoint_every: int | None = None,
     speed: Speed | None = None,
+    losses: Losses | None = None,
     insecure_seed: int | None = None,
     show_private_loss: bool = False,
     quiet: bool = False,
@@ -64,22 +66,27 @@ def privatize(  # noqa: PLR0913 — what a person decides about a run, each with
         also: further state to keep, such as ``{"schedule": scheduler}``.
         checkpoint_every: steps between sealed snapshots; by default a tenth of the run.
         speed: settings that cannot change a claim.
+        losses: forward and loss of the loop, batch → (B,), so that the probe before step 1 covers the loss too; without
+            it the model alone is probed.
         insecure_seed: repeatable sampler and noise, for tests and figures; such a run has no claim.
         show_private_loss: show the un-noised loss on the terminal; the guarantee does not cover it.
         quiet: no progress bar.
 
     Raises:
-        UnsupportedModelError: a module mixes examples or has no exact rule.
+        UnsupportedModelError: a module mixes examples.
+        SensitivityError: the probe found that one example's gradient depends on another.
         PrivacyError: data set, sampler or optimizer cannot carry the guarantee.
         ResumeError: there is a run where none was expected, or none where one was.
         NoRecipientError: ``seal_to`` is empty.
     """
     examples_of(train_loader)
     device = next(model.parameters()).device
+    probed = probed_clipper(model, train_loader, max_grad_norm=plan.max_grad_norm, losses=losses)
     setting = Setting(
         model=model,
         optimizer=optimizer,
-        clipper=attach(model, max_grad_norm=plan.max_grad_norm),
+        clipper=probed.clipper,
+        probed=probed.said,
         folder=Path(run),
         seal_to=list(seal_to) if not isinstance(seal_to, str | os.PathLike) else [seal_to],
         also=also or {},
@@ -112,7 +119,7 @@ class PrivateLoop:
         self._clipper = setting.clipper
         self._meter = meter
         self._move = to_device(device)
-        limit = setting.speed.physical_batch or loader.batch_size or 1
+        limit = setting.clipper.rows or setting.speed.physical_batch or loader.batch_size or 1
         self._loader = PoissonLoader(loader, sampler=run.plan.sampler(), source=run.sampler_source, limit=limit)
         self._open: PhysicalBatch | None = None
         self._ended = False

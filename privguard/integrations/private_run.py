@@ -64,6 +64,7 @@ class Setting:
         insecure_seed: makes sampler and noise repeatable by anybody; such a run has no claim.
         speed: settings without influence on privacy.
         ranks: the processes that share the run.
+        probed: what was probed for cross-example leaks, in words for the report.
     """
 
     model: nn.Module
@@ -77,6 +78,7 @@ class Setting:
     insecure_seed: int | None = None
     speed: Speed = field(default_factory=Speed)
     ranks: Ranks = field(default_factory=Ranks)
+    probed: str = "nothing"
 
 
 @final
@@ -134,6 +136,7 @@ class PrivateRun:
                 plan=plan,
                 model=setting.model,
                 clipper=setting.clipper,
+                probed=setting.probed,
                 recipients=to,
                 streams=streams,
                 commitment=None

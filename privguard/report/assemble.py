@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
-from privguard.accounting.accountant import epsilon_curve, spent
+from privguard.accounting.accountant import epsilon_curve, privacy_profile, spent
 from privguard.accounting.events import Events
 from privguard.accounting.ledger import Ledger
 from privguard.errors import TamperedError
@@ -22,10 +22,10 @@ from privguard.report import statement
 class Report(Record):
     """What a privacy officer signs.
 
-    ``claim`` is None for a run with an insecure seed, which has no guarantee. ``curve`` holds (steps, ε) pairs that
-    never fall. ``reserved`` counts all events that are priced; ``settled`` says whether the run stopped cleanly, so
-    that all of them took effect, or crashed, so that some may not have. ``findings`` and ``verdicts`` are the audits'
-    and marks' records, as JSON.
+    ``claim`` is None for a run with an insecure seed, which has no guarantee. ``profile`` holds (ε, δ) pairs that all
+    hold, ``curve`` (steps, ε) pairs that never fall. ``reserved`` counts all events that are priced; ``settled`` says
+    whether the run stopped cleanly, so that all of them took effect, or crashed, so that some may not have.
+    ``findings`` and ``verdicts`` are the audits' and marks' records, as JSON.
     """
 
     manifest: Manifest
@@ -34,6 +34,7 @@ class Report(Record):
     not_covered: tuple[str, ...]
     assumptions: tuple[str, ...]
     curve: tuple[tuple[int, float], ...]
+    profile: tuple[tuple[float, float], ...]
     reserved: int
     settled: bool
     ledger_head: str
@@ -60,11 +61,13 @@ def assemble(folder: str | os.PathLike[str]) -> Report:
         )
     events, delta = history.spent(), manifest.plan["delta"]
     claim = None if manifest.insecure else spent(events, delta=delta)
+    profile = [] if claim is None else privacy_profile(events, claim=claim)
     findings, verdicts = _evidence(folder / "evidence")
     return Report(
         manifest=manifest,
         claim=claim,
-        summary=_summary(claim),
+        summary=_summary(claim, profile),
+        profile=tuple(profile),
         not_covered=tuple(statement.not_covered(manifest)),
         assumptions=tuple(statement.assumptions(manifest)),
         curve=_curve(events, claim),
@@ -81,7 +84,7 @@ def assemble(folder: str | os.PathLike[str]) -> Report:
     )
 
 
-def _summary(claim: Claim | None) -> tuple[str, ...]:
+def _summary(claim: Claim | None, profile: statement.Profile) -> tuple[str, ...]:
     if claim is None:
         return (
             (
@@ -91,7 +94,7 @@ def _summary(claim: Claim | None) -> tuple[str, ...]:
         )
     if not math.isfinite(claim.epsilon):
         return ("This run added no noise, so its ε is infinite: it carries no guarantee at all.",)
-    return statement.guarantee(claim), statement.reach(claim), statement.odds(claim)
+    return statement.guarantee(claim), statement.reach(claim), statement.odds(claim, profile)
 
 
 def _curve(events: Events, claim: Claim | None) -> tuple[tuple[int, float], ...]:

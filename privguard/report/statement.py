@@ -5,9 +5,13 @@ Each sentence follows from the claim and the manifest alone. The attacker's odds
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import TypeAlias
 
 from privguard.records import Claim, Manifest, Relation, Unit
+
+Profile: TypeAlias = "Sequence[tuple[float, float]]"
+"""(ε, δ) pairs that all hold for one history."""
 
 _UNITS = {
     Unit.EXAMPLE: (
@@ -29,9 +33,9 @@ def guarantee(claim: Claim) -> str:
     )
 
 
-def odds(claim: Claim) -> str:
+def odds(claim: Claim, profile: Profile) -> str:
     """What the guarantee means to an attacker who guesses whether somebody took part."""
-    right, found = percent(best_accuracy(claim)), percent(best_tpr(claim, fpr=1e-3))
+    right, found = percent(best_accuracy(profile)), percent(best_tpr(profile, fpr=1e-3))
     return (
         f"An attacker who must decide whether {_UNITS[claim.unit][0]} was used, with even odds beforehand, "
         "is right at most "
@@ -45,21 +49,30 @@ def reach(claim: Claim) -> str:
     return _UNITS[claim.unit][1]
 
 
-def best_accuracy(claim: Claim) -> float:
+def best_accuracy(profile: Profile) -> float:
     """Highest chance to be right about one unit's membership when both answers were equally likely before.
 
-    Half of one plus the total variation that (ε, δ) allows: (e^ε + δ) / (1 + e^ε) (Kairouz et al. 2015, Theorem 2.1).
+    Half of one plus the total variation that (ε, δ) allows: (e^ε + δ) / (1 + e^ε) (Kairouz et al. 2015, Theorem 2.1);
+    every pair of the profile bounds it, so the smallest bound holds.
     """
-    shrink = math.exp(-claim.epsilon) if math.isfinite(claim.epsilon) else 0.0
-    return min(1.0, (1 + claim.delta * shrink) / (1 + shrink))
+    return min(_accuracy(epsilon, delta) for epsilon, delta in profile)
 
 
-def best_tpr(claim: Claim, *, fpr: float) -> float:
+def best_tpr(profile: Profile, *, fpr: float) -> float:
     """Highest true-positive rate of any membership test at this ``fpr`` (Kairouz et al. 2015, Theorem 2.1)."""
-    if not math.isfinite(claim.epsilon) or claim.epsilon > 700:  # noqa: PLR2004 — e⁷⁰⁰ is still a double
+    return min(_tpr(epsilon, delta, fpr) for epsilon, delta in profile)
+
+
+def _accuracy(epsilon: float, delta: float) -> float:
+    shrink = math.exp(-epsilon) if math.isfinite(epsilon) else 0.0
+    return min(1.0, (1 + delta * shrink) / (1 + shrink))
+
+
+def _tpr(epsilon: float, delta: float, fpr: float) -> float:
+    if epsilon > 700:  # noqa: PLR2004 — e⁷⁰⁰ is still a double
         return 1.0
-    growth = math.exp(claim.epsilon)
-    return min(1.0, growth * fpr + claim.delta, 1 - (1 - claim.delta - fpr) / growth)
+    growth = math.exp(epsilon)
+    return min(1.0, growth * fpr + delta, 1 - (1 - delta - fpr) / growth)
 
 
 def not_covered(manifest: Manifest) -> Iterator[str]:
@@ -89,8 +102,8 @@ def assumptions(manifest: Manifest) -> Iterator[str]:
     )
     yield "The operating system's entropy and AES-256 are sound."
     yield (
-        "The losses handed over depend on their own example only; a probe on synthetic batches looked for "
-        "leaks between examples."
+        "Each loss depends on its own example only. Before the first step, a probe on made-up records looked for leaks "
+        f"between examples in: {manifest.probe}."
     )
     delta, examples = manifest.plan["delta"], manifest.data.get("examples")
     if examples and delta >= 1 / examples:

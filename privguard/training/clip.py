@@ -153,26 +153,24 @@ class Total:
         self._parameters = parameters
         self._sums: dict[str, Tensor] = {}
 
-    def into(self, name: str) -> Tensor:
-        """The tensor to add to, made of zeros when this is the first time."""
-        if name not in self._sums:
-            self._sums[name] = self._zeros(name)
-        return self._sums[name]
+    def slot(self, name: str, *, whole: bool) -> tuple[Tensor, bool]:
+        """The tensor of this parameter, and whether it holds something to add to.
 
-    def add(self, name: str, value: Tensor) -> None:
-        """Add a float32 tensor that nobody else holds."""
-        if name in self._sums:
-            self._sums[name] += value
-        else:
-            self._sums[name] = value
+        The first time it holds nothing: the caller overwrites all of it if ``whole``, else it is made of zeros.
+        """
+        keep = name in self._sums
+        if not keep:
+            self._sums[name] = self._empty(name) if whole else self._empty(name).zero_()
+        return self._sums[name], keep or not whole
 
     def take(self) -> dict[str, Tensor]:
         """Hand every sum over and start from zero."""
         sums, self._sums = self._sums, {}
-        return {name: sums[name] if name in sums else self._zeros(name) for name in self._parameters}
+        return {name: sums[name] if name in sums else self._empty(name).zero_() for name in self._parameters}
 
-    def _zeros(self, name: str) -> Tensor:
-        return torch.zeros_like(self._parameters[name], dtype=torch.float32, requires_grad=False)
+    def _empty(self, name: str) -> Tensor:
+        parameter = self._parameters[name]
+        return torch.empty(parameter.shape, dtype=torch.float32, device=parameter.device)
 
 
 @final
@@ -248,7 +246,8 @@ class OneByOne:
             return  # counts as zero; the noise does not tell
         factor = clip_factors(norm, max_norm=self._bound).item()
         for name, value in gradient.items():
-            self._total.into(name).add_(value, alpha=factor)
+            into, keep = self._total.slot(name, whole=True)
+            torch.add(into, value, alpha=factor, out=into) if keep else torch.mul(value, factor, out=into)
 
     def take(self) -> ClippedSum:
         """See :meth:`Clipper.take`."""

@@ -147,9 +147,8 @@ def check_optimizer(optimizer: Optimizer, parameters: Iterable[Tensor]) -> None:
     """Refuse an optimizer that moves other tensors than the model's trainable parameters.
 
     Raises:
-        PrivacyError: the optimizer holds a tensor that the model does not, or lacks one of the model's. The usual cause
-        is
-            an optimizer made before the model was moved to a device, or before adapters were added.
+        PrivacyError: the optimizer holds a tensor that the model does not, or lacks one of the model's. The usual
+            cause is an optimizer made before the model was moved to a device, or before adapters were added.
     """
     ours = {id(parameter) for parameter in parameters}
     theirs = [parameter for group in optimizer.param_groups for parameter in group["params"] if parameter.requires_grad]
@@ -157,7 +156,6 @@ def check_optimizer(optimizer: Optimizer, parameters: Iterable[Tensor]) -> None:
     missing = len(ours - {id(parameter) for parameter in theirs})
     if strangers or missing:
         raise PrivacyError(
-            f"optimizer={type(optimizer).__name__}: {strangers} of its tensors are not the model's and "
-            f"{missing} of the model's "
-            "are not in it; make the optimizer after the model has its final parameters and device"
+            f"optimizer={type(optimizer).__name__}: {strangers} of its tensors are not the model's and {missing} of "
+            "the model's are not in it; make the optimizer after the model has its final parameters and device"
         )

@@ -53,9 +53,8 @@ def one_sampled_step_delta(rate, noise):
     """Hockey-stick divergence of (1−q)N(0,σ²) + qN(1,σ²) against N(0,σ²), removal direction, in closed form."""
 
     def delta_at(e):
-        if math.expm1(e) / rate + 1 <= 0:
-            return 1.0
-        cut = noise**2 * math.log(math.expm1(e) / rate + 1) + 0.5 if e < 700 else noise**2 * (e - math.log(rate)) + 0.5
+        ratio = math.log(math.expm1(e) / rate + 1) if e < 700 else e - math.log(rate)
+        cut = noise**2 * ratio + 0.5
         both = (1 - rate) * norm.sf(cut / noise) + rate * norm.sf((cut - 1) / noise)
         return both - math.exp(min(e + norm.logsf(cut / noise), 0.0))
 
@@ -69,6 +68,7 @@ def test_the_odd_corners_agree_with_the_finest_grid(setting, expected):
 
 
 @given(st.floats(0.3, 30), st.integers(1, 200), st.sampled_from([1e-3, 1e-5, 1e-8]))
+@settings(max_examples=8)
 def test_plain_gaussian_noise_costs_its_closed_form(noise, count, delta):
     exact = largest_epsilon(delta, gaussian_delta(math.sqrt(count) / noise))
     for event in (dp.GaussianDpEvent(noise), dp.PoissonSampledDpEvent(1.0, dp.GaussianDpEvent(noise))):
@@ -77,6 +77,7 @@ def test_plain_gaussian_noise_costs_its_closed_form(noise, count, delta):
 
 
 @given(st.floats(1e-4, 0.9), st.floats(0.2, 10), st.sampled_from([1e-3, 1e-5, 1e-8]))
+@settings(max_examples=8)
 def test_one_sampled_step_costs_its_closed_form(rate, noise, delta):
     exact = largest_epsilon(delta, one_sampled_step_delta(rate, noise))
     found = epsilon(steps(rate, noise, 1), delta=delta)
@@ -84,18 +85,18 @@ def test_one_sampled_step_costs_its_closed_form(rate, noise, delta):
 
 
 def test_laplace_noise_costs_its_closed_form():
-    assert epsilon([(dp.LaplaceDpEvent(2.0), 1)], delta=0) == pytest.approx(0.5, rel=5e-3)
+    assert epsilon([(dp.LaplaceDpEvent(2.0), 1)], delta=1e-9) == pytest.approx(0.5, rel=5e-3)
     # One Laplace query at δ: ε = 1/b + 2·log(1 − δ), from δ(ε) = 1 − exp((ε − 1/b)/2).
     assert epsilon([(dp.LaplaceDpEvent(2.0), 1)], delta=0.01) == pytest.approx(0.5 + 2 * math.log(0.99), rel=5e-3)
 
 
-MECHANISMS = st.tuples(st.floats(1e-4, 0.5), st.floats(0.5, 8.0), st.integers(1, 3000))
+MECHANISMS = st.tuples(st.floats(1e-4, 0.5), st.floats(0.5, 8.0), st.integers(1, 1000))
 DELTAS = st.floats(-9, -2).map(lambda power: 10.0**power)
 SLACK = 1.002  # two figures of one mechanism on two grids differ by 0.1 % each at most
 
 
 @given(MECHANISMS, DELTAS, st.floats(1.05, 4))
-@settings(max_examples=15)
+@settings(max_examples=3)
 def test_more_steps_less_noise_higher_rate_and_smaller_delta_never_cost_less(mechanism, delta, factor):
     rate, noise, count = mechanism
     base = epsilon(steps(rate, noise, count), delta=delta)
@@ -110,7 +111,7 @@ def test_more_steps_less_noise_higher_rate_and_smaller_delta_never_cost_less(mec
 
 
 @given(st.lists(MECHANISMS.map(lambda m: steps(*m)[0]), min_size=1, max_size=4), st.randoms())
-@settings(max_examples=8)
+@settings(max_examples=2)
 def test_order_and_grouping_change_nothing(history, random):
     shuffled = [*history, *history]
     random.shuffle(shuffled)
@@ -118,7 +119,7 @@ def test_order_and_grouping_change_nothing(history, random):
 
 
 @given(MECHANISMS, DELTAS)
-@settings(max_examples=10)
+@settings(max_examples=4)
 def test_the_claim_stands_between_its_neighbours(mechanism, delta):
     claim = spent(steps(*mechanism), delta=delta)
     assert claim.epsilon <= claim.cross_check  # both bound the truth from above; PLD is the tighter, or RDP is taken
@@ -134,6 +135,26 @@ def test_replace_one_stands_beside_the_claim():
     assert spent(steps(1, 1, 1), delta=1e-5, relation=Relation.REPLACE_ONE).epsilon == pytest.approx(9.997, rel=1e-3)
 
 
+@pytest.mark.parametrize("event", [dp.GaussianDpEvent(4.0), dp.PoissonSampledDpEvent(1.0, dp.GaussianDpEvent(4.0))])
+def test_replacing_a_record_moves_the_sum_twice_as_far(event):
+    exact = largest_epsilon(1e-5, gaussian_delta(2 * math.sqrt(3) / 4.0))
+    found = epsilon([(event, 3)], delta=1e-5, relation=Relation.REPLACE_ONE)
+    assert exact * (1 - 1e-9) <= found <= exact * 1.005
+
+
+@pytest.mark.parametrize("noise", [0.0255, 0.026, 0.0265, 0.027])
+def test_where_exponentials_underflow_the_figure_still_holds(noise):
+    exact = largest_epsilon(1e-5, one_sampled_step_delta(0.25, noise))
+    assert 600 < exact < 1000
+    assert exact * (1 - 1e-6) <= epsilon(steps(0.25, noise, 1), delta=1e-5) <= exact * 1.005
+
+
+def test_a_large_figure_still_comes_from_the_grid():
+    claim = spent(steps(0.25, 0.5, 2164), delta=1e-5)
+    assert claim.method == "pld"
+    assert 600 < claim.epsilon < 0.8 * claim.cross_check
+
+
 def test_no_noise_is_infinite_and_nothing_done_is_free():
     assert spent(steps(0.1, 0.0, 1), delta=1e-5).epsilon == math.inf
     assert spent([(dp.NonPrivateDpEvent(), 1)], delta=1e-5).epsilon == math.inf
@@ -141,8 +162,8 @@ def test_no_noise_is_infinite_and_nothing_done_is_free():
         assert spent(nothing, delta=1e-5).epsilon == 0
 
 
-@pytest.mark.parametrize("noise", [1e-6, 1e-3, 1e-2, 1e3, 1e6])
-@pytest.mark.parametrize("delta", [0.0, 1e-300, 1e-16, 1e-12, 0.5, 0.999, 1.0])
+@pytest.mark.parametrize("noise", [1e-6, 1e-2, 1e6])
+@pytest.mark.parametrize("delta", [0.0, 1e-300, 1e-12, 0.5, 1.0])
 def test_extremes_end_in_a_number_zero_or_above(noise, delta):
     for relation in Relation:
         found = epsilon(steps(0.01, noise, 3), delta=delta, relation=relation)
@@ -169,11 +190,11 @@ def test_events_are_refused_by_name_where_a_relation_cannot_price_them():
 
 def test_the_curve_rises_to_the_claim():
     history = [*steps(0.01, 1.0, 300), *steps(0.02, 1.5, 200)]
-    curve = epsilon_curve(history, delta=1e-5, points=9)
+    curve = epsilon_curve(history, delta=1e-5, points=5)
     counts, costs = zip(*curve, strict=True)
     assert (counts[0], counts[-1], costs[0]) == (0, 500, 0.0)
     assert costs[-1] == epsilon(history, delta=1e-5)
     assert np.all(np.diff(costs) >= 0)
-    exact = epsilon(steps(0.01, 1.0, counts[4]), delta=1e-5)
-    assert exact <= costs[4] * SLACK
-    assert costs[4] <= exact * 1.02
+    exact = epsilon(steps(0.01, 1.0, counts[2]), delta=1e-5)
+    assert exact <= costs[2] * SLACK
+    assert costs[2] <= exact * 1.02

@@ -6,7 +6,9 @@ import os
 import dp_accounting as dp
 import pytest
 
+from privguard import _canon
 from privguard.accounting.ledger import Ledger
+from privguard.attest.merkle import Frontier, leaf_hash
 from privguard.errors import LedgerError, ResumeError, UnknownEventError
 
 STEP = dp.PoissonSampledDpEvent(0.01, dp.GaussianDpEvent(1.1))
@@ -40,6 +42,8 @@ def test_a_clean_stop_gives_back_what_was_not_used(path):
     with Ledger.create(path, FACTS) as ledger:
         ledger.reserve(STEP, 10)
         ledger.settle(4)
+        with pytest.raises(ValueError, match="used=3: expected a position between 4 and 4"):
+            ledger.settle(3)
     assert Ledger.read(path).spent() == [(STEP, 4)]
     assert Ledger.read(path).settled
     with Ledger.open(path) as ledger:
@@ -85,6 +89,40 @@ def test_lines_cannot_be_moved_doubled_or_left_out(path):
             Ledger.read(path)
         with pytest.raises(LedgerError, match="line"):
             Ledger.open(path)
+
+
+EVENT = {"GaussianDpEvent": {"noise_multiplier": 1}}
+OPEN = {"kind": "open", "format": "privguard ledger v1", "id": "0" * 32, "facts": {}}
+THREE = {"kind": "reserve", "event": EVENT, "times": 3, "first": 0}
+
+
+@pytest.mark.parametrize(
+    "records",
+    [
+        [OPEN | {"format": "another"}],
+        [OPEN, OPEN],
+        [THREE],
+        [OPEN, THREE | {"first": 1}],
+        [OPEN, THREE | {"times": 0}],
+        [OPEN, THREE | {"times": 1.5}],
+        [OPEN, THREE | {"event": {"ZCDpEvent": {"rho": 1, "xi": 0}}}],
+        [OPEN, THREE, {"kind": "settle", "used": 4}],
+        [OPEN, THREE, {"kind": "settle", "used": 2}, {"kind": "settle", "used": 1}],
+        [OPEN, THREE, {"kind": "resume", "position": 3, "torn": 0}, {"kind": "settle", "used": 2}],
+        [OPEN, THREE, {"kind": "resume", "position": 2, "torn": 0}],
+        [OPEN, {"kind": "forget"}],
+        [OPEN, {"kind": "settle"}],
+    ],
+)
+def test_a_ledger_with_true_heads_must_still_make_sense(path, records):
+    """Who edits the file can compute heads too; what they stand for still has to be a possible history."""
+    heads, lines = Frontier(), []
+    for record in records:
+        heads.append(leaf_hash(_canon.canonical(record)))
+        lines.append(_canon.canonical({**record, "head": heads.root().hex()}) + b"\n")
+    path.write_bytes(b"".join(lines))
+    with pytest.raises((LedgerError, UnknownEventError), match=f"line {len(records)}"):
+        Ledger.read(path)
 
 
 def test_a_cut_at_the_end_shows_against_a_kept_head(path):

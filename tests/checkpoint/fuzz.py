@@ -18,7 +18,7 @@ from pathlib import Path
 import atheris
 
 with atheris.instrument_imports(include=["privguard"]):
-    from privguard.checkpoint import tensors, tree
+    from privguard.checkpoint import load, tensors, tree
     from privguard.checkpoint.envelope import Preamble
     from privguard.checkpoint.opened import Sealed
     from privguard.checkpoint.payload import Bytes
@@ -32,6 +32,9 @@ PREAMBLE = FILE.preamble(PARTS).pack()
 BODY = FILE.body(FILE.stanzas())
 TAIL = b"".join(PARTS.values())
 PLACE = Path(tempfile.mkdtemp(dir="/dev/shm")) / "file"
+SNAPSHOT = json.dumps(
+    {"content": "snapshot", "run": "r", "step": 1, "ledger_head": "0" * 64, "ledger_size": 0}
+).encode()
 ALLOWED = 64 << 10  # KiB beyond the largest input
 
 
@@ -71,11 +74,30 @@ def the_tensor_file(data: bytes) -> bytes:
     return FILE.again(PARTS | {1: FILE.part(1, data), "index": index})
 
 
-WAYS = (the_file, the_preamble, the_slot, the_maced_body, the_index, the_manifest, the_message, the_tensor_file)
+def the_state(data: bytes) -> bytes:
+    layout = tensors.Layout({"t": tensors.torch.ones(2)})
+    file = b"".join(bytes(view) for view in layout.views(0, layout.size))
+    members = {"weights.safetensors": file, "state.json": data, "state.safetensors": file}
+    return making.File(secrets=FILE.secrets, members=members, manifest=SNAPSHOT).whole()
+
+
+WAYS = (
+    the_state,
+    the_file,
+    the_preamble,
+    the_slot,
+    the_maced_body,
+    the_index,
+    the_manifest,
+    the_message,
+    the_tensor_file,
+)
 
 
 def read_everything(content: bytes) -> None:
     PLACE.write_bytes(content)
+    with contextlib.suppress(PrivguardError):
+        load(PLACE, making.TEAM)
     for key in (making.TEAM, making.OFFICER):
         with contextlib.suppress(PrivguardError), Sealed(PLACE, key) as sealed:
             sealed.ledger  # noqa: B018
@@ -93,8 +115,8 @@ def test_one_input(data: bytes) -> None:
     if way < len(WAYS):
         read_everything(WAYS[way](rest))
     else:
-        with contextlib.suppress(PrivguardError, json.JSONDecodeError, UnicodeDecodeError, RecursionError):
-            tree.unpack(json.loads(rest), {"t": tensors.torch.ones(2)})
+        with contextlib.suppress(PrivguardError):
+            tree.loads(rest, {"t": tensors.torch.ones(2)})
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     if peak > BASE + ALLOWED + len(data) // 1024:
         raise MemoryError(f"peak={peak} KiB: expected at most {ALLOWED} KiB above {BASE}")
@@ -108,7 +130,7 @@ def seeds(folder: Path) -> None:
     packed = json.dumps(tree.pack({"a": [1, 2.5, (None, b"x")]}, prefix="s")[0]).encode()
     slot = BODY.ljust(SLOT - 96, b"\0") + bytes(64)
     index, manifest = b'[{"name":"a","size":12}]', b'{"content":"file"}'
-    good = [FILE.whole(), PREAMBLE[16:], slot, BODY, index, manifest, PARTS[0], whole, packed]
+    good = [packed, FILE.whole(), PREAMBLE[16:], slot, BODY, index, manifest, PARTS[0], whole, packed]
     for way, content in enumerate(good):
         (folder / f"seed-{way}").write_bytes(bytes([way]) + content)
     assert Preamble.unpack(PREAMBLE)

@@ -60,11 +60,11 @@ def test_saving_again_replaces_the_metadata_last_and_deletes_the_older_data(seal
 
 
 def test_a_save_that_dies_before_the_metadata_leaves_the_older_checkpoint(sealed, key, monkeypatch):
-    def die(*_):
+    def die(*_, **__):
         raise OSError("power cut")
 
     monkeypatch.setattr(SealedWriter, "finish", die)
-    with pytest.raises(Exception, match="power cut"):
+    with pytest.raises(dcp.api.CheckpointException, match="power cut"):
         dcp.save(state(2.5), storage_writer=SealedWriter(sealed, to=key))
     assert float(loaded(sealed, key)["model"]["canary.bias"][0]) == 1.5
 

@@ -202,3 +202,39 @@ def test_members_over_several_segments_come_back(tmp_path, key, monkeypatch):
                 (5, 5),
             ):
                 assert reader.read(start, stop) == content[start:stop]
+
+
+def test_a_snapshot_says_whose_it_is(tmp_path, key):
+    from privguard.attest.statement import SigningKey
+
+    run, mallory, officer = SigningKey.generate(), SigningKey.generate(), Key.generate_x25519()
+    save(snapshot(), tmp_path / "x", to=key, auditors=officer, signer=run)
+    assert load(tmp_path / "x", key, signer=run.identity).step == 7
+    Sealed(tmp_path / "x", officer).verify_signer(run.identity)
+    with pytest.raises(TamperedError, match="not signed by"):
+        load(tmp_path / "x", key, signer=mallory.identity)
+    save(snapshot(), tmp_path / "y", to=key)
+    with pytest.raises(TamperedError, match="is not signed"):
+        load(tmp_path / "y", key, signer=run.identity)
+
+
+def test_a_signature_moved_into_another_file_is_refused(tmp_path, key):
+    """Who knows a public key only can seal anything to it; the run's own signature does not come along."""
+    from privguard.attest.statement import SigningKey
+    from privguard.checkpoint import archive
+
+    run = SigningKey.generate()
+    save(snapshot(), tmp_path / "x", to=key, signer=run)
+    with Sealed(tmp_path / "x", key) as original:
+        stolen = original.manifest
+        members = {name: Bytes(bytes(original.read(name))) for name in original.names()}
+    archive.write_file(tmp_path / "x", Contents(members=members, manifest=stolen), archive.Audience.of(key))
+    with pytest.raises(TamperedError, match="another file"):
+        load(tmp_path / "x", key, signer=run.identity)
+
+
+def test_a_snapshot_that_the_ledger_at_hand_does_not_extend_is_refused(tmp_path, key):
+    save(snapshot(), tmp_path / "x", to=key)
+    assert load(tmp_path / "x", key, expect=lambda size: {3: "ab" * 32}[size]).step == 7
+    with pytest.raises(RollbackError, match="does not extend"):
+        load(tmp_path / "x", key, expect=lambda _: "cd" * 32)

@@ -340,6 +340,11 @@ def test_what_would_need_code_to_come_back_is_refused(value):
         {"array": ["<f4", [2], "AAAA"]},
         {"dtype": "Tensor"},
         {"dict": [[{"list": []}, 1]]},
+        {"numpy": [1]},
+        {"float": "0x1p99999"},
+        {"device": "nowhere"},
+        {"deque": [-1, []]},
+        {"size": ["x"]},
     ],
 )
 def test_a_tree_that_was_not_packed_is_refused(packed):

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "integrations"))
 from small import SmallRun, small_plan
 
 from privguard.errors import LedgerError, TamperedError
-from privguard.records import Claim, Finding, Manifest, Outcome
+from privguard.records import Finding, Manifest, Outcome
 from privguard.report import render, statement
 from privguard.report.assemble import assemble
 
@@ -35,19 +35,17 @@ def folder(tmp_path_factory):
 def test_randomised_response_meets_the_best_accuracy_exactly(epsilon, delta):
     """With δ = 0 the optimal test against randomised response attains the bound; δ only loosens it."""
     truth = math.exp(epsilon) / (1 + math.exp(epsilon))
-    assert statement.best_accuracy(Claim(epsilon=epsilon, delta=0.0)) == pytest.approx(truth)
-    assert truth - 1e-12 <= statement.best_accuracy(Claim(epsilon=epsilon, delta=delta)) <= 1
+    assert statement.best_accuracy([(epsilon, 0.0)]) == pytest.approx(truth)
+    assert truth - 1e-12 <= statement.best_accuracy([(epsilon, delta)]) <= 1
 
 
 @given(st.floats(0.3, 5), st.floats(1e-4, 0.5))
 def test_no_gaussian_test_beats_the_stated_rates(sigma, fpr):
-    """The Gaussian mechanism's own optimal test (Dong et al. 2019) stays below what its (ε, δ) promises."""
-    delta = 1e-5
-    epsilon = next(e / 100 for e in range(1, 6000) if _gaussian_delta(sigma, e / 100) <= delta)
-    claim = Claim(epsilon=epsilon, delta=delta)
+    """The Gaussian mechanism's own optimal test (Dong et al. 2019) stays below what its (ε, δ) pairs promise."""
+    profile = [(e / 10, _gaussian_delta(sigma, e / 10)) for e in range(200)]
     tpr = norm.cdf(norm.ppf(fpr) + 1 / sigma)
-    assert tpr <= statement.best_tpr(claim, fpr=fpr) + 1e-12
-    assert norm.cdf(1 / (2 * sigma)) <= statement.best_accuracy(claim) + 1e-12
+    assert tpr <= statement.best_tpr(profile, fpr=fpr) + 1e-12
+    assert statement.best_accuracy(profile) == pytest.approx(norm.cdf(1 / (2 * sigma)))  # ε = 0 gives it exactly
 
 
 def _gaussian_delta(sigma, epsilon):
@@ -58,7 +56,7 @@ def _gaussian_delta(sigma, epsilon):
 
 @given(EPSILONS, st.floats(0, 1), DELTAS)
 def test_rates_lie_between_guessing_and_certainty(epsilon, fpr, delta):
-    assert fpr - 1e-9 <= statement.best_tpr(Claim(epsilon=epsilon, delta=delta), fpr=fpr) <= 1
+    assert fpr - 1e-9 <= statement.best_tpr([(epsilon, delta)], fpr=fpr) <= 1
 
 
 def test_printed_numbers_are_never_below_the_computed_ones():

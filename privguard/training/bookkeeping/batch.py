@@ -22,6 +22,11 @@ class Part:
     start: int | None = None
     stop: int | None = None
 
+    @property
+    def whole(self) -> bool:
+        """Whether this is all of the parameter."""
+        return self.start is None
+
     def of(self, whole: Tensor) -> Tensor:
         """This part of a tensor of the parameter's shape."""
         return whole[self.start : self.stop] if self.start is not None else whole

@@ -15,7 +15,7 @@ from privguard import _check
 from privguard.errors import UnsupportedModelError
 from privguard.training.bookkeeping.batch import Batch, Desk, Part, Tapped
 from privguard.training.bookkeeping.factors import gather
-from privguard.training.bookkeeping.gradients import Gradient
+from privguard.training.bookkeeping.gradients import Gradient, Grams
 from privguard.training.bookkeeping.norms import example_norms
 from privguard.training.bookkeeping.rules import listen_to
 from privguard.training.clip import NO_BOUND, ClippedSum, EscapeAlarm, Total, Turn, clip_factors, trainable
@@ -103,20 +103,23 @@ class BookKeeper:
     @torch.no_grad()
     def _close_books(self, batch: Batch) -> None:
         gradients: dict[Part, Gradient] = {}
+        grams = Grams()
         for part in list(batch.factors):
             shape = part.of(self._parameters[part.name]).shape
-            gradients[part] = gather(batch.factors.pop(part), shape, budget=self._budget)
+            gradients[part] = gather(batch.factors.pop(part), shape, budget=self._budget, grams=grams)
         if not gradients:
             return
         norms = example_norms(gradients.values(), max_norm=self._bound)
         norms = torch.where(batch.mask.to(norms.device), norms, torch.inf)
         factors = clip_factors(norms, max_norm=self._bound).float()
         silent = ~norms.isfinite()
+        any_silent = bool(silent.any())
         for part in list(gradients):
             gradient = gradients.pop(part)
-            if silent.any():
+            if any_silent:
                 gradient.silence(silent)
-            gradient.add_weighted(factors, part.of(self._total.into(part.name)))
+            into, keep = self._total.slot(part.name, whole=part.whole)
+            gradient.add_weighted(factors, part.of(into), keep=keep)
 
 
 def tapped_modules(model: nn.Module, parameters: dict[str, nn.Parameter], desk: Desk) -> list[Tapped]:

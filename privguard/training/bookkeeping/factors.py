@@ -7,7 +7,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from privguard.training.bookkeeping.gradients import Gradient, Instantiated, Product, SparseRows, Tied
+from privguard.training.bookkeeping.gradients import Gradient, Grams, Instantiated, Product, SparseRows, Tied
 
 
 @final
@@ -36,27 +36,37 @@ class Full:
     values: Tensor
 
 
-Factor = Outer | Lookup | Full
+@final
+@dataclass(frozen=True)
+class Pieces:
+    """Gᵢ itself, in pieces of (b, *parameter.shape) that lie apart in memory: putting them together may cost more."""
+
+    values: tuple[Tensor, ...]
 
 
-def gather(factors: Sequence[Factor], shape: torch.Size, *, budget: int) -> Gradient:
+Factor = Outer | Lookup | Full | Pieces
+
+
+def gather(factors: Sequence[Factor], shape: torch.Size, *, budget: int, grams: Grams) -> Gradient:
     """One gradient from all uses of a parameter of this shape; ``budget`` is how many numbers may be instantiated.
 
     Uses are put together *before* the norm is taken: the norm of a sum is not the sum of norms.
     """
     outer = _join([f for f in factors if isinstance(f, Outer)])
     table = _concatenate([f for f in factors if isinstance(f, Lookup)])
-    full = [f.values for f in factors if isinstance(f, Full)]
+    if len(factors) == 1 and isinstance(factors[0], Pieces):
+        return Instantiated(factors[0].values)
+    full = [f.values if isinstance(f, Full) else torch.cat(f.values) for f in factors if isinstance(f, Full | Pieces)]
     if not full and table is not None:
         rows = SparseRows(table.ids, table.cols.float())
-        return rows if outer is None else Tied(rows, Product(outer.rows.float(), outer.cols.float()))
+        return rows if outer is None else Tied(rows, Product(outer.rows.float(), outer.cols.float(), grams=grams))
     if not full and outer is not None and not _worth_instantiating(outer, shape, budget):
-        return Product(outer.rows.float(), outer.cols.float())
+        return Product(outer.rows.float(), outer.cols.float(), grams=grams)
     if outer is not None:
         full.append(torch.bmm(outer.rows.float().transpose(1, 2), outer.cols.float()).view(-1, *shape))
     if table is not None:
         full.append(_scatter(table, shape))
-    return Instantiated(_sum(full))
+    return Instantiated((_sum(full),))
 
 
 def _worth_instantiating(outer: Outer, shape: torch.Size, budget: int) -> bool:

@@ -38,44 +38,75 @@ class Gradient(Protocol):
         """Replace the examples of the (B,) mask by zeros, since 0 · NaN is NaN."""
         ...
 
-    def add_weighted(self, weights: Tensor, into: Tensor) -> None:
-        """Add Σᵢ weightsᵢ Gᵢ to ``into``; weights (B,) float32."""
+    def add_weighted(self, weights: Tensor, into: Tensor, *, keep: bool) -> None:
+        """Add Σᵢ weightsᵢ Gᵢ to ``into``, or overwrite it unless ``keep``; weights (B,) float32."""
         ...
 
 
 @final
 class Instantiated:
-    """Per-example gradients that are kept whole."""
+    """Per-example gradients that are kept whole, in pieces of one or more examples (b, *parameter.shape)."""
 
-    def __init__(self, values: Tensor) -> None:
-        self._values = values.reshape(len(values), -1)  # (B, p·d)
+    def __init__(self, pieces: tuple[Tensor, ...]) -> None:
+        self._pieces = [piece.reshape(len(piece), -1) for piece in pieces]  # (b, p·d)
 
     def square_norms(self) -> tuple[Tensor, Tensor | None]:
         """See :meth:`Gradient.square_norms`."""
-        return torch.linalg.vector_norm(self._values, dim=1).double().square(), None
+        norms = [torch.linalg.vector_norm(piece, dim=1) for piece in self._pieces]
+        return torch.cat(norms).double().square(), None
 
     def settle(self, which: Tensor) -> Tensor:
-        """See :meth:`Gradient.settle`."""
-        return torch.linalg.vector_norm(self._values[which], dim=1, dtype=torch.float64).square()
+        """See :meth:`Gradient.settle`; nothing to do, what is added is what was measured."""
+        return self.square_norms()[0][which]
 
     def isolate(self, which: Tensor) -> None:
-        """See :meth:`Gradient.isolate`; nothing to do, what is added is what was measured."""
+        """See :meth:`Gradient.isolate`; nothing to do, as above."""
 
     def silence(self, bad: Tensor) -> None:
         """See :meth:`Gradient.silence`."""
-        self._values = self._values.masked_fill(bad[:, None], 0)
+        parts = bad.split([len(piece) for piece in self._pieces])
+        self._pieces = [piece.masked_fill(part[:, None], 0) for piece, part in zip(self._pieces, parts, strict=True)]
 
-    def add_weighted(self, weights: Tensor, into: Tensor) -> None:
+    def add_weighted(self, weights: Tensor, into: Tensor, *, keep: bool) -> None:
         """See :meth:`Gradient.add_weighted`."""
-        into.view(-1).addmv_(self._values.t(), weights)
+        flat = into.view(-1)
+        parts = weights.split([len(piece) for piece in self._pieces])
+        for piece, part in zip(self._pieces, parts, strict=True):
+            flat.addmv_(piece.t(), part, beta=int(keep))
+            keep = True
+
+
+def gram(x: Tensor) -> Tensor:
+    """⟨xₛ, xₜ⟩ for all pairs of positions: (B, T, d) → (B, T, T)."""
+    return torch.bmm(x, x.transpose(1, 2))
+
+
+@final
+class Grams:
+    """Gram matrices of one batch; the last one is kept, since query, key and value have the same input."""
+
+    def __init__(self) -> None:
+        self._last: tuple[Tensor, Tensor] | None = None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The Gram matrices of ``x``, which must not change meanwhile."""
+        if self._last is None or not _is_same(self._last[0], x):
+            self._last = x, gram(x)
+        return self._last[1]
+
+
+def _is_same(one: Tensor, two: Tensor) -> bool:
+    """Whether two tensors are one piece of memory seen in one way."""
+    return one.data_ptr() == two.data_ptr() and one.shape == two.shape and one.stride() == two.stride()
 
 
 @final
 class Product:
     """Gᵢ = rowsᵢᵀ colsᵢ, never formed; rows (B, T, p), cols (B, T, d)."""
 
-    def __init__(self, rows: Tensor, cols: Tensor) -> None:
+    def __init__(self, rows: Tensor, cols: Tensor, *, grams: "Grams | None" = None) -> None:
         self.rows, self.cols = rows, cols
+        self._gram = grams or Grams()
         self.lengths: Tensor | None = None  # U, (B,) float64
         self._isolated: list[int] = []
 
@@ -85,8 +116,8 @@ class Product:
             row, col = (torch.linalg.vector_norm(x, dim=(1, 2)).double().square() for x in (self.rows, self.cols))
             lost = _TINY * (self.rows.shape[2] * col + self.cols.shape[2] * row)
             return row * col, lost
-        row, col = (torch.bmm(x, x.transpose(1, 2)) for x in (self.rows, self.cols))  # (B, T, T)
-        squares = torch.bmm(row.flatten(1)[:, None], col.flatten(1)[..., None]).flatten().double()
+        row, col = gram(self.rows), self._gram(self.cols)  # (B, T, T)
+        squares = (row * col).sum((1, 2), dtype=torch.float64)
         row, col = (x.diagonal(dim1=1, dim2=2) for x in (row, col))  # (B, T)
         self.lengths = (row * col).sqrt().sum(1, dtype=torch.float64)
         lost = (
@@ -117,18 +148,19 @@ class Product:
         """See :meth:`Gradient.silence`."""
         self.rows, self.cols = (x.masked_fill(bad[:, None, None], 0) for x in (self.rows, self.cols))
 
-    def add_weighted(self, weights: Tensor, into: Tensor) -> None:
+    def add_weighted(self, weights: Tensor, into: Tensor, *, keep: bool) -> None:
         """See :meth:`Gradient.add_weighted`."""
-        for index in self._isolated:
-            self._add_exactly(index, float(weights[index]), into)
+        together = weights
         if self._isolated:
-            weights = weights.index_fill(0, torch.tensor(self._isolated, device=weights.device), 0)
+            together = weights.index_fill(0, torch.tensor(self._isolated, device=weights.device), 0)
         rows, cols = self.rows, self.cols
         if rows.shape[2] <= cols.shape[2]:
-            rows = rows * weights[:, None, None]
+            rows = rows * together[:, None, None]
         else:
-            cols = cols * weights[:, None, None]
-        into.addmm_(rows.flatten(0, 1).t(), cols.flatten(0, 1))
+            cols = cols * together[:, None, None]
+        into.addmm_(rows.flatten(0, 1).t(), cols.flatten(0, 1), beta=int(keep))
+        for index in self._isolated:
+            self._add_exactly(index, float(weights[index]), into)
 
     def _add_exactly(self, index: int, weight: float, into: Tensor) -> None:
         for rows, piece in self._formed(index):
@@ -180,8 +212,10 @@ class SparseRows:
         """See :meth:`Gradient.silence`."""
         self.values = self.values.masked_fill(bad[self.example, None], 0)
 
-    def add_weighted(self, weights: Tensor, into: Tensor) -> None:
+    def add_weighted(self, weights: Tensor, into: Tensor, *, keep: bool) -> None:
         """See :meth:`Gradient.add_weighted`."""
+        if not keep:
+            into.zero_()
         into.index_add_(0, self.ids, self.values * weights[self.example, None])
 
 
@@ -224,7 +258,7 @@ class Tied:
         self._table.silence(bad)
         self._output.silence(bad)
 
-    def add_weighted(self, weights: Tensor, into: Tensor) -> None:
+    def add_weighted(self, weights: Tensor, into: Tensor, *, keep: bool) -> None:
         """See :meth:`Gradient.add_weighted`."""
-        self._table.add_weighted(weights, into)
-        self._output.add_weighted(weights, into)
+        self._output.add_weighted(weights, into, keep=keep)
+        self._table.add_weighted(weights, into, keep=True)

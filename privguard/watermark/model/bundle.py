@@ -75,6 +75,13 @@ class Bundle:
         changed.load_state_dict({name: torch.from_numpy(value) for name, value in marked.items()})
         return changed
 
+    def recipient_copy(self, marked: Tensors, recipient: int) -> dict[str, NDArray[np.float32]]:
+        """The copy for one recipient: the marked tensors with that recipient's carrier on top."""
+        mark, leaf = self.standing.manifest.mark("recipients"), self.tree.leaves["recipients"][recipient]
+        return weights.embed_recipient(
+            marked, leaf, unmarked=self.unmarked, pulse=self.standing.pulse.output, settings=mark.settings
+        )
+
     def read_triggers(self, suspect: Answerer) -> Verdict:
         """The verdict on all triggers."""
         classes = int(self.standing.manifest.mark("triggers").settings["classes"])

@@ -77,6 +77,35 @@ def embed(model: nn.Module, *, mark: Loss, keep: Loss, public: Loss, lesson: Les
     return marked
 
 
+@final
+class Alongside:
+    """Teaches a mark beside private training: one step on the mark's loss after each private step.
+
+    Make it before the model is made private, and call :meth:`step` after ``private.step()`` returned True. Guarantee:
+    the step uses the key and public data only, and comes after clipping and noise, so it is post-processing under
+    adaptive composition: privacy events, sampling and noise are the same, bit for bit, with and without it.
+    """
+
+    def __init__(self, model: nn.Module, mark: Loss, *, learning_rate: float = 1e-3) -> None:
+        _check.positive("learning_rate", learning_rate)
+        self._parameters = [item for item in model.parameters() if item.requires_grad]
+        # The same parameters in a copy of the modules, so that no hook on the private model sees these passes.
+        self._twin = copy.deepcopy(model, memo={id(item): item for item in model.parameters()})
+        self._mark, self._optimizer = mark, torch.optim.Adam(self._parameters, lr=learning_rate)
+
+    def step(self) -> float:
+        """Move the shared parameters once; returns the mark's loss before. Gradients of the private step are kept."""
+        kept = [item.grad for item in self._parameters]
+        loss = self._mark(self._twin)
+        found = torch.autograd.grad(loss, self._parameters, allow_unused=True)
+        for item, gradient in zip(self._parameters, found, strict=True):
+            item.grad = gradient
+        self._optimizer.step()
+        for item, gradient in zip(self._parameters, kept, strict=True):
+            item.grad = gradient
+        return float(loss.detach())
+
+
 def rehearse(model: nn.Module, thief: Thief, public: Loss) -> list[Tensor]:
     """How a thief would move the trainable weights of ``model``: one tensor for each parameter."""
     stolen = copy.deepcopy(model)

@@ -56,13 +56,25 @@ def vocabulary_words(
 ) -> torch.Tensor:
     """The first ``width`` words of each row's context as int32, (B, width), on ``device``."""
     if all(isinstance(stream, ChaChaStream) for stream in streams):
-        seeds = [s.seeds(c[None, :]) for s, c in zip(streams, contexts, strict=True) if isinstance(s, ChaChaStream)]
-        key = torch.from_numpy(np.concatenate(seeds)).to(device)
+        seeds = np.empty((len(contexts), 8), np.int32)
+        for stream, rows in _grouped(streams):
+            if isinstance(stream, ChaChaStream):
+                seeds[rows] = stream.seeds(contexts[rows])
+        key = torch.from_numpy(seeds).to(device)
         counter = torch.arange(-(-width // 16), dtype=torch.int32, device=device)
         parts = chacha.blocks([key[:, i, None] for i in range(8)], counter[None, :])
         return torch.stack(parts, -1).reshape(len(contexts), -1)[:, :width].contiguous()
-    rows = [s.vocabulary(c[None, :], 4 * width).view(np.int32) for s, c in zip(streams, contexts, strict=True)]
-    return torch.from_numpy(np.concatenate(rows)).to(device, non_blocking=True)
+    words = np.empty((len(contexts), width), np.int32)
+    for stream, rows in _grouped(streams):
+        words[rows] = stream.vocabulary(contexts[rows], 4 * width).view(np.int32)
+    return torch.from_numpy(words).to(device, non_blocking=True)
+
+
+def _grouped(streams: list[ContextStream]) -> list[tuple[ContextStream, NDArray[np.int64]]]:
+    """The distinct streams, each with its rows: one call of the cipher for each sub-key in the batch."""
+    names = np.array([id(stream) for stream in streams])
+    _, first, group = np.unique(names, return_index=True, return_inverse=True)
+    return [(streams[int(at)], np.flatnonzero(group == number)) for number, at in enumerate(first)]
 
 
 def _gumbel(logits: torch.Tensor, words: torch.Tensor) -> torch.Tensor:

@@ -119,3 +119,20 @@ def run_drill(
             )
         )
     return rows
+
+
+def survival_picture(rows: Sequence[Survival]) -> str:
+    """The table as a picture: one bar per attack, SVG."""
+    import io
+
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 0.32 * len(rows) + 1), layout="constrained")
+    axes = figure.subplots()
+    axes.barh([row.attack for row in rows], [row.accepted for row in rows], color="#2a8a5f")
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1)
+    axes.set_xlabel("share of documents in which the mark is still found")
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg")
+    return buffer.getvalue()

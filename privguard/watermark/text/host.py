@@ -43,8 +43,8 @@ class PickGumbel:
     def __call__(self, row: Row, stream: ContextStream, context: Ids, *, chance: NDArray[np.float64]) -> int:  # noqa: ARG002
         """The marked token; ordinary chance plays no part."""
         modulus = self.modulus or len(row)
-        alive = np.flatnonzero(row > -np.inf)
-        if len(alive) * _SPARSE < len(row):
+        alive = _few_alive(row)
+        if alive is not None:
             words = _words_of(stream, context, (alive + self.turn) % modulus)
             return int(alive[(row[alive] - _log_exponential(words)).argmax()])
         words = stream.vocabulary(context, 4 * modulus).view(np.uint32)[0]
@@ -69,7 +69,7 @@ class PickTournament:
         top = largest(row, self.scheme.top_k)
         mass = np.exp(row - row.max())
         inside = mass[top].astype(np.float64)
-        share = float(inside.sum()) / float(mass.sum(dtype=np.float64)) if len(top) < len(row) else 1.0
+        share = float(inside.sum()) / float(mass.sum()) if len(top) < len(row) else 1.0
         if chance[0] >= share:
             mass[top] = 0
             return _draw(mass.astype(np.float64), chance[1])
@@ -83,8 +83,8 @@ class PickTournament:
 
 def raise_green(row: Row, stream: ContextStream, context: Ids, *, scheme: GreenList) -> None:
     """Add the bias to the logits of the green tokens, in place; what was −inf stays so."""
-    alive = np.flatnonzero(row > -np.inf)
-    if len(alive) * _SPARSE < len(row):
+    alive = _few_alive(row)
+    if alive is not None:
         contexts = np.repeat(context, len(alive), 0)
         green = bytes_of(contexts, alive, block_bytes=stream.block_bytes).read(stream) < scheme.green
         row[alive[green]] += np.float32(scheme.bias)
@@ -98,17 +98,23 @@ def largest(row: Row, k: int) -> NDArray[np.int64]:
 
     A threshold from every sixteenth value leaves few candidates; it is only trusted when at least k pass it.
     """
-    alive = np.flatnonzero(row > -np.inf)
-    if len(alive) <= k:
-        return alive
-    sample = row[alive[::_SPARSE]]
+    count = int(np.count_nonzero(row > -np.inf))
+    if count <= k:
+        return np.flatnonzero(row > -np.inf)
+    sample = row[::_SPARSE]
     rank = min(len(sample), k // _SPARSE * 5 // 4 + 32)
     threshold = np.partition(sample, len(sample) - rank)[len(sample) - rank]
     candidates = np.flatnonzero(row >= threshold)
     if len(candidates) < k:
-        candidates = alive
+        candidates = np.flatnonzero(row > -np.inf)
     cut = len(candidates) - k
     return candidates[np.argpartition(row[candidates], cut)[cut:]]
+
+
+def _few_alive(row: Row) -> NDArray[np.int64] | None:
+    """The tokens above −inf where they are less than a sixteenth; else ``None``, and the whole row is cheaper."""
+    left = row > -np.inf
+    return np.flatnonzero(left) if int(np.count_nonzero(left)) * _SPARSE < len(row) else None
 
 
 def selector_words(stream: ContextStream, contexts: Ids) -> NDArray[np.uint32]:

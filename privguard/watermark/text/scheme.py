@@ -22,7 +22,10 @@ _WORD_BITS = 32
 
 def exponential(words: Words) -> Floats:
     """−ln(1−m/2²³) of the top 23 bits m: never above the Exp(1) variable that a full-precision uniform would give."""
-    return -np.log1p((words >> np.uint32(_WORD_BITS - UNIFORM_BITS)).astype(np.float64) * -(2.0**-UNIFORM_BITS))
+    uniform = (words >> np.uint32(_WORD_BITS - UNIFORM_BITS)).astype(np.float64)
+    uniform *= -(2.0**-UNIFORM_BITS)
+    np.log1p(uniform, out=uniform)
+    return np.negative(uniform, out=uniform)
 
 
 @final

@@ -39,15 +39,20 @@ class Thief:
         return self
 
     def forge(self, start: Ids, *, tokens: int, rng: np.random.Generator) -> Ids:
-        """A text of ``tokens`` new tokens after ``start`` (at least ``width`` ids), which is not part of the result."""
-        text = start.tolist()
+        """A text of ``tokens`` new tokens after ``start`` (at least ``width`` ids), which is not part of the result.
+
+        No n-gram is used twice while there is another: the forger knows that repetitions do not count.
+        """
+        text, used = start.tolist(), set[tuple[int, ...]]()
         for _ in range(tokens):
-            text.append(self._next(tuple(text[-self.width :]), rng))
+            context = tuple(text[-self.width :])
+            text.append(self._next(context, used, rng))
+            used.add((*context, text[-1]))
         return np.array(text[len(start) :], np.int64)
 
-    def _next(self, context: tuple[int, ...], rng: np.random.Generator) -> int:
+    def _next(self, context: tuple[int, ...], used: set[tuple[int, ...]], rng: np.random.Generator) -> int:
         marked, plain = self.marked.get(context, {}), self.plain.get(context, {})
-        options = list({*marked, *plain})
+        options = [token for token in {*marked, *plain} if (*context, token) not in used]
         if not options:
             fallback = list(self.marked)[int(rng.integers(len(self.marked)))]
             return fallback[0]

@@ -145,7 +145,7 @@ def test_no_cancelling_example_contributes_more_than_the_clipping_norm(gap: floa
         gradient = Product(rows[index : index + 1], cols[index : index + 1])
         factor = (1.0 / example_norms([gradient], max_norm=1.0).clamp(min=1.0)).float()
         into = torch.zeros(6, 5)
-        gradient.add_weighted(factor, into)
+        gradient.add_weighted(factor, into, keep=True)
         assert float(into.double().norm()) <= 1 + 1e-4
 
 

@@ -10,7 +10,7 @@ from privguard.watermark.false_claims import Court
 
 @pytest.fixture
 def court(tables):
-    """A suspect that is a fixed random linear classifier; the accuser knows it exactly, more than ten surrogates give."""
+    """A suspect that is a fixed random linear classifier; the accuser knows it exactly."""
     rng = np.random.default_rng(7)
     matrix = rng.standard_normal((16, 10))
     answer = lambda queries: (queries.reshape(len(queries), -1) @ matrix).argmax(1).tolist()

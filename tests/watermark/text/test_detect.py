@@ -184,3 +184,30 @@ def test_the_rank_among_decoys_is_uniform_without_a_mark_and_least_with_one(prof
             decoy_ranks(profile_for(secret, Gumbel(), subkeys=1), secret, Documents.of_batch(text), decoys=39)[0]
         )
     assert stats.kstest(np.array(ranks) - np.random.default_rng(5).random(300) / 40, "uniform").pvalue > 1e-4
+
+
+def test_a_mixture_of_subkeys_is_detected_but_not_attributed(secret, profile_for):
+    """Tokens that all sub-keys like a little: each alone may fire, together they cannot be one writer's."""
+    profile, rng = profile_for(secret, Gumbel(), subkeys=8), np.random.default_rng(9)
+    detector, text = Detector(profile, secret), rng.integers(1, 512, 4).tolist()
+    streams = [profile.stream(secret, subkey=j) for j in range(8)]
+    for t in range(200):
+        context = np.array([text[-4:]])
+        words = [s.vocabulary(context, 2048).view(np.uint32)[0] for s in streams]
+        liked = sum(-np.log1p(-(w >> 9) / 2**23) for w in words) if t % 3 else np.zeros(512)
+        text.append(int(np.argmax(liked[1:])) + 1)
+    found = detector.detect(Documents.of_lists([text]))
+    assert found.log10_p[0] < -5
+    assert found.log10_p_others[0] < -5
+    assert not found.accepted(log10_level=-3.0)[0]
+
+
+def test_honest_text_loses_five_percent_to_the_rule_of_one_writer(secret, profile_for):
+    """Scores of the other sub-keys are chance, so their sum's p-value is uniform; here at 10⁻²."""
+    detector = Detector(profile_for(secret, Gumbel(), subkeys=4), secret)
+    found = detector.detect(Documents.of_batch(np.random.default_rng(8).integers(1, 512, (2000, 50))))
+    assert (
+        stats.binom.isf(1 - 1e-5, 2000, 0.001)
+        <= (found.log10_p_others <= -2).sum()
+        <= stats.binom.isf(1e-5, 2000, 0.01)
+    )

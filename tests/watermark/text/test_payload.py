@@ -53,7 +53,7 @@ def test_a_short_text_shows_its_doubt(model, prompts, secret, profile_for):
     short = payload.read(
         profile,
         secret,
-        Documents.of_batch(write(model, prompts[:1], MarkedGeneration(profile, secret, message=77), 5), prompt=8),
+        Documents.of_batch(write(model, prompts[:1], MarkedGeneration(profile, secret, message=77), 1), prompt=8),
     )
     assert min(short[0].confidence) < 0.99
     assert payload.read(profile, secret, Documents.of_lists([[]]))[0].confidence == pytest.approx([0.5] * 12)

@@ -1,0 +1,219 @@
+"""Who sealed, opened, re-wrapped, marked or granted what: a chain of signed lines that can only grow.
+
+Keys decide who can open a file; the journal lets others see that it was done. Every line carries the SHA-256 of the
+line before it and a signature, so a changed, dropped or reordered line is found. A tail that was cut off is found
+against an anchor: the size and head that somebody noted elsewhere. What a journal cannot show is an opening on a
+machine that does not keep one.
+"""
+
+import base64
+import contextlib
+import fcntl
+import getpass
+import hashlib
+import json
+import os
+import socket
+import warnings
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, final
+
+from privguard import _canon, _check
+from privguard.attest.statement import Identity, SigningKey
+from privguard.errors import TamperedError
+from privguard.records import Record
+
+START = "0" * 64  # what stands for the line before the first
+ACTIONS = ("seal", "open", "rewrap", "mark", "grant")
+_CONTEXT = b"privguard journal v1\0"
+_LONGEST_LINE = 64 << 10
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Entry(Record):
+    """One line: ``who`` did ``action`` in ``role`` to ``subject`` (a path or name, with its SHA-256), and how it ended.
+
+    ``result`` is ``begun``, ``done``, or ``refused: KIND``. ``by`` is the identity that signed, in base64 of its DER.
+    """
+
+    sequence: int
+    time: str
+    who: str
+    action: str
+    role: str
+    subject: str
+    sha256: str
+    result: str
+    previous: str
+    by: str
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class JournalCheck(Record):
+    """A journal that holds: its size, its head to note elsewhere, and the lines of what began and did not end."""
+
+    entries: int
+    head: str
+    unfinished: tuple[int, ...]
+    signers: tuple[str, ...]
+
+
+@final
+@dataclass
+class Act:
+    """What is being recorded; its fields are set when they become known."""
+
+    role: str = ""
+    sha256: str = ""
+
+
+@final
+class Journal:
+    """A journal to write to. Where ``strict``, what cannot be recorded does not happen; else there is a warning."""
+
+    def __init__(self, path: str | os.PathLike[str], *, by: SigningKey, who: str = "", strict: bool = True) -> None:
+        self.path = Path(path)
+        self.strict = strict
+        self._by = by
+        self._who = who or f"{getpass.getuser()}@{socket.gethostname()}"
+
+    @contextlib.contextmanager
+    def around(self, action: str, subject: str) -> Generator[Act]:
+        """Record that ``action`` begins, let it happen, and record how it ended.
+
+        Raises:
+            OSError: ``strict`` and the beginning cannot be recorded; the act does not happen.
+        """
+        act = Act()
+        self._try(action, subject, act, "begun")
+        try:
+            yield act
+        except BaseException as error:
+            self._try(action, subject, act, f"refused: {type(error).__name__}")
+            raise
+        self._try(action, subject, act, "done")
+
+    def record(self, action: str, subject: str, *, role: str = "", sha256: str = "", result: str = "done") -> Entry:
+        """Append one signed line, and return when it is on disk."""
+        _check.require(action in ACTIONS, "action", action, wanted=f"one of {', '.join(ACTIONS)}")
+        descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            end, last = _last_line(descriptor)
+            entry = Entry(
+                sequence=_parse(last)[0].sequence + 1 if last else 1,
+                time=datetime.now(UTC).isoformat(timespec="milliseconds"),
+                who=self._who,
+                action=action,
+                role=role,
+                subject=subject,
+                sha256=sha256,
+                result=result,
+                previous=_hash(last) if last else START,
+                by=self._by.identity.to_json(),
+            )
+            os.ftruncate(descriptor, end)  # a line that a crash cut short was never acted on
+            os.pwrite(descriptor, _line(entry, self._by), end)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        return entry
+
+    def _try(self, action: str, subject: str, act: Act, result: str) -> None:
+        try:
+            self.record(action, subject, role=act.role, sha256=act.sha256, result=result)
+        except (OSError, TamperedError) as error:
+            if self.strict:
+                raise
+            warnings.warn(f"{self.path}: {action} of {subject} is not recorded ({error})", stacklevel=4)
+
+
+def read(path: str | os.PathLike[str]) -> Iterator[Entry]:
+    """The entries of a journal, nothing verified.
+
+    Raises:
+        TamperedError: a line that is no entry.
+    """
+    return (entry for entry, _, _ in _entries(Path(path)))
+
+
+def verify(
+    path: str | os.PathLike[str], *, trusted: Sequence[Identity], anchor: tuple[int, str] | None = None
+) -> JournalCheck:
+    """Check every line's signature and place; ``anchor`` is a size and head noted earlier, which must still be there.
+
+    Raises:
+        TamperedError: a line was changed, dropped, reordered or signed by somebody who is not trusted, or the anchor is
+            not in the chain: the journal was cut or written anew.
+    """
+    previous, count, unfinished = START, 0, dict[tuple[str, str, str], int]()
+    heads, signers = {0: START}, dict[str, None]()
+    known = {identity.to_json(): identity for identity in trusted}
+    for count, (entry, signature, line) in enumerate(_entries(Path(path)), start=1):
+        if entry.sequence != count or entry.previous != previous:
+            raise TamperedError(f"{path}: line {count} does not follow the line before it; a line was dropped or moved")
+        if entry.by not in known:
+            raise TamperedError(
+                f"{path}: line {count} is signed by nobody who is trusted; name its signer if it should be"
+            )
+        known[entry.by].verify(signature, _CONTEXT + _canon.canonical(entry))
+        previous = heads[count] = _hash(line)
+        signers[str(known[entry.by])] = None
+        _follow(unfinished, entry)
+    if anchor is not None and heads.get(anchor[0]) != anchor[1]:
+        raise TamperedError(f"{path}: the noted head of {anchor[0]} lines is not in it; it was cut or written anew")
+    return JournalCheck(
+        entries=count, head=previous, unfinished=tuple(sorted(unfinished.values())), signers=tuple(signers)
+    )
+
+
+def _follow(unfinished: dict[tuple[str, str, str], int], entry: Entry) -> None:
+    act = (entry.who, entry.action, entry.subject)
+    if entry.result == "begun":
+        unfinished[act] = entry.sequence
+    else:
+        unfinished.pop(act, None)
+
+
+def _line(entry: Entry, by: SigningKey) -> bytes:
+    content = _canon.canonical(entry)
+    signature = base64.b64encode(by.sign(_CONTEXT + content)).decode()
+    return _canon.canonical({"entry": _canon.to_json(entry), "signature": signature}) + b"\n"
+
+
+def _hash(line: bytes) -> str:
+    return hashlib.sha256(line).hexdigest()
+
+
+def _entries(path: Path) -> Iterator[tuple[Entry, bytes, bytes]]:
+    with path.open("rb") as file:
+        while line := file.readline(_LONGEST_LINE):
+            if not line.endswith(b"\n"):
+                raise TamperedError(f"{path}: the last line is cut short; a crash does that, and so does a knife")
+            yield *_parse(line[:-1]), line[:-1]
+
+
+def _parse(line: bytes) -> tuple[Entry, bytes]:
+    try:
+        value: dict[str, Any] = json.loads(line)
+        entry = Entry(**value["entry"])
+        if _canon.canonical(value) != line or type(entry.sequence) is not int:
+            raise TamperedError("journal: a line that is not in canonical form")
+        return entry, base64.b64decode(value["signature"], validate=True)
+    except (ValueError, TypeError, KeyError, RecursionError):
+        raise TamperedError("journal: a line that is no entry") from None
+
+
+def _last_line(descriptor: int) -> tuple[int, bytes]:
+    """Where the whole lines end, and the last of them."""
+    size = os.fstat(descriptor).st_size
+    start = max(0, size - 2 * _LONGEST_LINE)
+    tail = os.pread(descriptor, size - start, start)
+    end = tail.rfind(b"\n") + 1
+    lines = tail[:end].splitlines()
+    return start + end, lines[-1] if lines else b""

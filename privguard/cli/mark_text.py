@@ -1,0 +1,251 @@
+"""``privguard mark text``: set up a profile, write marked text, detect it, and drill it.
+
+Input is JSON lines (one object with ``text``, ``tokens`` or, for writing, ``prompt`` per line) or plain text (one
+document per file); ``-`` is standard input.
+"""
+
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from privguard.cli._output import AsJson, emit, progress, stderr
+
+app = typer.Typer(help="Marks in text: setup, write, detect, drill.", no_args_is_help=True)
+
+ProfilePath = Annotated[Path, typer.Option("--profile", help="The signed profile.", exists=True)]
+SecretPath = Annotated[Path, typer.Option("--secret", help="The owner's secret.", exists=True)]
+TrustPath = Annotated[Path, typer.Option("--trust", help="PEM public key of who signed the profile.", exists=True)]
+TokenizerPath = Annotated[Path | None, typer.Option("--tokenizer", help="Folder of the tokenizer; for text input.")]
+Inputs = Annotated[list[str], typer.Argument(help="Files of text or JSON lines; - for standard input.")]
+
+
+class SchemeName(StrEnum):
+    """The schemes that a profile can name."""
+
+    GUMBEL = "gumbel"
+    GREEN_LIST = "green-list"
+    TOURNAMENT = "tournament"
+    PAYLOAD = "gumbel-payload"
+
+
+@app.command()
+def setup(
+    profile: Annotated[Path, typer.Option("--profile", help="Where the signed profile is written.")],
+    secret: Annotated[Path, typer.Option("--secret", help="The secret: read if there, else made.")],
+    sign_with: Annotated[Path, typer.Option("--sign-with", help="Signing key (PEM): read if there, else made.")],
+    tokenizer: Annotated[Path, typer.Option("--tokenizer", help="Folder of the tokenizer.")],
+    logits_width: Annotated[int, typer.Option("--logits-width", help="Width of the model's logits.")],
+    scheme: Annotated[SchemeName, typer.Option("--scheme")] = SchemeName.GUMBEL,
+    context_width: Annotated[int, typer.Option("--context", help="Tokens of context: 4 resists stealing.")] = 4,
+    subkeys: Annotated[int, typer.Option("--subkeys", help="Sub-keys that sequences are written under.")] = 16,
+    as_json: AsJson = False,
+) -> None:
+    """Make (or read) a secret and a signing key, and write the signed profile that writer and detector share."""
+    import dataclasses
+
+    from privguard.attest.statement import SigningKey
+    from privguard.watermark.secret import Secret
+    from privguard.watermark.text.profile import Profile
+    from privguard.watermark.text.scheme import SCHEMES
+
+    if not secret.exists():
+        Secret.generate().write(secret)
+    if not sign_with.exists():
+        SigningKey.generate().write(sign_with)
+    key = SigningKey.read(sign_with)
+    made = Profile.for_tokenizer(
+        load_tokenizer(tokenizer), Secret.read(secret), logits_width=logits_width, scheme=SCHEMES[scheme.value]()
+    )
+    made = dataclasses.replace(made, context_width=context_width, subkeys=subkeys)
+    made.write(profile, by=key)
+    public = profile.with_suffix(".pem")
+    key.identity.write(public)
+    emit(made, as_json=as_json, lines=[f"profile {profile}, signed by {key.identity}", f"trust   {public}"])
+
+
+@app.command()
+def write(
+    prompts: Inputs,
+    model: Annotated[Path, typer.Option("--model", help="Folder of a causal transformers model and its tokenizer.")],
+    profile: ProfilePath,
+    secret: SecretPath,
+    trust: TrustPath,
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="JSON lines; standard output by default.")] = None,
+    user: Annotated[str | None, typer.Option("--user", help="Write under this user's own keys.")] = None,
+    message: Annotated[int | None, typer.Option("--message", help="The number to hide, for a payload profile.")] = None,
+    tokens: Annotated[int, typer.Option("--tokens", help="New tokens per prompt, at most.")] = 200,
+    batch: Annotated[int, typer.Option("--batch", help="Prompts at once.")] = 8,
+    temperature: Annotated[float, typer.Option("--temperature")] = 1.0,
+) -> None:
+    """Generate marked text for each prompt."""
+    from transformers import AutoModelForCausalLM
+
+    from privguard.attest.statement import Identity
+    from privguard.watermark.secret import Secret
+    from privguard.watermark.text.generate import MarkedGeneration
+    from privguard.watermark.text.profile import Profile
+
+    known = Profile.read(profile, by=Identity.read(trust))
+    tokenizer = load_tokenizer(model)
+    known.require_tokenizer(tokenizer)
+    mark = MarkedGeneration(known, Secret.read(secret), user=user, message=message)
+    network: Any = AutoModelForCausalLM.from_pretrained(model).eval()
+    tokenizer.padding_side = "left"
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    texts = [str(row.get("prompt", row.get("text", ""))) for row in read_rows(prompts)]
+    lines: list[str] = []
+    with progress() as bar:
+        task = bar.add_task("writing", total=len(texts))
+        for start in range(0, len(texts), batch):
+            some = tokenizer(texts[start : start + batch], return_tensors="pt", padding=True)
+            options = {"do_sample": True, "temperature": temperature, "top_k": 0, "max_new_tokens": tokens}
+            written = network.generate(**some, custom_generate=mark, **options)[:, some["input_ids"].shape[1] :]
+            for prompt, ids in zip(texts[start : start + batch], written.tolist(), strict=True):
+                text = tokenizer.decode(ids, skip_special_tokens=True)
+                kept = [i for i in ids if i not in known.special_ids]
+                lines.append(json.dumps({"prompt": prompt, "text": text, "tokens": kept}, ensure_ascii=False) + "\n")
+            bar.advance(task, len(some["input_ids"]))
+    if out is None:
+        sys.stdout.writelines(lines)
+    else:
+        out.write_text("".join(lines), encoding="utf-8")
+
+
+@app.command()
+def detect(
+    inputs: Inputs,
+    profile: ProfilePath,
+    secret: SecretPath,
+    trust: TrustPath,
+    tokenizer: TokenizerPath = None,
+    level: Annotated[float, typer.Option("--level", help="Error probability, over all documents together.")] = 1e-5,
+    user: Annotated[str | None, typer.Option("--user", help="Read with this user's keys.")] = None,
+    report: Annotated[Path | None, typer.Option("--report", help="Folder for one HTML page per document.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Detect the mark in each document; exit code 1 when it was found in none."""
+    import math
+
+    from privguard.attest.statement import Identity
+    from privguard.watermark.secret import Secret
+    from privguard.watermark.text.detect import Detector
+    from privguard.watermark.text.ngrams import Documents
+    from privguard.watermark.text.profile import Profile
+
+    known = Profile.read(profile, by=Identity.read(trust))
+    detector = Detector(known, Secret.read(secret), user=user)
+    reader = None if tokenizer is None else load_tokenizer(tokenizer)
+    if reader is not None:
+        known.require_tokenizer(reader)
+    documents: list[list[int]] = []
+    with progress() as bar:
+        rows = list(read_rows(inputs))
+        documents = [tokens_of(row, reader) for row in bar.track(rows, description="reading")]
+    found = detector.detect(Documents.of_lists(documents))
+    verdicts = [found.verdict(i, tests=max(1, len(documents))) for i in range(len(documents))]
+    log10_level = math.log10(level)
+    single = found.accepted(log10_level=log10_level)
+    hits = [bool(alone) and v.log10_p_corrected <= log10_level for alone, v in zip(single, verdicts, strict=True)]
+    if report is not None:
+        write_reports(report, detector, documents, tokenizer=reader, log10_level=log10_level)
+    values = [{**v.to_json(), "found": hit} for v, hit in zip(verdicts, hits, strict=True)]
+    lines = [
+        f"{'found    ' if hit else 'not found'}  log10 p = {v.log10_p_corrected:8.2f}  {v.trials:5d} n-grams  #{i}"
+        for i, (v, hit) in enumerate(zip(verdicts, hits, strict=True))
+    ]
+    emit(values, as_json=as_json, lines=lines)
+    if not any(hits):
+        raise typer.Exit(1)
+
+
+@app.command()
+def drill(
+    marked: Annotated[str, typer.Argument(help="JSON lines of marked texts; - for standard input.")],
+    profile: ProfilePath,
+    secret: SecretPath,
+    trust: TrustPath,
+    plain: Annotated[Path, typer.Option("--plain", help="A text without a mark, to dilute with.", exists=True)],
+    tokenizer: TokenizerPath = None,
+    level: Annotated[float, typer.Option("--level", help="Error probability per document.")] = 1e-5,
+    picture: Annotated[
+        Path | None, typer.Option("--picture", help="Where the survival picture (SVG) is written.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Edit and dilute marked texts in every standard way and show what survives."""
+    import math
+
+    import numpy as np
+
+    from privguard.attest.statement import Identity
+    from privguard.watermark.secret import Secret
+    from privguard.watermark.text import drill as drills
+    from privguard.watermark.text.detect import Detector
+    from privguard.watermark.text.profile import Profile
+
+    known = Profile.read(profile, by=Identity.read(trust))
+    reader = None if tokenizer is None else load_tokenizer(tokenizer)
+    texts = [np.array(tokens_of(row, reader), np.int64) for row in read_rows([marked])]
+    clean = np.array(tokens_of({"text": plain.read_text(encoding="utf-8")}, reader), np.int64)
+    usable = np.setdiff1d(np.arange(known.logits_width), known.special_ids)
+    attacks = drills.standard_attacks(usable, clean, tokenizer=reader)
+    detector = Detector(known, Secret.read(secret))
+    with progress() as bar:
+        table = []
+        for name, attack in bar.track(attacks.items(), description="attacking"):
+            table += drills.run_drill(detector, texts, {name: attack}, log10_level=math.log10(level))
+    if picture is not None:
+        picture.write_text(drills.survival_picture(table), encoding="utf-8")
+    lines = [
+        f"{row.attack:20s} {row.accepted:6.1%} survive   median log10 p = {row.median_log10_p:8.2f}" for row in table
+    ]
+    emit(table, as_json=as_json, lines=lines)
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer in a local folder."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+
+
+def read_rows(inputs: Iterable[str]) -> Iterator[dict[str, Any]]:
+    """One object per JSON line, or one per plain-text file."""
+    for name in inputs:
+        content = sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8")
+        if name.endswith(".jsonl") or (name == "-" and content.lstrip().startswith("{")):
+            yield from (json.loads(line) for line in content.splitlines() if line.strip())
+        else:
+            yield {"text": content, "prompt": content}
+
+
+def tokens_of(row: dict[str, Any], tokenizer: Any) -> list[int]:
+    """The ids of one row: as given, or by the tokenizer."""
+    if "tokens" in row:
+        return [int(token) for token in row["tokens"]]
+    if tokenizer is None:
+        raise ValueError("tokenizer=None: expected the folder of the tokenizer for text input; pass --tokenizer")
+    return list(tokenizer.encode(row["text"], add_special_tokens=False))
+
+
+def write_reports(
+    folder: Path, detector: Any, documents: list[list[int]], *, tokenizer: Any, log10_level: float
+) -> None:
+    """One HTML page and one JSON file per document."""
+    from privguard.watermark.text.ngrams import Documents
+    from privguard.watermark.text.report import report, words_of_tokens
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, ids in enumerate(documents):
+        words = [f"{i} " for i in ids] if tokenizer is None else words_of_tokens(tokenizer, ids)
+        made = report(
+            detector, Documents.of_lists([ids]), words=words, log10_level=log10_level, tests=max(1, len(documents))
+        )
+        (folder / f"document-{number}.html").write_text(made.to_html(), encoding="utf-8")
+        (folder / f"document-{number}.json").write_text(json.dumps(made.to_json(), indent=2, ensure_ascii=False) + "\n")
+    stderr().print(f"{len(documents)} reports in {folder}")

@@ -1,0 +1,60 @@
+"""Before step 1: made-up records go through model and loss, to see that examples do not meet there."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from privguard.integrations.fallback import clipper_for
+from privguard.training.batches import to_device
+from privguard.training.clip import Clipper, attach
+from privguard.training.probe import Losses, Structure, make, structure_of, untouched
+
+
+@final
+@dataclass(frozen=True)
+class Probed:
+    """A clipper, and what was probed before it was trusted, in words for the report."""
+
+    clipper: Clipper
+    said: str
+
+
+def probed_clipper(model: nn.Module, loader: DataLoader[Any], *, max_grad_norm: float, losses: Losses | None) -> Probed:
+    """The fastest clipper that is exact for this model and loss.
+
+    Shapes and types come from one collated record; its values are not looked at, so whole numbers are made up as 0
+    and 1. Without ``losses`` the model alone is probed, called with the batch or its first part; where such a call
+    fails, the model is not probed, and the report says so.
+
+    Raises:
+        SensitivityError: one example's gradient depends on another example.
+        UnsupportedModelError: a module mixes examples.
+    """
+    structure = structure_of(loader.collate_fn([loader.dataset[0]]))
+    said = "model and loss" if losses is not None else "the model, with a made-up loss"
+    losses = losses or _made_up_loss(model, structure)
+    if losses is None:
+        return Probed(attach(model, max_grad_norm=max_grad_norm), "nothing: how the loop calls the model is not known")
+    return Probed(clipper_for(model, losses, structure, max_grad_norm=max_grad_norm), said)
+
+
+def _made_up_loss(model: nn.Module, structure: Structure) -> Losses | None:
+    """Half the squared output of each example, where the model can be called with the batch's first part."""
+    first: Callable[[Any], Any] = (
+        (lambda batch: batch[0]) if isinstance(structure, list | tuple) else (lambda batch: batch)
+    )
+
+    def losses(batch: Any) -> Tensor:
+        return model(first(batch)).flatten(1).square().sum(1) / 2
+
+    device = next(model.parameters()).device
+    try:
+        with untouched(model), torch.no_grad():
+            losses(to_device(device)(make(structure, 2, seed=0, device=device)))
+    except Exception:  # any failure means the same: the model is called in another way
+        return None
+    return losses

@@ -1,0 +1,134 @@
+"""What the adapters of transformers and accelerate share: who may open, generators, and members of a checkpoint.
+
+A checkpoint of theirs becomes a sealed folder with members named as other tools know them (``model.safetensors``,
+``config.json``) where those hold data, and with ``state.json`` and ``state.safetensors`` in the place of pickles.
+"""
+
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from privguard import _canon
+from privguard.checkpoint import archive, files, tensors, tree
+from privguard.checkpoint.archive import HEAD, Audience, Contents
+from privguard.checkpoint.key import Key, To, key_among
+from privguard.checkpoint.opened import Sealed
+from privguard.checkpoint.payload import Bytes, Content
+from privguard.checkpoint.store import STATE, STATE_TENSORS
+from privguard.errors import PlainCheckpointError, SealError
+
+WEIGHTS = "model.safetensors"
+
+
+@final
+@dataclass(frozen=True)
+class Sealing:
+    """Who checkpoints are sealed to, and the key that opens them again.
+
+    ``key`` may be left out where a key (or the path of a key file) stands in ``to``, and where nothing is resumed.
+    ``allow_plain`` lets a checkpoint in clear be loaded by the tool's own code, pickles included.
+    """
+
+    to: To
+    auditors: To = ()
+    key: Key | None = field(default=None, repr=False)
+    allow_plain: bool = False
+
+    def __post_init__(self) -> None:
+        self.audience()
+
+    def audience(self) -> Audience:
+        """The recipients; none is refused here, before any training was done."""
+        return Audience.of(self.to, self.auditors)
+
+    def open(self, folder: str | Path) -> Sealed:
+        """Open a sealed checkpoint folder.
+
+        Raises:
+            PlainCheckpointError: it is in clear.
+            SealError: there is no key.
+        """
+        if not self.is_sealed(folder):
+            raise PlainCheckpointError(
+                f"{folder}: expected a sealed checkpoint and found one in clear; seal it with `privguard seal`, "
+                "or pass allow_plain=True where you trust whoever wrote it"
+            )
+        return Sealed(folder, self._key())
+
+    def is_sealed(self, folder: str | Path) -> bool:
+        """Whether the folder holds the head of a sealed one."""
+        return (Path(folder) / HEAD).is_file()
+
+    def _key(self) -> Key:
+        key = self.key or key_among(self.to)
+        if key is None:
+            raise SealError("key=None: a recipient opens nothing; pass the key to resume with")
+        return key
+
+
+def write(
+    folder: str | Path,
+    sealing: Sealing,
+    *,
+    weights: Mapping[str, Mapping[str, Any]],
+    state: Any,
+    texts: Mapping[str, str],
+    facts: Mapping[str, Any],
+) -> None:
+    """Seal one checkpoint: tensor files by name, a tree of everything else, texts by name, facts for the auditor."""
+    packed, found = tree.pack(state, prefix="state")
+    members: dict[str, Content] = {name: tensors.Layout(each) for name, each in weights.items()}
+    members |= {STATE: Bytes(_canon.canonical(packed)), STATE_TENSORS: tensors.Layout(found)}
+    members |= {name: Bytes(text.encode()) for name, text in texts.items()}
+    facts = dict(facts)
+    ledger: bytes = facts.pop("ledger", b"")
+    contents = Contents(members=members, manifest=files.manifest("training") | facts, ledger=ledger)
+    archive.write_folder(Path(folder), contents, sealing.audience())
+
+
+def read_tensors(sealed: Sealed, name: str) -> dict[str, Tensor]:
+    """A whole tensor file."""
+    memory = tensors.allocate(sealed.size(name))
+    sealed.read_into(name, memory)
+    return tensors.from_buffer(memory)
+
+
+def read_state(sealed: Sealed) -> Any:
+    """The tree of everything that is no weight."""
+    return tree.loads(sealed.read(STATE), read_tensors(sealed, STATE_TENSORS))
+
+
+def generators() -> dict[str, Any]:
+    """The states of the generators of this process: Python, NumPy, torch and its devices."""
+    states: dict[str, Any] = {
+        "python": random.getstate(),
+        "numpy": np.random.get_state(),  # noqa: NPY002 — the frameworks draw from it, so it is kept
+        "torch": torch.random.get_rng_state(),
+    }
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state_all()
+    return states
+
+
+def restore_generators(states: Mapping[str, Any]) -> None:
+    """Put the generators of this process where :func:`generators` found them."""
+    random.setstate(states["python"])
+    np.random.set_state(states["numpy"])  # noqa: NPY002
+    torch.random.set_rng_state(states["torch"])
+    if torch.cuda.is_available() and "cuda" in states:
+        torch.cuda.set_rng_state_all(states["cuda"])
+
+
+def from_all_processes(value: Any) -> list[Any]:
+    """``value`` of every process, in order of rank; in memory only."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return [value]
+    values: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(values, value)
+    return values

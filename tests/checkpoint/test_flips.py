@@ -1,0 +1,120 @@
+"""One bit flipped anywhere: refused, and nothing written; in the idle slot, without effect on which keys open."""
+
+import os
+import random
+
+import pytest
+
+from privguard.checkpoint import Key, Sealed, open_into, seal
+from privguard.checkpoint.envelope import PREAMBLE_BYTES, Preamble
+from privguard.errors import SealError, TamperedError
+
+
+@pytest.fixture
+def sealed(tmp_path, key):
+    (tmp_path / "content").write_bytes(os.urandom(60_000))
+    seal(tmp_path / "content", tmp_path / "sealed", to=[key, Key.generate_x25519()], auditors=[Key.generate_x25519()])
+    (tmp_path / "content").unlink()
+    return tmp_path / "sealed"
+
+
+class Flips:
+    """A file whose bits are flipped and put back one at a time, in place."""
+
+    def __init__(self, path) -> None:
+        self.content, self.descriptor = path.read_bytes(), os.open(path, os.O_RDWR)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        os.close(self.descriptor)
+
+    def flip(self, bit: int) -> None:
+        os.pwrite(self.descriptor, bytes([self.content[bit // 8] ^ 1 << bit % 8]), bit // 8)
+
+    def mend(self, bit: int) -> None:
+        os.pwrite(self.descriptor, self.content[bit // 8 : bit // 8 + 1], bit // 8)
+
+
+def read_all(path, key) -> None:
+    with Sealed(path, key) as opened:
+        assert opened.ledger == b""
+        for name in opened.names():
+            opened.read(name)
+
+
+def header_flips(sealed, key, other_key, bits) -> None:
+    preamble = Preamble.unpack(sealed.read_bytes())
+    idle = 8 * (PREAMBLE_BYTES + preamble.slot_bytes)
+    with Flips(sealed) as file:
+        for bit in bits:
+            file.flip(bit)
+            if bit < idle:
+                with pytest.raises((TamperedError, SealError)):
+                    Sealed(sealed, key)
+            else:
+                Sealed(sealed, key).close()
+                with pytest.raises(TamperedError):
+                    Sealed(sealed, other_key)
+            file.mend(bit)
+    read_all(sealed, key)
+
+
+def test_flips_in_the_header(sealed, key, other_key):
+    preamble = Preamble.unpack(sealed.read_bytes())
+    header_flips(
+        sealed,
+        key,
+        other_key,
+        [*range(8 * PREAMBLE_BYTES), *random.Random(1).sample(range(8 * preamble.head_bytes), 1_500)],
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_every_flip_in_the_header(sealed, key, other_key):
+    header_flips(sealed, key, other_key, range(8 * Preamble.unpack(sealed.read_bytes()).head_bytes))
+
+
+def test_two_thousand_flips_in_the_payload(sealed, key):
+    content = sealed.read_bytes()
+    begin = 8 * Preamble.unpack(content).head_bytes
+    flips = random.Random(2).sample(range(begin, 8 * len(content)), 2_000)
+    target = sealed.with_name("out")
+    with Flips(sealed) as file:
+        for number, bit in enumerate(flips):
+            file.flip(bit)
+            with pytest.raises(TamperedError, match="nothing was released"):
+                read_all(sealed, key)
+            if number % 100 == 0:
+                with pytest.raises(TamperedError):
+                    open_into(sealed, target, key=key)
+                assert [path.name for path in sealed.parent.iterdir()] == ["sealed"]
+            file.mend(bit)
+    read_all(sealed, key)
+
+
+@pytest.mark.slow
+def test_segments_of_the_real_size_do_not_change_places(tmp_path, key):
+    """Three segments of 64 MiB: each pair swapped, one repeated, one dropped."""
+    from privguard.checkpoint.payload import SEGMENT, message_size
+
+    with (tmp_path / "content").open("wb") as file:
+        file.truncate(3 * SEGMENT)
+    seal(tmp_path / "content", tmp_path / "sealed", to=key)
+    content = (tmp_path / "sealed").read_bytes()
+    start, size = Preamble.unpack(content).head_bytes, message_size(SEGMENT)
+    first, second, third = (content[start + n * size : start + (n + 1) * size] for n in range(3))
+    head, tail = content[:start], content[start + 3 * size :]
+    read_all(tmp_path / "sealed", key)
+    for order in (
+        (second, first, third),
+        (first, third, second),
+        (third, second, first),
+        (first, first, third),
+        (first, second),
+    ):
+        (tmp_path / "sealed").write_bytes(head + b"".join(order) + tail)
+        with pytest.raises(TamperedError):
+            read_all(tmp_path / "sealed", key)

@@ -1,0 +1,126 @@
+"""``privguard mark text`` from end to end with a real tokenizer and a tiny model on disk."""
+
+import json
+
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from typer.testing import CliRunner
+
+from privguard.cli import app
+from privguard.errors import ProfileMismatchError, TamperedError
+
+TEXT = "the a of and to in is it that was he for on are with as his they be at one have this from had by hot but"
+WORDS = TEXT.split()
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A folder with model, tokenizer, prompts, and everything that setup makes."""
+    folder = tmp_path_factory.mktemp("cli")
+    bpe = Tokenizer(models.WordLevel({w: i for i, w in enumerate(["<end>", "<unk>", *WORDS])}, unk_token="<unk>"))
+    bpe.pre_tokenizer = pre_tokenizers.Whitespace()
+    fast = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<end>", unk_token="<unk>", pad_token="<end>")
+    fast.save_pretrained(folder / "model")
+    size = len(WORDS) + 2
+    config = GPT2Config(
+        vocab_size=size, n_positions=256, n_embd=16, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=0, pad_token_id=0
+    )
+    model = GPT2LMHeadModel(config)
+    model.generation_config.suppress_tokens = [0, 1]
+    model.save_pretrained(folder / "model")
+    (folder / "prompts.jsonl").write_text("".join(json.dumps({"prompt": p}) + "\n" for p in ("he was the", "it is")))
+    (folder / "plain.txt").write_text(" ".join(WORDS * 60))
+    run(
+        folder,
+        "setup",
+        "--sign-with",
+        folder / "signer.key",
+        "--tokenizer",
+        folder / "model",
+        "--logits-width",
+        size,
+        trust=False,
+    )
+    run(
+        folder,
+        "write",
+        folder / "prompts.jsonl",
+        "--model",
+        folder / "model",
+        "-o",
+        folder / "marked.jsonl",
+        "--tokens",
+        150,
+    )
+    return folder
+
+
+def run(folder, command, *arguments, trust=True, code=0, stdin=None):
+    files = ["--profile", folder / "profile.json", "--secret", folder / "mark.secret"]
+    files += ["--trust", folder / "profile.pem"] if trust else []
+    result = CliRunner().invoke(app, ["mark", "text", command, *map(str, [*arguments, *files])], input=stdin)
+    if code is not None:
+        assert result.exit_code == code, result.output + str(result.exception)
+    return result
+
+
+def test_what_is_written_is_detected_from_tokens_and_from_text(home):
+    found = json.loads(run(home, "detect", home / "marked.jsonl", "--json").stdout)
+    assert [row["found"] for row in found] == [True, True]
+    rows = [json.loads(line) for line in (home / "marked.jsonl").read_text().splitlines()]
+    texts = "".join(json.dumps({"text": row["text"]}) + "\n" for row in rows)
+    piped = run(home, "detect", "-", "--tokenizer", home / "model", "--json", stdin=texts)
+    assert [row["found"] for row in json.loads(piped.stdout)] == [True, True]
+    assert "found" in run(home, "detect", home / "marked.jsonl").stdout
+
+
+def test_plain_text_is_not_found_and_the_exit_code_says_so(home):
+    result = run(home, "detect", home / "plain.txt", "--tokenizer", home / "model", code=1)
+    assert "not found" in result.stdout
+
+
+def test_reports_and_drill_leave_files_for_people(home, tmp_path):
+    run(home, "detect", home / "marked.jsonl", "--tokenizer", home / "model", "--report", tmp_path / "r")
+    assert "The mark was found" in (tmp_path / "r" / "document-0.html").read_text()
+    assert json.loads((tmp_path / "r" / "document-1.json").read_text())["accepted"] is True
+    drilled = run(
+        home,
+        "drill",
+        home / "marked.jsonl",
+        "--plain",
+        home / "plain.txt",
+        "--tokenizer",
+        home / "model",
+        "--picture",
+        tmp_path / "s.svg",
+        "--json",
+    )
+    table = {row["attack"]: row for row in json.loads(drilled.stdout)}
+    assert table["none"]["accepted"] == 1.0
+    assert table["decode and encode"]["accepted"] == 1.0
+    assert (tmp_path / "s.svg").stat().st_size > 1000
+
+
+def test_text_without_a_tokenizer_and_a_foreign_secret_are_refused(home, tmp_path):
+    assert isinstance(run(home, "detect", home / "plain.txt", code=None).exception, ValueError)
+    from privguard.watermark.secret import Secret
+
+    Secret.generate().write(tmp_path / "other")
+    arguments = [
+        "mark",
+        "text",
+        "detect",
+        home / "marked.jsonl",
+        "--profile",
+        home / "profile.json",
+        "--trust",
+        home / "profile.pem",
+    ]
+    result = CliRunner().invoke(app, [*map(str, arguments), "--secret", str(tmp_path / "other")])
+    assert isinstance(result.exception, ProfileMismatchError)
+    forged = home / "forged.json"
+    forged.write_bytes((home / "profile.json").read_bytes().replace(b"A", b"B", 1))
+    arguments[arguments.index(home / "profile.json")] = forged
+    result = CliRunner().invoke(app, [*map(str, arguments), "--secret", str(home / "mark.secret")])
+    assert isinstance(result.exception, TamperedError)
