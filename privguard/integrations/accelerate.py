@@ -125,8 +125,7 @@ class PrivateAccelerator(Accelerator):
         prepared = super().prepare(*others)
         prepared = iter(prepared if isinstance(prepared, tuple) else [prepared])
         self._assemble(self.unwrap_model(models[0]), optimizers[0], loaders[0])
-        found = tuple(done[id(one)] if id(one) in done else next(prepared) for one in args)
-        return found if len(found) > 1 else found[0]
+        return tuple(done[id(one)] if id(one) in done else next(prepared) for one in args)
 
     def prepare_model(
         self,
@@ -137,7 +136,7 @@ class PrivateAccelerator(Accelerator):
         """Autocast and placement without torch's gradient reducer: clipped sums are added up once a step instead."""
         return super().prepare_model(model, device_placement, evaluation_mode=True)
 
-    def prepare_scheduler(self, scheduler: Any) -> AcceleratedScheduler:
+    def prepare_scheduler(self, scheduler: Any) -> Any:
         """A schedule that moves once a step, whatever the number of processes."""
         prepared = AcceleratedScheduler(scheduler, self._optimizers, split_batches=True)
         self._schedulers.append(prepared)
@@ -154,13 +153,13 @@ class PrivateAccelerator(Accelerator):
             raise PrivacyError("backward: takes the losses of the open batch and nothing else, once for each batch")
         self._private.backward(self._open, loss)
 
-    def save_state(self, output_dir: Any = None, *_: Any, **__: Any) -> str:
+    def save_state(self, output_dir: Any = None, *_: Any, **__: Any) -> Path:
         """Seal the whole state into ``output_dir``; by default into the run folder. Call it between two steps."""
         private = self._begun()
         folder = Path(output_dir) if output_dir is not None else self._folder / "checkpoints" / "latest"
         private.run.settle()
         private.run.save_to(folder / SEALED)
-        return str(folder)
+        return folder
 
     def load_state(self, input_dir: Any = None, *_: Any, **__: Any) -> None:
         """Go on with the run from the state sealed in ``input_dir``, before the first batch.

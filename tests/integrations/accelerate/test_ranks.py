@@ -28,12 +28,7 @@ def launch(ranks, *arguments):
     processes = [
         subprocess.Popen(
             [sys.executable, "-W", "ignore", str(HERE / "loop.py"), *map(str, arguments)],
-            env={
-                **os.environ,
-                "PYTHONPATH": place["PYTHONPATH"],
-                **alone,
-                **({"RANK": str(r), "LOCAL_RANK": str(r)} if alone else {}),
-            },
+            env={**os.environ, **place, "RANK": str(r), "LOCAL_RANK": str(r)} if ranks > 1 else {**os.environ, **alone},
             stderr=subprocess.PIPE,
             text=True,
         )
@@ -76,8 +71,8 @@ def test_there_is_one_noise_of_the_stated_deviation(tmp_path, ranks):
 
 def test_losing_a_rank_ends_the_run_and_leaves_a_state_to_go_on_from(tmp_path):
     Key.generate().write(tmp_path / "key")
-    codes, _ = launch(2, tmp_path / "run", tmp_path, 8, 0.0, 0.3, "die", 1, 3)
-    assert codes[1] == -9
+    codes, said = launch(2, tmp_path / "run", tmp_path, 8, 0.0, 0.3, "die", 1, 3)
+    assert codes[1] == -9, said
     assert codes[0] not in {0, -9}
     assert Ledger.read(tmp_path / "run" / "ledger.jsonl").position >= 3
     codes, said = launch(2, tmp_path / "run", tmp_path, 8, 0.0, 0.3, "resume", tmp_path / "state")
