@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from privguard.accounting.ledger import Ledger as Ledger
     from privguard.checkpoint.key import Key as Key
     from privguard.checkpoint.key import Recipient as Recipient
+    from privguard.integrations.accelerate import PrivateAccelerator as PrivateAccelerator
     from privguard.integrations.plain import privatize as privatize
     from privguard.integrations.transformers import PrivateTrainer as PrivateTrainer
     from privguard.records import Claim as Claim
@@ -31,6 +32,7 @@ _HOMES = {
     "Ledger": "privguard.accounting.ledger",
     "Manifest": "privguard.records",
     "Plan": "privguard.training.plan",
+    "PrivateAccelerator": "privguard.integrations.accelerate",
     "PrivateTrainer": "privguard.integrations.transformers",
     "Recipient": "privguard.checkpoint.key",
     "Speed": "privguard.training.plan",
@@ -46,6 +48,7 @@ __all__ = [
     "Ledger",
     "Manifest",
     "Plan",
+    "PrivateAccelerator",
     "PrivateTrainer",
     "Recipient",
     "Speed",

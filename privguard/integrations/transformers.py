@@ -202,13 +202,19 @@ class PrivateTrainer(Trainer):
         if private is None:
             raise PrivacyError("training_step: only train() can take a private step")
         for batch, fetched in private.step():
-            losses = private.backward(batch, self._prepare_inputs(fetched), lambda data: self._forward(model, data))
+            data = self._prepare_inputs(fetched)
+            private.begin(batch, data)
+            losses = private.backward(batch, self._losses(model, data))
             if self._show_loss and sys.stderr.isatty():
                 print(f"un-noised loss {losses.mean().item():.3f}", file=sys.stderr)  # noqa: T201 — asked for by name
         private.run.release()
         if private.setting.ranks.from_lead(lambda: self._interrupts.wanted):
             self.control.should_training_stop = True
         return torch.zeros((), device=self.args.device)
+
+    def _losses(self, model: nn.Module, data: Any) -> Tensor:
+        outputs = self._forward(model, data)
+        return cast("Head", cast("Underway", self._private).head).losses(outputs, data)
 
     def _forward(self, model: nn.Module, data: Any) -> Any:
         with self.compute_loss_context_manager():

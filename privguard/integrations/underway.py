@@ -1,6 +1,6 @@
 """A private run while a wrapper drives it: the physical batches of each step, opened, checked and sent backward."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, final
 
 import torch
@@ -18,10 +18,10 @@ from privguard.training.users import Users
 
 @final
 class Underway:
-    """A run with its data and its head; ``limit`` is the most rows that go forward at once."""
+    """A run with its data, and its head where the wrapper computes the loss."""
 
     def __init__(
-        self, run: PrivateRun, setting: Setting, head: Head, data: DataLoader[Any], *, users: Users | None
+        self, run: PrivateRun, setting: Setting, head: Head | None, data: DataLoader[Any], *, users: Users | None
     ) -> None:
         self.run, self.setting, self.head = run, setting, head
         self.spent = SpentSoFar(run.plan)
@@ -46,11 +46,15 @@ class Underway:
             if batch.last:
                 return
 
-    def backward(self, batch: PhysicalBatch, fetched: Any, forward: Callable[[Any], Any]) -> Tensor:
-        """Clip and add up the gradients of one physical batch; ``forward`` gives the model's outputs for it."""
+    def begin(self, batch: PhysicalBatch, fetched: Any) -> None:
+        """Announce a physical batch to the clipper, after making sure that it has the rows that were drawn."""
         check_rows(fetched, batch)
-        rows_each = len(batch.records) // len(batch.mask) * self.head.rows_each(fetched)
+        choices = 1 if self.head is None else self.head.rows_each(fetched)
+        rows_each = len(batch.records) // len(batch.mask) * choices
         self.setting.clipper.begin(torch.from_numpy(batch.mask), rows_each=rows_each)
-        losses = unit_losses(self.head.losses(forward(fetched), fetched), batch)
+
+    def backward(self, batch: PhysicalBatch, losses: Tensor) -> Tensor:
+        """Clip and add up the gradients of a physical batch; ``losses`` holds one number for each of its rows."""
+        losses = unit_losses(losses, batch)
         self.setting.clipper.backward(losses)
         return losses.detach()

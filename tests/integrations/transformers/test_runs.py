@@ -37,13 +37,8 @@ def trainer(folder, *, plan=None, net=None, data=None, callbacks=None, **changes
     }
     plan = plan or noisy_plan()
     return private_trainer(
-        net or model(),
-        data or SENTENCES(),
-        folder,
-        plan=plan,
-        args=arguments(folder, 4, **settings),
-        callbacks=callbacks,
-        **given,
+        net or model(), data or SENTENCES(), folder, plan=plan, args=arguments(folder, 4, **settings),
+        callbacks=callbacks, **given,
     )  # fmt: skip
 
 
@@ -72,13 +67,8 @@ def test_a_run_spends_what_its_plan_says(tmp_path):
 def test_a_budget_and_the_arguments_make_the_plan(tmp_path):
     args = arguments(tmp_path, 8, num_train_epochs=2, max_grad_norm=0.7)
     private = PrivateTrainer(
-        model(),
-        args,
-        train_dataset=SENTENCES(),
-        data_collator=pad,
-        seal_to=[KEY],
-        budget=Budget(epsilon=4, delta=1e-3),
-        examples=12,
+        model(), args, train_dataset=SENTENCES(), data_collator=pad, seal_to=[KEY],
+        budget=Budget(epsilon=4, delta=1e-3), examples=12,
     )  # fmt: skip
     plan = private.plan
     assert (plan.sample_rate, plan.steps, plan.max_grad_norm, plan.expected_batch_size) == (8 / 12, 3, 0.7, 8)
@@ -159,11 +149,10 @@ def private_quantities(log, capture):
 
     original = Underway.backward
 
-    def backward(self, batch, fetched, forward):
-        losses = original(self, batch, fetched, forward)
+    def backward(self, batch, losses):
         log.append(("loss", losses.mean().item()))
         log.append(("loss sum", losses.sum().item()))
-        return losses
+        return original(self, batch, losses)
 
     capture.setattr(Underway, "backward", backward)
 

@@ -1,0 +1,300 @@
+"""``accelerate.Accelerator``, made private by its class name and a plan.
+
+>>> accelerator = PrivateAccelerator(plan=plan, run="runs/a", seal_to=["team.key"])               # doctest: +SKIP
+>>> model, optimizer, loader, schedule = accelerator.prepare(model, optimizer, loader, schedule)  # doctest: +SKIP
+>>> for inputs, targets in loader:                                                                # doctest: +SKIP
+...     with accelerator.accumulate(model):
+...         losses = F.cross_entropy(model(inputs), targets, reduction="none")     # one loss for each example
+...         accelerator.backward(losses)
+...         optimizer.step()
+...         schedule.step()
+...         optimizer.zero_grad()
+
+The loader yields physical batches of a Poisson sample; ``sync_gradients`` is True on the last one of a step, and only
+then do optimizer and schedule move, on several processes just as on one.
+"""
+
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NoReturn, cast, final
+
+from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
+from accelerate.scheduler import AcceleratedScheduler
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.data import DataLoader, RandomSampler
+
+from privguard.errors import PrivacyError, ResumeError
+from privguard.integrations.private_run import PrivateRun, Setting, To, as_list
+from privguard.integrations.underway import Underway
+from privguard.records import Claim
+from privguard.training.batches import examples_of, to_device
+from privguard.training.clip import attach
+from privguard.training.plan import Plan, Speed
+from privguard.training.ranks import Ranks
+from privguard.training.sample import PhysicalBatch
+
+SEALED = "state.sealed"
+_REFUSED = {
+    "gradient_accumulation_steps": "how often a step accumulates follows from its Poisson sample; leave it away",
+    "gradient_accumulation_plugin": "how often a step accumulates follows from its Poisson sample; leave it away",
+    "deepspeed_plugin": "its engine owns the backward pass and the gradients",
+    "fsdp_plugin": "sharded parameters need their own rule for each layer's sum, and on a CPU accelerate ignores the "
+    "plugin without a word; use one full copy on each rank",
+    "megatron_lm_plugin": "its engine owns the backward pass and the gradients",
+    "parallelism_config": "tensor, context and sequence parallelism split examples",
+    "dynamo_backend": "a compiled graph bypasses the taps that bound each example's gradient",
+    "dynamo_plugin": "a compiled graph bypasses the taps that bound each example's gradient",
+}
+
+_ENVIRONMENT = {  # what `accelerate launch` sets, and a CPU run ignores
+    "ACCELERATE_USE_FSDP": "fsdp_plugin",
+    "ACCELERATE_USE_DEEPSPEED": "deepspeed_plugin",
+    "ACCELERATE_USE_MEGATRON_LM": "megatron_lm_plugin",
+}
+
+
+class PrivateAccelerator(Accelerator):
+    """An ``accelerate.Accelerator`` for training under ε."""
+
+    def __init__(
+        self,
+        *,
+        plan: Plan,
+        run: str | os.PathLike[str],
+        seal_to: To,
+        key: Any = None,
+        insecure_seed: int | None = None,
+        **accelerator: Any,
+    ) -> None:
+        """Make a private accelerator.
+
+        Args:
+            plan: what touches privacy.
+            run: folder of this run.
+            seal_to: who can open the checkpoints: recipients, keys, or paths of their files.
+            key: opens checkpoints, for :meth:`load_state`; by default a key file among ``seal_to``.
+            insecure_seed: repeatable sampler and noise, for tests and figures; such a run has no claim.
+            **accelerator: the other arguments of ``Accelerator``, unchanged.
+
+        Raises:
+            PrivacyError: a setting that cannot be private; the message says why.
+        """
+        for name, reason in _REFUSED.items():
+            if accelerator.get(name) is not None:
+                raise PrivacyError(f"{name}={accelerator[name]!r}: {reason}")
+        if str(accelerator.get("mixed_precision")) in {"fp16", "fp8"}:
+            raise PrivacyError(
+                f"mixed_precision={accelerator['mixed_precision']!r}: loss scaling skips steps on overflow, which "
+                "depends on the data; use bf16"
+            )
+        for name, plugin in _ENVIRONMENT.items():
+            if os.environ.get(name, "false").lower() in {"1", "true", "yes"}:
+                raise PrivacyError(f"{name}={os.environ[name]}: {_REFUSED[plugin]}")
+        super().__init__(**accelerator)
+        self.plan = plan
+        self._folder, self._seal_to, self._key, self._seed = Path(run), as_list(seal_to), key, insecure_seed
+        self._setting: Setting | None = None
+        self._private: Underway | None = None
+        self._open: PhysicalBatch | None = None
+        self._data: DataLoader[Any] | None = None
+
+    def prepare(self, *args: Any, device_placement: Any = None) -> Any:  # noqa: ARG002
+        """As ``Accelerator.prepare``: the shuffled loader becomes the private one, and the optimizer waits for it.
+
+        Raises:
+            UnsupportedModelError: a module mixes examples, or has no exact rule.
+            PrivacyError: model, optimizer or data cannot carry the guarantee.
+        """
+        models = [one for one in args if isinstance(one, nn.Module)]
+        optimizers = [one for one in args if isinstance(one, Optimizer)]
+        loaders = [one for one in args if _is_training(one)]
+        if not optimizers:
+            return super().prepare(*args)
+        if (len(models), len(optimizers), len(loaders)) != (1, 1, 1):
+            raise PrivacyError(
+                f"prepare: {len(models)} models, {len(optimizers)} optimizers and {len(loaders)} shuffled loaders; a "
+                "private run has one of each, prepared together"
+            )
+        done = {id(loaders[0]): PrivateLoader(self), id(optimizers[0]): _WaitingOptimizer(self, optimizers[0])}
+        self._optimizers.append(cast("Any", done[id(optimizers[0])]))
+        others = [one for one in args if id(one) not in done]
+        prepared = super().prepare(*others)
+        prepared = iter(prepared if isinstance(prepared, tuple) else [prepared])
+        self._assemble(self.unwrap_model(models[0]), optimizers[0], loaders[0])
+        return tuple(done[id(one)] if id(one) in done else next(prepared) for one in args)
+
+    def prepare_model(
+        self,
+        model: nn.Module,
+        device_placement: Any = None,
+        evaluation_mode: bool = False,  # noqa: ARG002, FBT001, FBT002 — accelerate's own signature
+    ) -> nn.Module:
+        """Autocast and placement without torch's gradient reducer: clipped sums are added up once a step instead."""
+        return super().prepare_model(model, device_placement, evaluation_mode=True)
+
+    def prepare_scheduler(self, scheduler: Any) -> Any:
+        """A schedule that moves once a step, whatever the number of processes."""
+        prepared = AcceleratedScheduler(scheduler, self._optimizers, split_batches=True)
+        self._schedulers.append(prepared)
+        return prepared
+
+    def backward(self, loss: Tensor, **kwargs: Any) -> None:
+        """Add the clipped gradients of ``loss``, shape (B,), one for each example of the open batch.
+
+        Raises:
+            ValueError: a scalar, or a wrong length; pass ``reduction="none"``.
+            SensitivityError: the examples were counted already.
+        """
+        if kwargs or self._private is None or self._open is None:
+            raise PrivacyError("backward: takes the losses of the open batch and nothing else, once for each batch")
+        self._private.backward(self._open, loss)
+
+    def save_state(self, output_dir: Any = None, *_: Any, **__: Any) -> Path:
+        """Seal the whole state into ``output_dir``; by default into the run folder. Call it between two steps."""
+        private = self._begun()
+        folder = Path(output_dir) if output_dir is not None else self._folder / "checkpoints" / "latest"
+        private.run.settle()
+        private.run.save_to(folder / SEALED)
+        return folder
+
+    def load_state(self, input_dir: Any = None, *_: Any, **__: Any) -> None:
+        """Go on with the run from the state sealed in ``input_dir``, before the first batch.
+
+        Raises:
+            ResumeError: training has begun, or the state does not belong to the run.
+        """
+        if self._private is not None or self._setting is None:
+            raise ResumeError("load_state: call it after prepare and before the first batch")
+        folder = Path(input_dir) if input_dir is not None else self._folder / "checkpoints" / "latest"
+        run = PrivateRun.resume(self.plan, self._setting, snapshot=folder / SEALED)
+        run.rewind_generators()
+        self._private = self._underway(run)
+
+    def claim(self) -> Claim:
+        """ε by now; every reserved event counts."""
+        return self._begun().run.claim()
+
+    def end_training(self) -> None:
+        """A clean stop: settle the ledger, seal the last state, give the model back, and end the trackers."""
+        if self._private is not None:
+            self._private.run.close()
+        super().end_training()
+
+    def clip_grad_norm_(self, parameters: Any, max_norm: Any, norm_type: int = 2) -> NoReturn:  # noqa: ARG002
+        """Refused: every example's gradient is clipped already, to the plan's ``max_grad_norm``.
+
+        Raises:
+            PrivacyError: always.
+        """
+        raise PrivacyError(
+            "clip_grad_norm_: each example is clipped to the plan's max_grad_norm; clipping the sum again distorts it, "
+            "and its norm carries no noise; leave the call away"
+        )
+
+    def clip_grad_value_(self, parameters: Any, clip_value: Any) -> NoReturn:  # noqa: ARG002
+        """Refused, as :meth:`clip_grad_norm_`.
+
+        Raises:
+            PrivacyError: always.
+        """
+        raise PrivacyError("clip_grad_value_: each example is clipped to the plan's max_grad_norm; leave the call away")
+
+    def batches(self) -> Iterator[Any]:
+        """What one pass over the private loader yields: an epoch's worth of steps, or what the plan has left."""
+        private, move = self._begun(), to_device(self.device)
+        for _ in range(min(self.steps_per_epoch, private.run.remaining)):
+            for batch, fetched in private.step():
+                data = move(fetched)
+                private.begin(batch, data)
+                self._open = batch
+                self.gradient_state._set_sync_gradients(batch.last)  # noqa: SLF001 — accelerate has no public setter
+                yield data
+                if batch.last and private.run.taken == batch.position:
+                    raise PrivacyError("optimizer.step() was not called for this step; call it after each backward")
+
+    def optimizer_step(self) -> None:
+        """End the open batch; on the last one of a step add the noise and move the weights."""
+        if self._open is None:
+            raise PrivacyError("optimizer.step(): no batch is open; take each batch from the prepared loader")
+        if self._open.last:
+            self._begun().run.finish_step()
+        self._open = None
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps in which each example is drawn once on average."""
+        return max(1, math.ceil(1 / self.plan.sample_rate - 1e-9))
+
+    def _do_sync(self) -> None:
+        """Nothing: the loader has said already whether this is the last batch of a step."""
+
+    def _assemble(self, model: nn.Module, optimizer: Optimizer, loader: DataLoader[Any]) -> None:
+        examples_of(loader)
+        self._data = loader
+        self._setting = Setting(
+            model=model,
+            optimizer=optimizer,
+            clipper=attach(model, max_grad_norm=self.plan.max_grad_norm),
+            folder=self._folder,
+            seal_to=self._seal_to,
+            also={f"schedule {i}": schedule.scheduler for i, schedule in enumerate(cast("Any", self._schedulers))},
+            key=self._key,
+            every=0,
+            insecure_seed=self._seed,
+            speed=Speed(physical_batch=loader.batch_size),
+            ranks=Ranks.current(),
+        )
+
+    def _begun(self) -> Underway:
+        if self._private is None:
+            if self._setting is None:
+                raise PrivacyError("no run: call prepare with model, optimizer and shuffled loader first")
+            self._private = self._underway(PrivateRun.start(self.plan, self._setting, loader=self._data))
+        return self._private
+
+    def _underway(self, run: PrivateRun) -> Underway:
+        return Underway(run, cast("Setting", self._setting), None, cast("Any", self._data), users=None)
+
+
+@final
+class PrivateLoader:
+    """What a shuffled loader becomes: each pass yields the physical batches of an epoch's worth of private steps.
+
+    Its length is the number of *steps* of a pass, which is what a schedule wants to know; how many batches they take is
+    the sampler's secret.
+    """
+
+    def __init__(self, accelerator: PrivateAccelerator) -> None:
+        self._accelerator = accelerator
+
+    def __len__(self) -> int:
+        return self._accelerator.steps_per_epoch
+
+    def __iter__(self) -> Iterator[Any]:
+        return self._accelerator.batches()
+
+
+@final
+class _WaitingOptimizer(AcceleratedOptimizer):
+    """An optimizer that moves at the end of a step, along the noisy gradient alone."""
+
+    def __init__(self, accelerator: PrivateAccelerator, optimizer: Optimizer) -> None:
+        super().__init__(optimizer, device_placement=False)
+        self._accelerator = accelerator
+
+    def step(self, closure: Any = None) -> None:
+        """End the open batch; see :meth:`PrivateAccelerator.optimizer_step`."""
+        if closure is not None:
+            raise PrivacyError("closure: would run the model again over the same examples; call step() without one")
+        self._accelerator.optimizer_step()
+
+    def zero_grad(self, set_to_none: Any = None) -> None:
+        """Nothing: gradients are cleared when the step ends."""
+
+
+def _is_training(thing: Any) -> bool:
+    return isinstance(thing, DataLoader) and isinstance(thing.sampler, RandomSampler)
