@@ -20,7 +20,7 @@ from sklearn.preprocessing import FunctionTransformer, StandardScaler
 from privguard import _check
 from privguard.audit import roc
 from privguard.audit.roc import Auc
-from privguard.records import Record
+from privguard.records import Measurement
 
 FOLDS = 5
 COMPONENTS = 64  # an array wider than this is projected first
@@ -32,7 +32,7 @@ INFLATION = 1 + FOLDS / (FOLDS - 1)
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class Blind(Record):
+class Blind(Measurement):
     """AUC of the blind classifier and whether it is ``flagged``: its one-sided 99 % lower end exceeds 0.5."""
 
     auc: Auc

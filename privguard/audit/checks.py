@@ -17,14 +17,14 @@ from scipy import special
 from privguard import _check
 from privguard.audit.roc import holm
 from privguard.audit.steps import FloatArray, Trace
-from privguard.records import Record
+from privguard.records import Measurement
 
 FALSE_ALARM = 1e-3  # of all checks of one examination together
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class Examination(Record):
+class Examination(Measurement):
     """p-values of all checks, after Holm over them, and the names of those at or below ``level``."""
 
     p_values: dict[str, float]

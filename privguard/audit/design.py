@@ -19,7 +19,7 @@ from privguard._random import Stream
 from privguard.audit import bound
 from privguard.audit.canary import Coins, count_right
 from privguard.errors import AuditError
-from privguard.records import Claim, Finding, Outcome, Record, Relation, Unit
+from privguard.records import Claim, Finding, Measurement, Outcome, Record, Relation, Unit
 
 
 class Bound(StrEnum):
@@ -182,7 +182,7 @@ class Observed:
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class OneRun(Record):
+class OneRun(Measurement):
     """The verdict on one run: one finding per bound, all of them under one confidence.
 
     ``control`` says what the same design found on a twin without protection, None where no twin was trained.

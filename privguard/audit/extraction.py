@@ -15,14 +15,14 @@ from torch import Tensor, nn
 
 from privguard import _check
 from privguard.audit.language import mean_log_probability, token_scores
-from privguard.records import Record
+from privguard.records import Measurement
 
 FloatArray = NDArray[np.float64]
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class Exposure(Record):
+class Exposure(Measurement):
     """How far a planted secret stands out among the candidates that might have been planted instead.
 
     ``bits`` = log2(candidates) - log2(rank). A secret that was never inserted has a uniform rank, so its exposure is
@@ -65,7 +65,7 @@ def exposure_of(
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class Sampling(Record):
+class Sampling(Measurement):
     """How an extractor samples: softmax ``temperature`` (dimensionless), and the ``top_k`` likeliest tokens only."""
 
     temperature: float = 1.0

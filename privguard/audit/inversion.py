@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from privguard import _check
-from privguard.records import Record
+from privguard.records import Measurement
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class Nearness(Record):
+class Nearness(Measurement):
     """Cosine similarity, after centring, of a reconstruction to its nearest member and its nearest non-member.
 
     ``gap`` is the first less the second; ``members_nearer`` of ``reconstructions`` have a positive one.

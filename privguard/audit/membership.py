@@ -22,7 +22,7 @@ from privguard.audit.attack import Attack, Evidence, LiRA, Loss, tune_rmia
 from privguard.audit.blind import Baseline, Blind, blind_baseline
 from privguard.audit.reference import References
 from privguard.audit.roc import Auc, Rate
-from privguard.records import Record
+from privguard.records import Measurement
 
 LEVEL = 0.05  # of all attacks together, after Holm
 FEW = 1_000  # non-members below which 0.1 % false positives rest on nothing
@@ -64,7 +64,7 @@ class Examples:
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class AttackResult(Record):
+class AttackResult(Measurement):
     """One attack: its ranking, the p-value that members do not score higher, and that value after Holm.
 
     Holm is taken over all attacks of the audit. ``beyond_blind`` is the one-sided 99 % lower end of its AUC less the
@@ -81,7 +81,7 @@ class AttackResult(Record):
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class Membership(Record):
+class Membership(Measurement):
     """Everything that a membership audit found, and what it does not claim."""
 
     leak: Leak

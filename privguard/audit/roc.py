@@ -13,7 +13,7 @@ from scipy import special, stats
 
 from privguard import _check
 from privguard.audit.bound import rate_above, rate_below
-from privguard.records import Record
+from privguard.records import Measurement
 
 FALSE_POSITIVE_RATES = (0.01, 0.001, 0.0001)
 PRIORS = (0.01, 0.1)
@@ -22,7 +22,7 @@ FloatArray = NDArray[np.float64]
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class Rate(Record):
+class Rate(Measurement):
     """True-positive rate at a false-positive rate that was asked for, with what it was counted from.
 
     ``true_positives`` of ``members`` lie above the threshold that lets ``false_positives`` of ``non_members`` pass;
@@ -45,7 +45,7 @@ class Rate(Record):
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class Auc(Record):
+class Auc(Measurement):
     """Area under the ROC curve (ties count one half), its two-sided 95 % interval and one-sided 99 % lower end."""
 
     value: float

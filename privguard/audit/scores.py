@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 from privguard import _check
 from privguard.audit.blind import Baseline, blind_baseline
 from privguard.audit.membership import LEVEL, NOT_CLAIMED, AttackResult, Leak, leak_of, weigh
-from privguard.records import Record
+from privguard.records import Measurement
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class ScoresAudit(Record):
+class ScoresAudit(Measurement):
     """What given scores show. ``leak`` is None without a blind baseline: the split might explain everything."""
 
     leak: Leak | None

@@ -6,6 +6,7 @@ none for these).
 """
 
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -47,14 +48,15 @@ def stepper(folder, seed, *, noise=SIGMA):
         step.close()
 
 
-def traced(folder, seed, *, noise=SIGMA, plant=lambda step: step):
+def traced(folder, seed, *, noise=SIGMA, plant=lambda step: step, trials=DESIGN.trials):
     with stepper(folder, seed, noise=noise) as step:
-        return observe(plant(step), DESIGN, source=Stream.from_insecure_seed(seed, "coins"))
+        design = replace(DESIGN, trials=trials)
+        return observe(plant(step), design, source=Stream.from_insecure_seed(seed, "coins"))
 
 
-def caught(tmp_path, check, *, noise=SIGMA, plant=lambda step: step):
+def caught(tmp_path, check, *, noise=SIGMA, plant=lambda step: step, trials=DESIGN.trials):
     """The named check refuses the planted step with every seed."""
-    bad = [traced(tmp_path / f"bad{seed}", seed, noise=noise, plant=plant) for seed in SEEDS]
+    bad = [traced(tmp_path / f"bad{seed}", seed, noise=noise, plant=plant, trials=trials) for seed in SEEDS]
     found = [check in examine(trace, noise_multiplier=SIGMA, giant=0).failed for trace in bad]
     assert found == [True] * len(SEEDS)
 
@@ -175,8 +177,11 @@ def test_a_record_counted_twice_is_caught(tmp_path):
     def doubling_one(step, records):
         return step.step(records) + np.isin(np.arange(100), records[records == 17])
 
-    caught(tmp_path / "row", "contribution of each", plant=lambda step: Wrapped(step, doubled))
-    caught(tmp_path / "sum", "contribution of each", plant=lambda step: Wrapped(step, doubling_one))
+    for name, change in (
+        ("row", doubled),
+        ("sum", doubling_one),
+    ):  # one canary of a hundred: it takes more steps to see
+        caught(tmp_path / name, "contribution of each", plant=lambda step, c=change: Wrapped(step, c), trials=300)
 
 
 def test_an_unrecorded_step_is_caught(tmp_path):
