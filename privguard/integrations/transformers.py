@@ -19,13 +19,13 @@ from collections.abc import Hashable, Iterable
 from pathlib import Path
 from typing import Any, cast, final
 
-import datasets
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import Seq2SeqTrainer, Trainer, TrainingArguments
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import TrainOutput, get_last_checkpoint, rotate_checkpoints
+from transformers.utils import is_datasets_available
 
 from privguard.accounting.calibrate import Budget
 from privguard.accounting.ledger import Ledger
@@ -369,7 +369,7 @@ class PrivateTrainer(Trainer):
             raise ValueError("train_dataset=None: expected a data set; pass one to PrivateTrainer")
         self._unit.read(self.train_dataset)
         dataset, collate = self.train_dataset, self.data_collator
-        if isinstance(dataset, datasets.Dataset):
+        if _has_columns(dataset):
             dataset = self._remove_unused_columns(dataset, description="training")
         else:
             collate = self._get_collator_with_removed_columns(collate, description="training")
@@ -458,3 +458,12 @@ def _refuse_trainer(trainer: dict[str, Any]) -> None:
             "compute_loss_func: returns one number for the whole batch, which couples the examples; pass "
             "per_example_loss, a function of (outputs, batch) that returns one loss for each example"
         )
+
+
+def _has_columns(dataset: object) -> bool:
+    """Whether this is a data set of the ``datasets`` library, which need not be installed."""
+    if not is_datasets_available():
+        return False
+    from datasets import Dataset as Columns
+
+    return isinstance(dataset, Columns)

@@ -101,6 +101,7 @@ def assumptions(manifest: Manifest) -> Iterator[str]:
         "not ruled out by construction."
     )
     yield "The operating system's entropy and AES-256 are sound."
+    yield "The shapes and types of the records, such as image size or padded length, are public."
     yield (
         "Each loss depends on its own example only. Before the first step, a probe on made-up records looked for leaks "
         f"between examples in: {manifest.probe}."
