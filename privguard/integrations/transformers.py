@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import Seq2SeqTrainer, Trainer, TrainingArguments
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import TrainOutput, get_last_checkpoint, rotate_checkpoints
-from transformers.utils import is_datasets_available
+from transformers.utils.import_utils import is_datasets_available
 
 from privguard.accounting.calibrate import Budget
 from privguard.accounting.ledger import Ledger
@@ -370,7 +370,7 @@ class PrivateTrainer(Trainer):
         self._unit.read(self.train_dataset)
         dataset, collate = self.train_dataset, self.data_collator
         if _has_columns(dataset):
-            dataset = self._remove_unused_columns(dataset, description="training")
+            dataset = self._remove_unused_columns(cast("Any", dataset), description="training")
         else:
             collate = self._get_collator_with_removed_columns(collate, description="training")
         args = self.args
