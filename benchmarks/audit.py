@@ -276,14 +276,16 @@ def trained_scores(images, labels, included, sigma, seed, steps=40):
         step = PrivateStep(plan, clipper=clipper, ledger=ledger, noise=source, reserve=steps)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
         chosen = torch.from_numpy(np.flatnonzero(included))
-        rows = torch.zeros(len(chosen), len(included))
-        rows[torch.arange(len(chosen)), chosen] = 10.0
+        rows = torch.zeros(len(images) + len(chosen), len(included))  # an image has no canary in it, a canary no image
+        rows[len(images) + torch.arange(len(chosen)), chosen] = 10.0
+        pixels = torch.cat([images, torch.zeros(len(chosen), images.shape[1])])
+        targets = torch.cat([labels, labels.new_zeros(len(chosen))])
+        real = (torch.arange(len(rows)) < len(images)).float()
         for _ in range(steps):
             step.position()
-            clipper.begin(torch.ones(len(images), dtype=torch.bool))
-            clipper.backward(nn.functional.cross_entropy(model.network(images), labels, reduction="none"))
-            clipper.begin(torch.ones(len(chosen), dtype=torch.bool))
-            clipper.backward(model.canary(rows)[:, 0])
+            clipper.begin(torch.ones(len(rows), dtype=torch.bool))
+            losses = nn.functional.cross_entropy(model.network(pixels), targets, reduction="none")
+            clipper.backward(real * losses + model.canary(rows)[:, 0])
             step.finish(optimizer, trainable(model))
         step.settle()
         ledger.close()
