@@ -12,6 +12,7 @@ import contextlib
 import hashlib
 import os
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from enum import IntEnum
 from pathlib import Path
@@ -64,7 +65,7 @@ class KeyService(Protocol):
     def unwrap(self, blob: bytes, context: bytes) -> bytes: ...  # noqa: D102
 
 
-class _Opaque:
+class _Opaque(ABC):
     """A kind, an identity and material that neither prints nor pickles."""
 
     __slots__ = ("_material", "kind")
@@ -78,8 +79,9 @@ class _Opaque:
         """32 hexadecimal characters that name the key without telling anything about its secret."""
         return key_id(self.kind, self._public()).hex()
 
+    @abstractmethod
     def _public(self) -> bytes:
-        raise NotImplementedError
+        """The public half, or a name made from the secret where there is none."""
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.kind.label}, {'' if self.kind is Kind.PASSPHRASE else self.id[:8]})"

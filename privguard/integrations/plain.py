@@ -122,7 +122,6 @@ class PrivateLoop:
         limit = setting.clipper.rows or setting.speed.physical_batch or loader.batch_size or 1
         self._loader = PoissonLoader(loader, sampler=run.plan.sampler(), source=run.sampler_source, limit=limit)
         self._open: PhysicalBatch | None = None
-        self._ended = False
 
     def batches(self) -> Iterator[Any]:
         """Physical batches of the steps that the plan has left, on the model's device, until the budget is used.
