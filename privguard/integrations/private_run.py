@@ -161,15 +161,21 @@ class PrivateRun:
         ledger is ahead of the snapshot; what it reserved stays spent, and sampler and noise are keyed afresh.
 
         Raises:
-            ResumeError: no run or no snapshot is there, the plan is another one, or the ledger does not extend the
-            snapshot. LedgerError: the ledger is missing or not what was written. TamperedError: the key does not open
-            the snapshot, or it was changed.
+            ResumeError: no run or no snapshot is there, the plan is another one, a seed is given to a run that has a
+                claim, or the ledger does not extend the snapshot.
+            LedgerError: the ledger is missing or not what was written.
+            TamperedError: the key does not open the snapshot, or it was changed.
         """
         check_optimizer(setting.optimizer, trainable(setting.model).values())
         facts = read_manifest(setting.folder)
         if facts.plan != plan.facts():
             changed = sorted(name for name, value in plan.facts().items() if facts.plan.get(name) != value)
             raise ResumeError(f"plan: {', '.join(changed)} differ from the run's own; a budget is planned once")
+        if setting.insecure_seed is not None and not facts.insecure:
+            raise ResumeError(
+                f"insecure_seed={setting.insecure_seed}: this run was started without one and has a claim, which "
+                "anybody who can repeat its noise would break; resume it without a seed"
+            )
         state = cls.open(snapshot or _newest(setting), setting)
         ledgers: list[Ledger] = []
 

@@ -173,6 +173,16 @@ def test_resume_of_another_plan_is_refused_by_name(small):
         small.start(small_plan(noise_multiplier=0.1), resume=True)
 
 
+def test_a_seed_never_enters_a_run_that_has_a_claim(small):
+    """After a crash the streams are keyed afresh; a seed would then make the noise of a claimed run predictable."""
+    SmallRun.go(small.start(checkpoint_every=1), steps=2)
+    small.renew()
+    with pytest.raises(ResumeError, match="insecure_seed=7"):
+        small.start(resume=True, insecure_seed=7)
+    small.renew()
+    assert SmallRun.go(small.start(resume=True)) == 18
+
+
 def test_resume_of_nothing_is_refused(small):
     with pytest.raises(ResumeError, match="no run to go on with"):
         small.start(resume=True)
