@@ -33,7 +33,9 @@ def model():
 def trainer(folder, *, plan=None, net=None, data=None, callbacks=None, **changes):
     settings = {"learning_rate": 0.1, "logging_steps": 1, "lr_scheduler_type": "linear", **changes}
     given = {
-        name: settings.pop(name) for name in ("eval_dataset", "insecure_seed", "compute_metrics") if name in settings
+        name: settings.pop(name)
+        for name in ("eval_dataset", "insecure_seed", "compute_metrics", "per_example_loss")
+        if name in settings
     }
     plan = plan or noisy_plan()
     return private_trainer(
@@ -143,8 +145,17 @@ class Recorder(hf.TrainerCallback):
         self.seen.append(dict(logs))
 
 
+UNMISTAKABLE = 54_321.0
+
+
+def marked_loss(outputs, batch):
+    """The usual loss, in training plus a constant: no gradient changes, and a number this large is the loss."""
+    losses = torch.nn.functional.cross_entropy(outputs.logits, batch["labels"], reduction="none")
+    return losses + UNMISTAKABLE * losses.requires_grad
+
+
 def private_quantities(log, capture):
-    """The un-noised numbers of a run, caught inside: losses, gradient norms and batch sizes of every step."""
+    """The un-noised losses of every step, caught inside."""
     from privguard.integrations.underway import Underway
 
     original = Underway.backward
@@ -158,7 +169,10 @@ def private_quantities(log, capture):
 
 
 def test_no_file_and_no_record_holds_an_unnoised_number(tmp_path, monkeypatch, capsys, caplog):
-    """Every number in every file, log record and printed line, against the run's true losses to four digits."""
+    """Every number in every file, log record and printed line, against the run's true losses to four digits.
+
+    Plain losses near 0.7 would meet a run time or a noisy norm by chance; the marked ones meet nothing.
+    """
     found, recorder = [], Recorder()
     private_quantities(found, monkeypatch)
     hf.logging.set_verbosity_info()
@@ -167,12 +181,15 @@ def test_no_file_and_no_record_holds_an_unnoised_number(tmp_path, monkeypatch, c
         private = trainer(
             tmp_path, insecure_seed=None, save_strategy="steps", save_steps=2, callbacks=[recorder], disable_tqdm=False,
             logging_first_step=True, eval_dataset=sentences(one_class, count=4), eval_strategy="steps", eval_steps=3,
+            per_example_loss=marked_loss,
         )  # fmt: skip
         result = private.train()
         private.save_metrics("train", result.metrics)
         private.save_state()
     hf.logging.disable_propagation()
     assert len(found) >= 2 * STEPS
+    assert all(value == 0 or value > 0.99 * UNMISTAKABLE for _, value in found)
+    found = [(name, value) for name, value in found if value]
     printed = capsys.readouterr()
     said = [json.dumps(recorder.seen), json.dumps(result.metrics), printed.out, printed.err, caplog.text]
     said += [p.read_text() for p in tmp_path.rglob("*") if p.suffix in {".json", ".jsonl", ".txt"}]
@@ -194,7 +211,7 @@ def test_the_search_itself_finds_a_planted_leak(tmp_path, monkeypatch):
     monkeypatch.setattr(
         PrivateTrainer, "log", lambda self, logs, start_time=None: hf.Trainer.log(self, {**logs, "loss": found[-2][1]})
     )
-    trainer(tmp_path, callbacks=[recorder]).train()
+    trainer(tmp_path, callbacks=[recorder], per_example_loss=marked_loss).train()
     logged = [line["loss"] for line in recorder.seen]
     assert any(abs(value - n) < 1e-4 * abs(value) for _, value in found for n in logged)
 
