@@ -18,7 +18,7 @@ from cryptography.exceptions import InvalidTag
 from privguard.checkpoint import durable, envelope, watch
 from privguard.checkpoint.envelope import Form, Secrets
 from privguard.checkpoint.key import Key, Kind, One, Recipient, To, recipients
-from privguard.checkpoint.opened import Head, head_path, refuse_plain
+from privguard.checkpoint.opened import Head, head_of, head_path, refuse_plain
 from privguard.checkpoint.payload import one_failure
 from privguard.checkpoint.stanza import Role, Stanza
 from privguard.errors import NoRecipientError, SealError
@@ -56,13 +56,7 @@ def inspect(path: str | os.PathLike[str]) -> Inspection:
         PlainCheckpointError: a checkpoint in clear.
     """
     path = Path(path)
-    descriptor = os.open(head_path(path), os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        refuse_plain(descriptor, path)
-        with one_failure(path):
-            head = Head.read(descriptor)
-    finally:
-        os.close(descriptor)
+    head = head_of(path)
     listed = {role: tuple(_name(one) for one in head.slot.stanzas if one.role is role) for role in Role}
     return Inspection(
         path=str(path),

@@ -51,7 +51,8 @@ class Contents:
         """Index, ledger and manifest as bytes, the manifest with the signature where there is a signer."""
         manifest = dict(self.manifest)
         if self.signer is not None:
-            manifest["signature"] = sign(statement(secrets, self.manifest), by=self.signer).to_json()
+            manifest["signer"] = self.signer.identity.to_json()
+            manifest["signature"] = sign(statement(secrets, manifest), by=self.signer).to_json()
         return _small({name: member.size for name, member in self.members.items()}, manifest, self.ledger)
 
 

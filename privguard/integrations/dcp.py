@@ -3,9 +3,11 @@
     dcp.save(state, storage_writer=SealedWriter("checkpoint", to=["team.pub"]))
     dcp.load(state, storage_reader=SealedReader("checkpoint", key=Key.read("team.key")))
 
-Every rank writes sealed files of its own under fresh names. ``.metadata`` is sealed JSON that names them with their
-file ids; it replaces the older one by a rename, and only then older data are deleted, so a crash leaves the old
-checkpoint or the new one. Files of different saves do not mix: a file id that ``.metadata`` does not name is refused.
+Every rank writes sealed files of its own under fresh names. ``.metadata`` is signed and sealed JSON that names them
+with the digests of their preambles; it replaces the older one by a rename, and only then older data are deleted, so a
+crash leaves the old checkpoint or the new one. Files of different saves do not mix, and a stranger's do not enter: a
+preamble holds the digest of the sealed manifest, whose key commitment admits one file key, so a file under another key
+is refused.
 """
 
 import contextlib
@@ -38,11 +40,12 @@ from torch.distributed.checkpoint.metadata import (
 from torch.futures import Future
 
 from privguard import _canon
-from privguard.checkpoint import access, archive, files, stream, tree
+from privguard.checkpoint import archive, files, stream, tree, watch
 from privguard.checkpoint.archive import Audience, Contents
 from privguard.checkpoint.key import Key, To
-from privguard.checkpoint.opened import Sealed
+from privguard.checkpoint.opened import Sealed, head_of
 from privguard.checkpoint.payload import Bytes
+from privguard.checkpoint.trust import Trust
 from privguard.errors import SealError, TamperedError
 
 _METADATA = ".metadata"
@@ -56,7 +59,7 @@ class _SealedFiles(FileSystem):
         super().__init__()
         self._audience = audience
         self._key = key
-        self.expected: dict[str, str] = {}  # file name → file id, from the metadata
+        self.expected: dict[str, str] = {}  # file name → digest of its preamble, from the metadata
 
     @contextlib.contextmanager
     def create_stream(self, path: str | os.PathLike[str], mode: str) -> Generator[io.IOBase, None, None]:
@@ -66,7 +69,7 @@ class _SealedFiles(FileSystem):
                 yield _Kept(sealing)
         elif mode == "rb" and self._key is not None:
             with Sealed(path, self._key) as sealed:
-                if self.expected.get(path.name) != sealed.preamble.file_id.hex():
+                if self.expected.get(path.name) != watch.digest(sealed.preamble):
                     raise TamperedError(f"{path}: belongs to another save than the metadata beside it")
                 yield stream.opening(sealed, _DATA)
         else:
@@ -83,8 +86,16 @@ class _Kept(io.BufferedWriter):
 class SealedWriter(FileSystemWriter):
     """Writes a distributed checkpoint that only recipients can open."""
 
-    def __init__(self, path: str | os.PathLike[str], *, to: To, auditors: To = (), thread_count: int = 1) -> None:
-        """Write into the folder ``path``, which all ranks share.
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        to: To,
+        auditors: To = (),
+        trust: Trust | None = None,
+        thread_count: int = 1,
+    ) -> None:
+        """Write into the folder ``path``, which all ranks share; ``trust`` says who signs.
 
         Raises:
             NoRecipientError: nobody could open it.
@@ -92,6 +103,7 @@ class SealedWriter(FileSystemWriter):
         # Syncing is done by the sealed file itself, before its rename; torch would sync the wrong descriptor.
         super().__init__(path, thread_count=thread_count, sync_files=False)
         self._audience = Audience.of(to, auditors)
+        self._to, self._trust = to, trust or Trust()
         self.fs = _SealedFiles(self._audience)
 
     def prepare_local_plan(self, plan: Any) -> Any:
@@ -112,9 +124,10 @@ class SealedWriter(FileSystemWriter):
         folder = Path(self.path)
         metadata.storage_data = {one.index: one.storage_data for each in results for one in each}
         names = {one.relative_path for one in metadata.storage_data.values()}
-        ids = {name: access.inspect(folder / name).file_id for name in sorted(names)}
-        content = _canon.canonical({"metadata": _to_json(metadata), "files": ids})
-        contents = Contents(members={_METADATA: Bytes(content)}, manifest=files.manifest("dcp"))
+        digests = {name: _digest(folder / name) for name in sorted(names)}
+        content = _canon.canonical({"metadata": _to_json(metadata), "files": digests})
+        signer = self._trust.signing_key(self._to)
+        contents = Contents(members={_METADATA: Bytes(content)}, manifest=files.manifest("dcp"), signer=signer)
         archive.write_file(folder / _METADATA, contents, self._audience)
         for path in folder.glob("__*.distcp"):
             if path.name not in names:
@@ -124,21 +137,23 @@ class SealedWriter(FileSystemWriter):
 class SealedReader(FileSystemReader):
     """Reads a distributed checkpoint that :class:`SealedWriter` wrote; nothing in it is run as code."""
 
-    def __init__(self, path: str | os.PathLike[str], *, key: Key) -> None:
-        """Read from the folder ``path`` with ``key``."""
+    def __init__(self, path: str | os.PathLike[str], *, key: Key, trust: Trust | None = None) -> None:
+        """Read from the folder ``path`` with ``key`` what the run's own signer sealed, or whom ``trust`` names."""
         super().__init__(path)
         self._key = key
+        self._trust = trust or Trust()
         self.fs = _SealedFiles(key=key)
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:  # noqa: ARG002 — torch's signature
         """The metadata, every byte of it authenticated before it is looked at.
 
         Raises:
-            TamperedError: the key does not open it, or it is not what was written.
+            TamperedError: the key does not open it, it is not what was written, or somebody else sealed it.
             PlainCheckpointError: it is in clear, and so a pickle that could run code.
         """
         path = Path(self.path) / _METADATA
         with Sealed(path, self._key) as sealed:
+            sealed.verify_signer(*self._trust.signers(self._key))
             if sealed.manifest.get("content") != "dcp":
                 raise TamperedError(f"{path}: sealed, but not as the metadata of a distributed checkpoint")
             content = json.loads(sealed.read(_METADATA))
@@ -171,6 +186,10 @@ class _CarefulPlanner:
             ) from error
         value.seek(0)
         self._planner.load_bytes(read_item, value)
+
+
+def _digest(path: Path) -> str:
+    return watch.digest(head_of(path).preamble)
 
 
 def _to_json(metadata: Metadata) -> dict[str, Any]:
