@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any, final
 
 from privguard import _canon
+from privguard.attest import journal
 from privguard.attest.statement import PREDICATES, SigningKey, Statement, sign
-from privguard.checkpoint import durable, envelope, watch
+from privguard.checkpoint import durable, envelope
 from privguard.checkpoint.envelope import Form, Preamble, Secrets
 from privguard.checkpoint.key import Recipient, To, recipients
 from privguard.checkpoint.payload import Bytes, Content, Member, Place, sealed_size
@@ -80,7 +81,7 @@ def write_file(path: Path, contents: Contents, audience: Audience, *, advance: A
     stanzas = envelope.wrap(secrets, audience.to, audience.auditors)
     small = contents.small(secrets)
     draft = _draft(Form.FILE, secrets, stanzas, contents.sizes, small)
-    with watch.act("seal", path) as act, durable.replacing(path) as descriptor:
+    with journal.acting("seal", path) as act, durable.replacing(path) as descriptor:
         _seal_members(secrets, contents, places_in_file(path, descriptor, draft, contents.sizes), advance)
         act.sha256 = _complete(path, descriptor, secrets, stanzas, draft=draft, small=small)
 
@@ -103,14 +104,14 @@ def complete_file(
 def write_folder(path: Path, contents: Contents, audience: Audience, *, advance: Advance | None = None) -> None:
     """Seal ``contents`` into a folder; what the folder held before opens until the new head is in place."""
     secrets = Secrets.fresh()
-    with watch.act("seal", path) as act:
+    with journal.acting("seal", path) as act:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         try:
             preamble = _write_parts(path, contents, secrets, audience, advance)
         except BaseException:
             _delete_parts(path, lambda file_id: file_id == secrets.file_id.hex())
             raise
-        act.sha256 = watch.digest(preamble)
+        act.sha256 = preamble.digest()
     _delete_parts(path, lambda file_id: file_id != secrets.file_id.hex())
     durable.sync_folder(path)
 
@@ -218,7 +219,7 @@ def _complete(
     preamble = _seal_small(secrets, small, places_in_file(path, descriptor, draft, []), draft=draft)
     slot = envelope.pack_slot(preamble, secrets, stanzas, sequence=1)
     durable.pwrite_all(descriptor, preamble.pack() + slot + bytes(preamble.slot_bytes), 0)
-    return watch.digest(preamble)
+    return preamble.digest()
 
 
 def digest(place: Place) -> bytes:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, final
 
 from cryptography.exceptions import InvalidTag
 
+from privguard.attest import journal
 from privguard.attest.statement import Envelope, Identity, verify
-from privguard.checkpoint import archive, envelope, watch
+from privguard.checkpoint import archive, envelope
 from privguard.checkpoint.archive import HEAD, SMALL, Advance, Places
 from privguard.checkpoint.envelope import MAGIC, PREAMBLE_BYTES, Form, Preamble
 from privguard.checkpoint.key import Key
@@ -71,9 +72,9 @@ class Sealed:
         self._descriptors: list[int] = []
         self._tensors: TensorFile | None = None
         try:
-            with watch.act("open", self.path) as act, one_failure(self.path):
+            with journal.acting("open", self.path) as act, one_failure(self.path):
                 self._open(key)
-                act.role, act.sha256 = self.role.name.lower(), watch.digest(self.preamble)
+                act.role, act.sha256 = self.role.name.lower(), self.preamble.digest()
         except BaseException:
             self.close()
             raise

@@ -40,7 +40,8 @@ from torch.distributed.checkpoint.metadata import (
 from torch.futures import Future
 
 from privguard import _canon
-from privguard.checkpoint import archive, files, stream, tree, watch
+from privguard.attest import journal
+from privguard.checkpoint import archive, files, stream, tree
 from privguard.checkpoint.archive import Audience, Contents
 from privguard.checkpoint.key import Key, To
 from privguard.checkpoint.opened import Sealed, head_of
@@ -59,17 +60,22 @@ class _SealedFiles(FileSystem):
         super().__init__()
         self._audience = audience
         self._key = key
+        self._journal = journal.current()  # torch may write and read in threads of its own
         self.expected: dict[str, str] = {}  # file name → digest of its preamble, from the metadata
 
     @contextlib.contextmanager
     def create_stream(self, path: str | os.PathLike[str], mode: str) -> Generator[io.IOBase, None, None]:
         path = Path(path)
         if mode == "wb" and self._audience is not None:
-            with stream.sealing(path, _DATA, self._audience, manifest=files.manifest("dcp-data")) as sealing:
-                yield _Kept(sealing)
+            manifest = files.manifest("dcp-data")
+            with (
+                journal.recorded_in(self._journal),
+                stream.sealing(path, _DATA, self._audience, manifest=manifest) as out,
+            ):
+                yield _Kept(out)
         elif mode == "rb" and self._key is not None:
-            with Sealed(path, self._key) as sealed:
-                if self.expected.get(path.name) != watch.digest(sealed.preamble):
+            with journal.recorded_in(self._journal), Sealed(path, self._key) as sealed:
+                if self.expected.get(path.name) != sealed.preamble.digest():
                     raise TamperedError(f"{path}: belongs to another save than the metadata beside it")
                 yield stream.opening(sealed, _DATA)
         else:
@@ -124,7 +130,7 @@ class SealedWriter(FileSystemWriter):
         folder = Path(self.path)
         metadata.storage_data = {one.index: one.storage_data for each in results for one in each}
         names = {one.relative_path for one in metadata.storage_data.values()}
-        digests = {name: _digest(folder / name) for name in sorted(names)}
+        digests = {name: head_of(folder / name).preamble.digest() for name in sorted(names)}
         content = _canon.canonical({"metadata": _to_json(metadata), "files": digests})
         signer = self._trust.signing_key(self._to)
         contents = Contents(members={_METADATA: Bytes(content)}, manifest=files.manifest("dcp"), signer=signer)
@@ -186,10 +192,6 @@ class _CarefulPlanner:
             ) from error
         value.seek(0)
         self._planner.load_bytes(read_item, value)
-
-
-def _digest(path: Path) -> str:
-    return watch.digest(head_of(path).preamble)
 
 
 def _to_json(metadata: Metadata) -> dict[str, Any]:
