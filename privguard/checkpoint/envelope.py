@@ -219,7 +219,7 @@ def unpack_slot(data: bytes) -> Slot | None:
     except ValueError as error:
         raise MalformedError(str(error)) from None
     names = {(one.kind, one.role, one.key_id) for one in stanzas}
-    if any(rest) or not sequence or len(names) < len(stanzas) or _passphrases(stanzas) > 1:
+    if rest.strip(b"\0") or not sequence or len(names) < len(stanzas) or _passphrases(stanzas) > 1:
         raise MalformedError("padding, sequence, a key named twice or a second passphrase")
     return Slot(sequence, tuple(stanzas), body, {Role.RESUME: resume, Role.AUDIT: audit})
 
