@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from privguard.cli._output import AsJson, emit, progress, stderr
+from privguard.cli._recording import recorded
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -138,10 +139,11 @@ def embed(
     _committed(standing, state)
     model = _network(network, state)
     bundle = Bundle(standing=standing, tree=tree, unmarked=state)
-    marked = bundle.embed(model, public=_public(public), lesson=Lesson(steps=steps), margin=margin)
-    tensors = theft.tensors(marked)
-    if recipient is not None:
-        tensors = bundle.recipient_copy(tensors, recipient)
+    with recorded():
+        marked = bundle.embed(model, public=_public(public), lesson=Lesson(steps=steps), margin=margin)
+        tensors = theft.tensors(marked)
+        if recipient is not None:
+            tensors = bundle.recipient_copy(tensors, recipient)
     safetensors.numpy.save_file(tensors, output)
     found = bundle.read_triggers(_answers(theft.load(model, tensors)))
     facts = {

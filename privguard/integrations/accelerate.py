@@ -28,6 +28,7 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader, RandomSampler
 
 from privguard.checkpoint.key import To
+from privguard.checkpoint.trust import Trust
 from privguard.errors import PrivacyError, ResumeError
 from privguard.integrations import beginning
 from privguard.integrations.private_run import PrivateRun
@@ -70,6 +71,7 @@ class PrivateAccelerator(Accelerator):
         run: str | os.PathLike[str],
         seal_to: To,
         key: Any = None,
+        trust: Trust | None = None,
         insecure_seed: int | None = None,
         **accelerator: Any,
     ) -> None:
@@ -80,6 +82,8 @@ class PrivateAccelerator(Accelerator):
             run: folder of this run.
             seal_to: who can open the checkpoints: recipients, keys, or paths of their files.
             key: opens checkpoints, for :meth:`load_state`; by default a key file among ``seal_to``.
+            trust: who signs checkpoints, and the least step and ledger head to resume from; by default the run's own
+                signer signs, and only its checkpoints are loaded.
             insecure_seed: repeatable sampler and noise, for tests and figures; such a run has no claim.
             **accelerator: the other arguments of ``Accelerator``, unchanged.
 
@@ -100,6 +104,7 @@ class PrivateAccelerator(Accelerator):
         super().__init__(**accelerator)
         self.plan = plan
         self._folder, self._seal_to, self._key, self._seed = Path(run), as_list(seal_to), key, insecure_seed
+        self._trust = trust or Trust()
         self._setting: Setting | None = None
         self._private: Underway | None = None
         self._open: PhysicalBatch | None = None
@@ -246,6 +251,7 @@ class PrivateAccelerator(Accelerator):
             seal_to=self._seal_to,
             also={f"schedule {i}": schedule.scheduler for i, schedule in enumerate(cast("Any", self._schedulers))},
             key=self._key,
+            trust=self._trust,
             every=0,
             insecure_seed=self._seed,
             speed=Speed(physical_batch=loader.batch_size),

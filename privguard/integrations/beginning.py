@@ -12,7 +12,7 @@ from privguard.accounting.ledger import Ledger
 from privguard.checkpoint import durable
 from privguard.checkpoint.key import recipients
 from privguard.checkpoint.store import Snapshot, load
-from privguard.errors import ResumeError
+from privguard.errors import LedgerError, ResumeError
 from privguard.integrations import manifest
 from privguard.integrations.private_run import PrivateRun
 from privguard.integrations.setting import Setting
@@ -28,6 +28,7 @@ def start(plan: Plan, setting: Setting, *, loader: DataLoader[Any] | None = None
     Raises:
         ResumeError: the folder holds a run already.
         NoRecipientError: nobody could open the checkpoints.
+        SealError: there is no key to sign them with; the message says what to pass.
         PrivacyError: the optimizer's parameters are not the model's.
     """
     to = recipients(setting.seal_to)
@@ -41,6 +42,7 @@ def start(plan: Plan, setting: Setting, *, loader: DataLoader[Any] | None = None
                 f"run={folder}: holds a run already; resume it (resume=True, resume_from_checkpoint=True), or name "
                 "a new folder"
             )
+        setting.signing_key()  # what is missing shows before the folder is made
         folder.mkdir(parents=True, exist_ok=True)
         streams = _fresh(setting)
         facts = manifest.describe(
@@ -75,8 +77,9 @@ def resume(plan: Plan, setting: Setting, *, snapshot: Path | None = None) -> Pri
     Raises:
         ResumeError: no run or no snapshot is there, the plan is another one, a seed is given to a run that has a
             claim, or the ledger does not extend the snapshot.
-        LedgerError: the ledger is missing or not what was written.
-        TamperedError: the key does not open the snapshot, or it was changed.
+        LedgerError: the ledger is missing, not what was written, or without the head that ``trust`` expects.
+        TamperedError: the key does not open the snapshot, it was changed, or the run's own signer did not seal it.
+        RollbackError: the snapshot is older than ``trust`` demands.
     """
     check_optimizer(setting.optimizer, trainable(setting.model).values())
     facts = read_manifest(setting.folder)
@@ -88,13 +91,15 @@ def resume(plan: Plan, setting: Setting, *, snapshot: Path | None = None) -> Pri
             f"insecure_seed={setting.insecure_seed}: this run was started without one and has a claim, which "
             "anybody who can repeat its noise would break; resume it without a seed"
         )
-    state = open_snapshot(snapshot or _newest(setting), setting)
+    state = open_snapshot(snapshot or _newest(setting), setting, min_step=setting.trust.min_step)
     ledgers: list[Ledger] = []
 
     def begin() -> tuple[int, bytes]:
         ledger = Ledger.open(setting.folder / "ledger.jsonl")
         ledgers.append(ledger)
         _check_extends(ledger, state, facts)
+        _check_head(ledger, setting.trust.expect_head)
+        setting.signing_key()
         clean = ledger.position == state.step
         return ledger.position, state.generators["streams"] if clean else _fresh(setting).secret()
 
@@ -112,9 +117,9 @@ def resume(plan: Plan, setting: Setting, *, snapshot: Path | None = None) -> Pri
     return run
 
 
-def open_snapshot(snapshot: Path, setting: Setting) -> Snapshot:
-    """The content of a sealed snapshot."""
-    return load(snapshot, setting.opening_key())
+def open_snapshot(snapshot: Path, setting: Setting, *, min_step: int = 0) -> Snapshot:
+    """The content of a sealed snapshot that the run's own signer sealed. With several ranks all of them call this."""
+    return load(snapshot, setting.opening_key(), signer=setting.signers(), min_step=min_step)
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -160,6 +165,14 @@ def _check_extends(ledger: Ledger, snapshot: Snapshot, facts: Manifest) -> None:
         raise ResumeError(
             f"ledger={ledger.path}: does not extend the one that the snapshot of step {snapshot.step} was taken with; "
             "it was replaced by an older or another one, put back the run's own"
+        )
+
+
+def _check_head(ledger: Ledger, head: str | None) -> None:
+    if head is not None and head not in ledger.history.heads:
+        raise LedgerError(
+            f"ledger={ledger.path}: never had the expected head {head}; it was cut, rewritten or put back from an "
+            "older copy with its snapshots, and what it no longer counts was spent: find the run's newest one"
         )
 
 

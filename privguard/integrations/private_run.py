@@ -47,6 +47,7 @@ class PrivateRun:
         self._ledger = ledger
         self._streams = streams
         self._to = recipients(setting.seal_to)
+        self._signer = None if isinstance(ledger, Follower) else setting.signing_key()
         self._parameters = trainable(setting.model)
         self._every = max(1, plan.steps // 10) if setting.every is None else setting.every
         self._saved = -1 if came_from is None else came_from.step
@@ -150,7 +151,7 @@ class PrivateRun:
             generators={"ranks": generators, "streams": self._streams.secret()},
             extra={name: thing.state_dict() for name, thing in setting.also.items()},
         )
-        save(snapshot, path, to=self._to)
+        save(snapshot, path, to=self._to, signer=self._signer)
 
     def settle(self) -> None:
         """Give reserved steps that were not taken back to the ledger; part of a clean stop."""

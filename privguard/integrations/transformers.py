@@ -25,6 +25,7 @@ from transformers.trainer_utils import TrainOutput, get_last_checkpoint, rotate_
 from privguard.accounting.calibrate import Budget
 from privguard.accounting.ledger import Ledger
 from privguard.checkpoint.key import To
+from privguard.checkpoint.trust import Trust
 from privguard.errors import PrivacyError
 from privguard.integrations import beginning, trainer_checkpoint, training_arguments
 from privguard.integrations.fallback import clipper_for
@@ -60,6 +61,7 @@ class PrivateTrainer(Trainer):
         examples_per_user: int = 8,
         per_example_loss: PerExampleLoss | None = None,
         key: Any = None,
+        trust: Trust | None = None,
         insecure_seed: int | None = None,
         show_private_loss: bool = False,
         **trainer: Any,
@@ -79,6 +81,8 @@ class PrivateTrainer(Trainer):
             examples_per_user: the most records of one user that enter a step.
             per_example_loss: a function of (outputs, batch) to losses (B,), for heads that privguard does not know.
             key: opens checkpoints, to resume or to load the best model; by default a key file among ``seal_to``.
+            trust: who signs checkpoints, and the least step and ledger head to resume from; by default the run's own
+                signer signs, and only its checkpoints are resumed from.
             insecure_seed: repeatable sampler and noise, for tests and figures; such a run has no claim.
             show_private_loss: show the un-noised loss on the terminal; the guarantee does not cover it.
             **trainer: the other arguments of ``Trainer``, unchanged.
@@ -97,6 +101,7 @@ class PrivateTrainer(Trainer):
         training_arguments.agree(args, self.plan)
         self._limit = args.per_device_train_batch_size
         self._seal_to, self._key, self._seed = as_list(seal_to), key, insecure_seed
+        self._trust = trust or Trust()
         self._own_loss, self._show_loss = per_example_loss, show_private_loss
         self._private: Underway | None = None
         self._resuming: str | None = None
@@ -305,6 +310,7 @@ class PrivateTrainer(Trainer):
             seal_to=self._seal_to,
             also={"schedule": cast("Any", self.lr_scheduler), "trainer": StepInTheSeal(self)},
             key=self._key,
+            trust=self._trust,
             every=0,
             insecure_seed=self._seed,
             speed=Speed(physical_batch=self._limit),

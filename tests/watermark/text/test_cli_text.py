@@ -7,6 +7,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
+from privguard.attest import journal
+from privguard.attest.statement import SigningKey
 from privguard.cli import app
 from privguard.errors import ProfileMismatchError, TamperedError
 
@@ -63,6 +65,21 @@ def run(folder, command, *arguments, trust=True, code=0, stdin=None):
     if code is not None:
         assert result.exit_code == code, result.output + str(result.exception)
     return result
+
+
+def test_writing_is_recorded_or_does_not_happen(home, monkeypatch):
+    SigningKey.generate().write(home / "journal.pem")
+    monkeypatch.setenv("PRIVGUARD_JOURNAL", str(home / "access.jsonl"))
+    monkeypatch.setenv("PRIVGUARD_JOURNAL_KEY", str(home / "journal.pem"))
+    write = ("write", home / "prompts.jsonl", "--model", home / "model", "--tokens", 3, "-o", home / "few.jsonl")
+    run(home, *write)
+    told = [(one.action, one.subject, one.result) for one in journal.read(home / "access.jsonl")]
+    subject = f"text, {home / 'few.jsonl'}"
+    assert told == [("mark", subject, "begun"), ("mark", subject, "done")]
+    (home / "few.jsonl").unlink()
+    monkeypatch.setenv("PRIVGUARD_JOURNAL", str(home))
+    assert isinstance(run(home, *write, code=None).exception, OSError)
+    assert not (home / "few.jsonl").exists()
 
 
 def test_what_is_written_is_detected_from_tokens_and_from_text(home):
