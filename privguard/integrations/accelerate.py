@@ -45,8 +45,8 @@ _REFUSED = {
     "gradient_accumulation_steps": "how often a step accumulates follows from its Poisson sample; leave it away",
     "gradient_accumulation_plugin": "how often a step accumulates follows from its Poisson sample; leave it away",
     "deepspeed_plugin": "its engine owns the backward pass and the gradients",
-    "fsdp_plugin": "sharded parameters need their own rule for each layer's sum, and on a CPU accelerate ignores the "
-    "plugin without a word; use one full copy on each rank",
+    "fsdp_plugin": "on a CPU accelerate ignores it without a word; cut the model with torch's fully_shard, make the "
+    "optimizer, and hand both to prepare",
     "megatron_lm_plugin": "its engine owns the backward pass and the gradients",
     "parallelism_config": "tensor, context and sequence parallelism split examples",
     "dynamo_backend": "a compiled graph bypasses the taps that bound each example's gradient",

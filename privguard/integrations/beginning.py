@@ -17,6 +17,7 @@ from privguard.integrations import manifest
 from privguard.integrations.private_run import PrivateRun
 from privguard.integrations.setting import Setting
 from privguard.records import Manifest
+from privguard.training import shards
 from privguard.training.clip import trainable
 from privguard.training.plan import Plan
 from privguard.training.step import Follower, check_optimizer
@@ -174,8 +175,10 @@ def _check_extends(ledger: Ledger, snapshot: Snapshot, facts: Manifest) -> None:
 
 
 def _restore(snapshot: Snapshot, setting: Setting) -> None:
-    setting.model.load_state_dict(dict(snapshot.weights))
-    setting.optimizer.load_state_dict(snapshot.optimizer)
+    here = setting.model.state_dict()
+    weights = {name: shards.cut_like(value, here.get(name)) for name, value in snapshot.weights.items()}
+    setting.model.load_state_dict(weights)
+    setting.optimizer.load_state_dict(shards.cut_state(snapshot.optimizer, setting.optimizer.param_groups))
     for name, thing in setting.also.items():
         thing.load_state_dict(snapshot.extra[name])
 

@@ -20,6 +20,7 @@ from privguard.errors import PrivacyError
 from privguard.integrations import sealed_state
 from privguard.integrations.setting import Setting
 from privguard.records import Claim, Manifest
+from privguard.training import shards
 from privguard.training.clip import trainable
 from privguard.training.plan import Plan
 from privguard.training.step import Follower, PrivateStep
@@ -137,19 +138,19 @@ class PrivateRun:
         Raises:
             OSError: the disk is full, or the folder cannot be made; nothing is left behind.
         """
-        generators = self._setting.ranks.gather(sealed_state.generators())
-        ledger = self._ledger
+        setting, ledger = self._setting, self._ledger
+        generators = setting.ranks.gather(sealed_state.generators())
+        weights, optimizer = shards.whole(setting.model.state_dict()), shards.whole(setting.optimizer.state_dict())
         if isinstance(ledger, Follower):
             return
         path.parent.mkdir(parents=True, exist_ok=True)
-        setting = self._setting
         snapshot = Snapshot(
             run=self.manifest.run,
             step=self.taken,
             ledger_head=ledger.head,
             ledger_size=ledger.size,
-            weights=setting.model.state_dict(),
-            optimizer=setting.optimizer.state_dict(),
+            weights=weights,
+            optimizer=optimizer,
             generators={"ranks": generators, "streams": self._streams.secret()},
             extra={name: thing.state_dict() for name, thing in setting.also.items()},
         )

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from loop import network, weights
@@ -38,13 +39,15 @@ def launch(ranks, *arguments):
     return [process.returncode for process in processes], said
 
 
-def train(folder, ranks, *, steps=8, noise=0.0, rate=0.3):
-    out = folder / f"out{ranks}"
-    out.mkdir()
-    Key.generate().write(out / "key")
-    codes, said = launch(ranks, folder / f"run{ranks}", out, steps, noise, rate)
+def train(folder, ranks, *flags, steps=8, taken=None, noise=0.0, rate=0.3):
+    """Train on that many ranks in a folder of the ranks' own; the lead's first weights, and what they moved by."""
+    out, run = (folder / "-".join([kind, str(ranks), *flags[:1]]) for kind in ("out", "run"))
+    if not out.exists():
+        out.mkdir()
+        Key.generate().write(out / "key")
+    codes, said = launch(ranks, run, out, steps, noise, rate, *flags)
     assert codes == [0] * ranks, said
-    assert Ledger.read(folder / f"run{ranks}" / "ledger.jsonl").position == steps
+    assert Ledger.read(run / "ledger.jsonl").position == (taken or steps)
     found = [torch.load(out / f"rank{r}.pt") for r in range(ranks)]
     assert all(torch.equal(one["after"], found[0]["after"]) for one in found)  # to the last bit on every rank
     return found[0]
@@ -52,18 +55,21 @@ def train(folder, ranks, *, steps=8, noise=0.0, rate=0.3):
 
 def test_two_and_four_ranks_are_one_process(tmp_path):
     alone, two, four = (train(tmp_path, ranks)["after"] for ranks in (1, 2, 4))
+    train(tmp_path, 2, "cut", "stop", 5, taken=5)  # FSDP2: every parameter, and its momentum, is cut in two
+    parts = train(tmp_path, 2, "cut", "resume", tmp_path / "out-2-cut" / "state")["after"]
     assert not torch.allclose(alone, weights(network()), atol=1e-2)
-    assert torch.allclose(two, alone, atol=1e-5)
-    assert torch.allclose(four, alone, atol=1e-5)
+    for several in (two, four, parts):
+        assert torch.allclose(several, alone, atol=1e-5)
 
 
 @pytest.mark.stat
-@pytest.mark.parametrize("ranks", [1, 2, 4])
+@pytest.mark.parametrize("ranks", [[1], [2], [4], [2, "cut"]], ids=str)
 def test_there_is_one_noise_of_the_stated_deviation(tmp_path, ranks):
     """30,003 coordinates of an empty step, KS against N(0, σC/B): false-alarm rate 1e-3, the seed is fixed."""
-    moved = train(tmp_path, ranks, steps=1, noise=2.0, rate=1e-9)["moved"].double().numpy()
+    moved = train(tmp_path, *ranks, steps=1, noise=2.0, rate=1e-9)["moved"].double().numpy()
     deviation = 2.0 * 0.5 / 18
     assert len(moved) == 30_003
+    assert len(np.unique(moved)) > 30_000 * 0.99  # no two parts have the same noise
     assert kstest(moved, norm(scale=deviation).cdf).pvalue > 1e-3
     for wrong in (deviation * 2**0.5, deviation / 2**0.5, deviation * 2):
         assert kstest(moved, norm(scale=wrong).cdf).pvalue < 1e-6
