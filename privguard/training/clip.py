@@ -193,7 +193,7 @@ class EscapeAlarm:
 
     def __init__(self, model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> None:
         self._model = model
-        self._cut = {name: p for name, p in parameters.items() if shards.is_cut(p)}
+        self._any_cut = any(map(shards.is_cut, parameters.values()))
         self._watched = self._marks()
         self._handles = [p.register_post_accumulate_grad_hook(self._refuse(n)) for n, p in parameters.items()]
 
@@ -210,16 +210,6 @@ class EscapeAlarm:
                 "the clipper was attached, so their gradients would not be watched; freeze and add first, then attach"
             )
 
-    def check_cut(self) -> None:
-        """Refuse a gradient of a parameter that is cut over ranks: FSDP2 writes it itself, and no hook fires.
-
-        Raises:
-            SensitivityError: as from the hooks.
-        """
-        for name, parameter in self._cut.items():
-            if parameter.grad is not None:
-                self._refuse(name)(parameter)
-
     def close(self) -> None:
         """Remove the hooks."""
         for handle in self._handles:
@@ -227,7 +217,7 @@ class EscapeAlarm:
 
     def _marks(self) -> set[object]:
         """The trainable parameters; by name where FSDP2 exchanges the objects from one forward to the next."""
-        return {name if self._cut else id(p) for name, p in self._model.named_parameters() if p.requires_grad}
+        return {name if self._any_cut else id(p) for name, p in self._model.named_parameters() if p.requires_grad}
 
     @staticmethod
     def _refuse(name: str):  # noqa: ANN205 — the type of a gradient hook is torch's own

@@ -84,7 +84,7 @@ class Escaping(nn.Module):
 
 
 def test_a_gradient_that_fsdp_writes_by_itself_is_refused_and_removed():
-    """No hook of autograd fires on a cut parameter, so a weight used behind its layer's back has to be looked for."""
+    """Autograd has no hook on a cut parameter; FSDP2 calls those that it finds, which is private to torch."""
     model = fully_shard(Escaping())
     clipper = attach(model, max_grad_norm=1.0)
     clipper.begin(torch.ones(2, dtype=torch.bool))

@@ -64,7 +64,6 @@ class BookKeeper:
             batch.collecting = True
             torch.autograd.backward(losses, mask.to(losses))
             batch.collecting = False
-            self._alarm.check_cut()
             self._check_reached(batch)
             self._close_books(batch)
         finally:
