@@ -31,12 +31,13 @@ from privguard.checkpoint.key import To
 from privguard.errors import PrivacyError, ResumeError
 from privguard.integrations import beginning
 from privguard.integrations.private_run import PrivateRun
+from privguard.integrations.probing import probed_clipper
 from privguard.integrations.setting import Setting, as_list
 from privguard.integrations.underway import Underway
 from privguard.records import Claim
 from privguard.training.batches import examples_of, to_device
-from privguard.training.clip import attach
 from privguard.training.plan import Plan, Speed
+from privguard.training.probe import Losses
 from privguard.training.ranks import Ranks
 from privguard.training.sample import PhysicalBatch
 
@@ -70,6 +71,7 @@ class PrivateAccelerator(Accelerator):
         run: str | os.PathLike[str],
         seal_to: To,
         key: Any = None,
+        losses: Losses | None = None,
         insecure_seed: int | None = None,
         **accelerator: Any,
     ) -> None:
@@ -80,6 +82,8 @@ class PrivateAccelerator(Accelerator):
             run: folder of this run.
             seal_to: who can open the checkpoints: recipients, keys, or paths of their files.
             key: opens checkpoints, for :meth:`load_state`; by default a key file among ``seal_to``.
+            losses: forward and loss of the loop, batch → (B,), so that the probe before step 1 covers the loss too;
+                without it the model alone is probed, and one that is cut over ranks is not probed at all.
             insecure_seed: repeatable sampler and noise, for tests and figures; such a run has no claim.
             **accelerator: the other arguments of ``Accelerator``, unchanged.
 
@@ -100,6 +104,7 @@ class PrivateAccelerator(Accelerator):
         super().__init__(**accelerator)
         self.plan = plan
         self._folder, self._seal_to, self._key, self._seed = Path(run), as_list(seal_to), key, insecure_seed
+        self._losses = losses
         self._setting: Setting | None = None
         self._private: Underway | None = None
         self._open: PhysicalBatch | None = None
@@ -110,6 +115,7 @@ class PrivateAccelerator(Accelerator):
 
         Raises:
             UnsupportedModelError: a module mixes examples, or has no exact rule.
+            SensitivityError: the probe found that one example's gradient depends on another.
             PrivacyError: model, optimizer or data cannot carry the guarantee.
         """
         models = [one for one in args if isinstance(one, nn.Module)]
@@ -238,10 +244,12 @@ class PrivateAccelerator(Accelerator):
     def _assemble(self, model: nn.Module, optimizer: Optimizer, loader: DataLoader[Any]) -> None:
         examples_of(loader)
         self._data = loader
+        probed = probed_clipper(model, loader, max_grad_norm=self.plan.max_grad_norm, losses=self._losses)
         self._setting = Setting(
             model=model,
             optimizer=optimizer,
-            clipper=attach(model, max_grad_norm=self.plan.max_grad_norm),
+            clipper=probed.clipper,
+            probed=probed.said,
             folder=self._folder,
             seal_to=self._seal_to,
             also={f"schedule {i}": schedule.scheduler for i, schedule in enumerate(cast("Any", self._schedulers))},

@@ -54,10 +54,28 @@ def cut(net):
     return fully_shard(net)
 
 
-def start(folder, key, *, seed=1, net=None, lr=0.5, momentum=0.0, batch_size=7, prepare=lambda net: net, **changes):
+def start(
+    folder,
+    key,
+    *,
+    seed=1,
+    net=None,
+    lr=0.5,
+    momentum=0.0,
+    batch_size=7,
+    prepare=lambda net: net,
+    losses=None,
+    **changes,
+):
     several = [InitProcessGroupKwargs(backend="gloo", timeout=timedelta(seconds=20))] if "RANK" in os.environ else []
     accelerator = PrivateAccelerator(
-        plan=plan(**changes), run=folder, seal_to=[key], insecure_seed=seed, cpu=True, kwargs_handlers=several
+        plan=plan(**changes),
+        run=folder,
+        seal_to=[key],
+        insecure_seed=seed,
+        losses=losses,
+        cpu=True,
+        kwargs_handlers=several,
     )
     net = prepare(net or network())
     optimizer = torch.optim.SGD(net.parameters(), lr=lr, momentum=momentum)

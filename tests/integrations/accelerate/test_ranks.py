@@ -1,42 +1,18 @@
 """Several processes train as one: one sample, one sum, one noise, one ledger."""
 
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from loop import network, weights
+from processes import launch
 from scipy.stats import kstest, norm
 
 from privguard.accounting.ledger import Ledger
 from privguard.checkpoint.key import Key
 
-HERE = Path(__file__).parent
-
-
-def launch(ranks, *arguments):
-    """The exit codes of that many processes of ``loop.py``, and what they said."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port = one.getsockname()[1]
-    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(ranks), "OMP_NUM_THREADS": "1"}
-    place["PYTHONPATH"] = str(HERE.parents[2])
-    alone = {"OMP_NUM_THREADS": "1", "PYTHONPATH": place["PYTHONPATH"]}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-W", "ignore", str(HERE / "loop.py"), *map(str, arguments)],
-            env={**os.environ, **place, "RANK": str(r), "LOCAL_RANK": str(r)} if ranks > 1 else {**os.environ, **alone},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for r in range(ranks)
-    ]
-    said = [process.communicate(timeout=200)[1] for process in processes]
-    return [process.returncode for process in processes], said
+SCRIPT = Path(__file__).parent / "loop.py"
 
 
 def train(folder, ranks, *flags, steps=8, taken=None, noise=0.0, rate=0.3):
@@ -45,7 +21,7 @@ def train(folder, ranks, *flags, steps=8, taken=None, noise=0.0, rate=0.3):
     if not out.exists():
         out.mkdir()
         Key.generate().write(out / "key")
-    codes, said = launch(ranks, run, out, steps, noise, rate, *flags)
+    codes, said = launch(SCRIPT, ranks, run, out, steps, noise, rate, *flags)
     assert codes == [0] * ranks, said
     assert Ledger.read(run / "ledger.jsonl").position == (taken or steps)
     found = [torch.load(out / f"rank{r}.pt") for r in range(ranks)]
@@ -77,10 +53,10 @@ def test_there_is_one_noise_of_the_stated_deviation(tmp_path, ranks):
 
 def test_losing_a_rank_ends_the_run_and_leaves_a_state_to_go_on_from(tmp_path):
     Key.generate().write(tmp_path / "key")
-    codes, said = launch(2, tmp_path / "run", tmp_path, 8, 0.0, 0.3, "die", 1, 3)
+    codes, said = launch(SCRIPT, 2, tmp_path / "run", tmp_path, 8, 0.0, 0.3, "die", 1, 3)
     assert codes[1] == -9, said
     assert codes[0] not in {0, -9}
     assert Ledger.read(tmp_path / "run" / "ledger.jsonl").position >= 3
-    codes, said = launch(2, tmp_path / "run", tmp_path, 8, 0.0, 0.3, "resume", tmp_path / "state")
+    codes, said = launch(SCRIPT, 2, tmp_path / "run", tmp_path, 8, 0.0, 0.3, "resume", tmp_path / "state")
     assert codes == [0, 0], said
     assert Ledger.read(tmp_path / "run" / "ledger.jsonl").position == 8
