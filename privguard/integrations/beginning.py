@@ -17,6 +17,7 @@ from privguard.integrations import manifest
 from privguard.integrations.private_run import PrivateRun
 from privguard.integrations.setting import Setting
 from privguard.records import Manifest
+from privguard.training import shards
 from privguard.training.clip import trainable
 from privguard.training.plan import Plan
 from privguard.training.step import Follower, check_optimizer
@@ -36,14 +37,8 @@ def start(plan: Plan, setting: Setting, *, loader: DataLoader[Any] | None = None
     ledgers: list[Ledger] = []
 
     def begin() -> tuple[Manifest, bytes]:
-        folder = setting.folder
-        if (folder / "run.json").exists():
-            raise ResumeError(
-                f"run={folder}: holds a run already; resume it (resume=True, resume_from_checkpoint=True), or name "
-                "a new folder"
-            )
+        require_no_run(setting.folder)
         setting.signing_key()  # what is missing shows before the folder is made
-        folder.mkdir(parents=True, exist_ok=True)
         streams = _fresh(setting)
         facts = manifest.describe(
             secrets.token_hex(8),
@@ -57,10 +52,7 @@ def start(plan: Plan, setting: Setting, *, loader: DataLoader[Any] | None = None
             if loader is None
             else manifest.commitment(loader, streams.child("data commitment").secret()),
         )
-        text = json.dumps(facts.to_json(), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
-        about = {"run": facts.run, "manifest": facts.digest(), "plan": plan.facts()}
-        ledgers.append(Ledger.create(folder / "ledger.jsonl", about))
-        durable.create(folder / "run.json", text.encode(), mode=0o644)
+        ledgers.append(write_public_files(setting.folder, facts))
         return facts, streams.secret()
 
     facts, secret = setting.ranks.from_lead(begin)
@@ -122,6 +114,25 @@ def open_snapshot(snapshot: Path, setting: Setting, *, min_step: int = 0) -> Sna
     return load(snapshot, setting.opening_key(), signer=setting.signers(), min_step=min_step)
 
 
+def require_no_run(folder: Path) -> None:
+    """Raise ResumeError where the folder holds a run."""
+    if (folder / "run.json").exists():
+        raise ResumeError(
+            f"run={folder}: holds a run already; resume it (resume=True, resume_from_checkpoint=True), or name a new "
+            "folder"
+        )
+
+
+def write_public_files(folder: Path, facts: Manifest) -> Ledger:
+    """Write ``run.json`` and a ledger that opens with its digest, and return the ledger."""
+    folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(facts.to_json(), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+    about = {"run": facts.run, "manifest": facts.digest(), "plan": facts.plan}
+    ledger = Ledger.create(folder / "ledger.jsonl", about)
+    durable.create(folder / "run.json", text.encode(), mode=0o644)
+    return ledger
+
+
 def read_manifest(folder: Path) -> Manifest:
     """The manifest of the run in ``folder``.
 
@@ -177,8 +188,10 @@ def _check_head(ledger: Ledger, head: str | None) -> None:
 
 
 def _restore(snapshot: Snapshot, setting: Setting) -> None:
-    setting.model.load_state_dict(dict(snapshot.weights))
-    setting.optimizer.load_state_dict(snapshot.optimizer)
+    here = setting.model.state_dict()
+    weights = {name: shards.cut_like(value, here.get(name)) for name, value in snapshot.weights.items()}
+    setting.model.load_state_dict(weights)
+    setting.optimizer.load_state_dict(shards.cut_state(snapshot.optimizer, setting.optimizer.param_groups))
     for name, thing in setting.also.items():
         thing.load_state_dict(snapshot.extra[name])
 

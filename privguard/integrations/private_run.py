@@ -7,6 +7,7 @@ Every wrapper (the plain loop, accelerate, transformers) is a thin shell around 
 
 import contextlib
 import weakref
+from dataclasses import replace
 from pathlib import Path
 from typing import final
 
@@ -19,6 +20,7 @@ from privguard.errors import PrivacyError
 from privguard.integrations import sealed_state
 from privguard.integrations.setting import Setting
 from privguard.records import Claim, Manifest
+from privguard.training import shards
 from privguard.training.clip import trainable
 from privguard.training.plan import Plan
 from privguard.training.step import Follower, PrivateStep
@@ -114,7 +116,9 @@ class PrivateRun:
             )
         if isinstance(self._ledger, Follower):
             raise PrivacyError("claim: only the leading process holds the ledger; ask for it where rank == 0")
-        return spent(self._ledger.spent(), delta=self.plan.delta, relation=self.plan.relation)
+        plan = self.plan
+        claim = spent(self._ledger.spent(), delta=plan.delta, relation=plan.relation, unit=plan.unit)
+        return replace(claim, unproven=self.manifest.unproven)
 
     def save(self) -> Path:
         """Seal a snapshot of everything that resuming needs; the ones before the last two are removed."""
@@ -135,19 +139,19 @@ class PrivateRun:
         Raises:
             OSError: the disk is full, or the folder cannot be made; nothing is left behind.
         """
-        generators = self._setting.ranks.gather(sealed_state.generators())
-        ledger = self._ledger
+        setting, ledger = self._setting, self._ledger
+        generators = setting.ranks.gather(sealed_state.generators())
+        weights, optimizer = shards.whole(setting.model.state_dict()), shards.whole(setting.optimizer.state_dict())
         if isinstance(ledger, Follower):
             return
         path.parent.mkdir(parents=True, exist_ok=True)
-        setting = self._setting
         snapshot = Snapshot(
             run=self.manifest.run,
             step=self.taken,
             ledger_head=ledger.head,
             ledger_size=ledger.size,
-            weights=setting.model.state_dict(),
-            optimizer=setting.optimizer.state_dict(),
+            weights=weights,
+            optimizer=optimizer,
             generators={"ranks": generators, "streams": self._streams.secret()},
             extra={name: thing.state_dict() for name, thing in setting.also.items()},
         )
