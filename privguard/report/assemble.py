@@ -14,7 +14,7 @@ from privguard.accounting.ledger import Ledger
 from privguard.errors import TamperedError
 from privguard.records import Claim, Manifest, Relation, Unit
 from privguard.report import evidence, holdings, statement, supports
-from privguard.report.evidence import Judge
+from privguard.report.evidence import Evidence, Judge
 from privguard.report.record import Figure, Report
 
 
@@ -35,6 +35,34 @@ class Sources:
     judge: Judge | None = None
 
 
+@final
+@dataclass(frozen=True, kw_only=True)
+class Priced:
+    """The core of a report: what was spent, and what in the evidence speaks against it."""
+
+    manifest: Manifest
+    history: History
+    claim: Claim | None
+    files: list[str]
+    evidence: Evidence
+    contradictions: tuple[str, ...]
+
+
+def price(folder: Path, *, judge: Judge | None = None) -> Priced:
+    """Price the ledger of a run folder and hold its evidence against it; raises as :func:`assemble` does."""
+    manifest, history = _run(folder)
+    claim, files, inside = _claim(manifest, history), holdings.covered(folder), holdings.EVIDENCE + "/"
+    found = evidence.read(folder, [name for name in files if name.startswith(inside)], judge=judge)
+    return Priced(
+        manifest=manifest,
+        history=history,
+        claim=claim,
+        files=files,
+        evidence=found,
+        contradictions=tuple(evidence.contradictions(claim, history.spent(), found.findings)),
+    )
+
+
 def assemble(folder: str | os.PathLike[str], *, sources: Sources | None = None) -> Report:
     """Read a run folder and price its ledger.
 
@@ -44,18 +72,16 @@ def assemble(folder: str | os.PathLike[str], *, sources: Sources | None = None) 
         FileNotFoundError: the folder has no manifest.
     """
     folder, sources = Path(folder), sources or Sources()
-    manifest, history = _run(folder)
-    events, claim = history.spent(), _claim(manifest, history)
+    priced = price(folder, judge=sources.judge)
+    manifest, history, claim, found = priced.manifest, priced.history, priced.claim, priced.evidence
+    events = history.spent()
     profile = [] if claim is None else privacy_profile(events, claim=claim)
-    names = holdings.covered(folder)
-    inside = holdings.EVIDENCE + "/"
-    found = evidence.read(folder, [name for name in names if name.startswith(inside)], judge=sources.judge)
-    checkpoints = tuple(holdings.checkpoints(folder, names))
+    checkpoints = tuple(holdings.checkpoints(folder, priced.files))
     return Report(
         manifest=manifest,
         data_name=sources.data_name,
         claim=claim,
-        contradictions=tuple(evidence.contradictions(claim, events, found.findings)),
+        contradictions=priced.contradictions,
         summary=_summary(claim, profile),
         figures=_figures(claim),
         curve=_curve(events, claim),

@@ -129,7 +129,8 @@ def _mark_claim(name: str, value: Mapping[str, Any], judge: Judge | None) -> Mar
         return MarkClaim(name=name, suspect=suspect)
     judged = _canon.to_json(judge(envelope))
     given: dict[str, Any] = {each: judged[each] for each in _JUDGED}
-    return MarkClaim(name=name, suspect=suspect, **{**given, "basis": tuple(given["basis"])})
+    given["basis"] = tuple(given["basis"])
+    return MarkClaim(name=name, suspect=suspect, **given)
 
 
 def _json(path: Path) -> dict[str, Any] | None:

@@ -3,7 +3,7 @@
 import io
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from privguard.report.statement import percent, upward
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _INK, _LINE, _SOFT = "#010203", "#040506", "#070809"  # stand-ins that are exchanged for the page's own colours
-_STYLE = {"svg.fonttype": "none", "svg.hashsalt": "privguard", "font.family": "sans-serif", "font.size": 11}
+_STYLE: Any = {"svg.fonttype": "none", "svg.hashsalt": "privguard", "font.family": "sans-serif", "font.size": 11}
 
 
 def epsilon_curve(points: Sequence[tuple[int, float]]) -> str:
@@ -37,8 +37,15 @@ def trade_off(points: Sequence[tuple[float, float]]) -> str:
         figure, axes = _blank()
         axes.loglog(rates, rates, color=_SOFT, linewidth=1.5, linestyle="--")
         axes.loglog(rates, highest, color=_LINE, linewidth=2)
-        axes.annotate("any attack, at most", (rates[8], highest[8]), (0, 8), textcoords="offset points", color=_LINE)
-        axes.annotate("guessing", (rates[14], rates[14]), (14, -4), textcoords="offset points", color=_SOFT)
+        axes.annotate(
+            "any attack, at most",
+            (rates[12], highest[12]),
+            (-8, 6),
+            textcoords="offset points",
+            ha="right",
+            color=_LINE,
+        )
+        axes.annotate("guessing", (rates[14], rates[14]), (8, -8), textcoords="offset points", color=_SOFT)
         axes.set(xlabel="falsely accused", ylabel="members found", xlim=(rates[0], 1), ylim=(rates[0], 1))
         label = (
             f"No attack finds more than {percent(highest[10])} of the members while it falsely accuses "

@@ -62,7 +62,9 @@ def check(envelope: Envelope, *, by: Sequence[Identity] = ()) -> tuple[Statement
         TamperedError: none of them signed it, or it is not a report.
     """
     if len(envelope.signatures) != 1:
-        raise TamperedError(f"signatures={len(envelope.signatures)}: expected one; each signer signs a file of their own")
+        raise TamperedError(
+            f"signatures={len(envelope.signatures)}: expected one; each signer signs a file of their own"
+        )
     said, signer = statement.verify_any(envelope, by=by or [_names_itself(envelope)])
     if said.predicate_type != PREDICATE_TYPE:
         raise TamperedError(f"predicateType={said.predicate_type!r}: expected {PREDICATE_TYPE}, a signed ε report")

@@ -4,7 +4,6 @@
 in its own history, and last it prices the ledger again: a signer who wrote less than the ledger costs is found too.
 """
 
-import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from privguard.attest.statement import Identity, Statement
 from privguard.errors import LedgerError, PrivguardError, SealError, TamperedError
 from privguard.records import Claim, Record
 from privguard.report import evidence, holdings, sign
-from privguard.report.assemble import assemble
+from privguard.report.assemble import price
 from privguard.report.record import Report
 
 _AGAIN = 1e-3  # of ε: what another version of the accountant may differ by (privguard.accounting.accountant._CONVERGED)
@@ -201,10 +200,10 @@ def _less(signed: Claim, priced: Claim) -> bool:
 
 def _priced_again(report: Report, folder: Path) -> Iterator[Change]:
     """Where the signed report says less than its own ledger and evidence do."""
-    again = assemble(folder)
-    if json.loads((folder / holdings.MANIFEST).read_bytes()) != report.manifest.to_json():
+    again = price(folder)
+    if again.manifest != report.manifest:
         yield Change(holdings.MANIFEST, "is not the manifest in the signed report")
-    if (again.ledger_head, again.ledger_lines) != (report.ledger_head, report.ledger_lines):
+    if (again.history.head, again.history.size) != (report.ledger_head, report.ledger_lines):
         yield Change(holdings.LEDGER, "is not the ledger that the signed report names")
     if (again.claim is None) != (report.claim is None):
         yield Change(sign.SIGNED, "gives a claim to a run that has none, or none to one that has")

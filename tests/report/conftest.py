@@ -1,23 +1,22 @@
 """Run folders to report on: a small private run with an audit, a journal and a signature."""
 
-import json
 import shutil
 import sys
 from pathlib import Path
 
 import pytest
 
+sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "integrations"))
 
+from reported import finding, keep, sign_report
 from small import SmallRun, small_plan
 
 from privguard.attest.journal import Journal
 from privguard.attest.statement import SigningKey
 from privguard.checkpoint.key import Key
 from privguard.checkpoint.watch import recorded_in
-from privguard.records import Finding, Outcome
-from privguard.report import render, sign
-from privguard.report.assemble import Sources, assemble
+from privguard.report.assemble import assemble
 
 
 @pytest.fixture(scope="session")
@@ -40,28 +39,22 @@ def folder(trained, tmp_path):
 
 
 @pytest.fixture(scope="session")
+def report(trained):
+    """The report on the run as it was trained."""
+    return assemble(trained / "run")
+
+
+@pytest.fixture(scope="session")
 def officer():
     return SigningKey.generate()
 
 
+@pytest.fixture(scope="session")
+def signed_once(trained, officer, tmp_path_factory):
+    return sign_report(Path(shutil.copytree(trained / "run", tmp_path_factory.mktemp("signed") / "run")), officer)
+
+
 @pytest.fixture
-def signed(folder, officer):
-    """The copy, reported and signed."""
-    return sign_report(folder, officer)
-
-
-def sign_report(folder, by, **sources):
-    report = assemble(folder, sources=Sources(**sources))
-    render.write(report, folder)
-    sign.sign(report, folder, by=by).write(folder / sign.SIGNED)
-    return folder
-
-
-def finding(low, **changes):
-    facts = {"delta": 1e-3, "confidence": 0.95, "method": "one-run", "outcome": Outcome.UNINFORMATIVE, "cap": 1.5}
-    return Finding(epsilon_low=low, **{**facts, **changes})
-
-
-def keep(folder, record, name="audit.json"):
-    (folder / "evidence").mkdir(exist_ok=True)
-    (folder / "evidence" / name).write_text(json.dumps(record.to_json()))
+def signed(signed_once, tmp_path):
+    """A copy of the run, reported and signed, to take apart."""
+    return Path(shutil.copytree(signed_once, tmp_path / "signed"))
