@@ -15,7 +15,7 @@ from privguard.errors import TamperedError
 from privguard.records import Claim, Finding, Outcome, Record, Verdict
 from privguard.report import record
 from privguard.report.record import Access, Act, Checkpoint, MarkClaim
-from privguard.report.statement import upward
+from privguard.report.statement import downward, upward
 
 Judge = Callable[[Envelope], Record]
 """Decides about a bundle of mark evidence, as ``privguard.watermark.evidence.verify`` does with a reader's trust."""
@@ -71,8 +71,8 @@ def contradictions(claim: Claim | None, events: Events, findings: Sequence[Findi
 
 def _contradiction(claim: Claim | None, events: Events, finding: Finding) -> str | None:
     shown = (
-        f"{finding.method}: an attack showed ε ≥ {finding.epsilon_low:.3f} at δ = {finding.delta:g} with confidence "
-        f"{finding.confidence:.1%}"
+        f"{finding.method}: an attack showed ε ≥ {downward(finding.epsilon_low)} at δ = {finding.delta:g} with "
+        f"confidence {100 * finding.confidence:.1f} %"
     )
     if claim is not None and finding.settings.get("unit", claim.unit) == claim.unit:
         allowed = epsilon(events, delta=finding.delta, relation=claim.relation)
