@@ -26,8 +26,7 @@ def to_card(report: Report, *, name: str = "", licence: str = "") -> str:
         "card.md.j2",
         report=report,
         title=title,
-        whose=facts.whose(report),
-        attacked=facts.attacked(report),
+        **facts.sentences(report),
     )
     return f"---\n{data.to_yaml()}\n---\n\n{text}"
 

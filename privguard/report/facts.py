@@ -1,5 +1,6 @@
 """The rows of the report's tables: what another accountant needs to price the run again, and what its ε rests on."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,7 +12,7 @@ Rows = list[tuple[str, str]]
 """(name, value) pairs, both meant for people."""
 
 _RELATIONS = {Relation.ADD_OR_REMOVE_ONE: "adding or removing one", Relation.REPLACE_ONE: "replacing one by another"}
-_PROTECTED = {Unit.EXAMPLE: "each single training example", Unit.USER: "each person's whole contribution"}
+_PROTECTED = {Unit.EXAMPLE: "a single training example", Unit.USER: "a person's whole contribution"}
 _SHOWN_RATES = (1e-4, 1e-3, 1e-2, 1e-1)
 
 
@@ -65,6 +66,16 @@ def whose(report: Report) -> str:
     return f"{name}. Records: {count}. What is protected is {_PROTECTED[Unit(report.manifest.plan['unit'])]}."
 
 
+def protects(report: Report) -> str:
+    """Against whom the claim protects, in one sentence."""
+    if report.claim is None or not math.isfinite(report.claim.epsilon):
+        return "nothing. There is no guarantee."
+    return (
+        "anybody who sees what was published, whatever else they know, and tries to find out whether "
+        f"{_PROTECTED[report.claim.unit]} was used: their odds are bounded as above."
+    )
+
+
 def attacked(report: Report) -> str:
     """What the audits found, in one sentence; that none contradicts the claim is never called a proof."""
     if report.contradictions:
@@ -77,6 +88,11 @@ def attacked(report: Report) -> str:
         f"{len(report.findings)} audited figures, none above the claim. The highest shows ε ≥ "
         f"{downward(best.epsilon_low)} ({best.method}). {able} of them could have refuted it; an audit never confirms."
     )
+
+
+def sentences(report: Report) -> dict[str, str]:
+    """The three sentences above, by the names under which the templates know them."""
+    return {"whose": whose(report), "protects": protects(report), "attacked": attacked(report)}
 
 
 def figures(report: Report) -> list[tuple[str, str, str]]:

@@ -19,7 +19,7 @@ def to_json(report: Report) -> str:
 
 def to_markdown(report: Report) -> str:
     """The report as Markdown, for a pull request or a repository."""
-    return page("report.md.j2", report=report, **_sentences(report))
+    return page("report.md.j2", report=report, **facts.sentences(report))
 
 
 def to_html(report: Report) -> str:
@@ -29,7 +29,7 @@ def to_html(report: Report) -> str:
         report=report,
         curve=plot.epsilon_curve(report.curve) if report.curve else "",
         trade_off=plot.trade_off(report.trade_off) if report.trade_off else "",
-        **_sentences(report),
+        **facts.sentences(report),
     )
 
 
@@ -57,10 +57,6 @@ def page(name: str, **values: Any) -> str:
         "cell": _cell,
     }
     return pages.get_template(name).render(facts=facts, **values)
-
-
-def _sentences(report: Report) -> dict[str, str]:
-    return {"whose": facts.whose(report), "attacked": facts.attacked(report)}
 
 
 def _sized(size: int) -> str:

@@ -193,7 +193,7 @@ def test_a_run_whose_unit_is_a_person_is_reported_as_one(report, tmp_path):
     of_people = assemble(tmp_path)
     assert of_people.claim.unit is Unit.USER
     assert "all examples of one person together" in of_people.summary[0]
-    assert "each person's whole contribution" in render.to_markdown(of_people)
+    assert "a person's whole contribution" in render.to_markdown(of_people)
 
 
 def test_a_report_is_read_back_as_it_was_written(report):

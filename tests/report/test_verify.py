@@ -31,6 +31,7 @@ def test_what_was_signed_holds_and_says_what_it_holds(signed, officer):
     assert held.files == len(holdings.covered(signed)) + 3
     assert verify(signed / "report.html", signers=[officer.identity]) == held
     assert "nobody was named" in verify(signed).notes[0]
+    assert "without an access journal" in verify(signed, signers=[officer.identity], journal="any").notes[0]
 
 
 def test_a_p256_key_signs_as_well(folder):
