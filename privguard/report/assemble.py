@@ -3,7 +3,7 @@
 import json
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import final
 
@@ -116,9 +116,12 @@ def _run(folder: Path) -> tuple[Manifest, History]:
 
 
 def _claim(manifest: Manifest, history: History) -> Claim | None:
+    """The claim under the relation and for the unit that the run was planned with."""
+    if manifest.insecure:
+        return None
     plan = manifest.plan
-    relation, unit = Relation(plan["relation"]), Unit(plan["unit"])
-    return None if manifest.insecure else spent(history, delta=plan["delta"], relation=relation, unit=unit)
+    claim = spent(history, delta=plan["delta"], relation=Relation(plan["relation"]), unit=Unit(plan["unit"]))
+    return replace(claim, unproven=manifest.unproven)
 
 
 def _summary(claim: Claim | None, profile: statement.Profile) -> tuple[str, ...]:

@@ -11,11 +11,10 @@ from reported import finding, keep
 from scipy.stats import norm
 from small import SmallRun, small_plan
 
-from privguard.accounting.ledger import Ledger
 from privguard.attest.statement import SigningKey, Statement
 from privguard.attest.statement import sign as signed_by
 from privguard.errors import LedgerError, TamperedError
-from privguard.records import Digest, Manifest, Outcome, Unit
+from privguard.records import Digest, Manifest, Outcome, Relation, Unit
 from privguard.report import render, statement, supports
 from privguard.report.assemble import Sources, assemble
 from privguard.report.record import Report
@@ -185,15 +184,19 @@ def test_a_checkpoint_in_clear_is_shown_as_one(folder):
     assert "not sealed" in render.to_markdown(assemble(folder))
 
 
-def test_a_run_whose_unit_is_a_person_is_reported_as_one(report, tmp_path):
-    facts = replace(report.manifest, plan={**report.manifest.plan, "unit": "user"})
-    (tmp_path / "run.json").write_text(json.dumps(facts.to_json()))
-    with Ledger.create(tmp_path / "ledger.jsonl", {"manifest": facts.digest()}) as ledger:
-        ledger.reserve(small_plan().event(), times=6)
-    of_people = assemble(tmp_path)
-    assert of_people.claim.unit is Unit.USER
-    assert "all examples of one person together" in of_people.summary[0]
-    assert "a person's whole contribution" in render.to_markdown(of_people)
+def test_relation_and_unit_of_the_claim_are_the_plans(tmp_path):
+    """A replace-one claim costs more; reporting the other relation would understate it."""
+    run = SmallRun(tmp_path / "run")
+    private = run.start(small_plan(steps=2, relation=Relation.REPLACE_ONE, unit=Unit.USER))
+    run.go(private)
+    report = assemble(run.folder)
+    assert report.claim == private.claim()
+    assert report.claim.relation is Relation.REPLACE_ONE
+    assert report.claim.epsilon == report.claim.replace_one
+    assert report.curve[-1][1] == report.claim.epsilon
+    assert len(report.figures) == 1
+    assert "all examples of one person together" in report.summary[0]
+    assert "a person's whole contribution" in render.to_markdown(report)
 
 
 def test_a_report_is_read_back_as_it_was_written(report):
