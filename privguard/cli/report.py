@@ -87,7 +87,7 @@ def verify(
 
 
 @app.command()
-def schema() -> None:
+def schema(as_json: AsJson = False) -> None:  # noqa: ARG001 — it is JSON either way, and every command takes --json
     """Print the JSON Schema (2020-12) of report.json."""
     from privguard.report.schema import text
 
@@ -100,12 +100,14 @@ def card(
     name: Annotated[str, typer.Option(help="The model's name.")] = "",
     license_: Annotated[str, typer.Option("--license", help="The model's licence, as the hub names it.")] = "",
     data_name: DataName = "",
+    as_json: AsJson = False,
 ) -> None:
     """Print a model card with the report's essentials, with the metadata of the Hugging Face hub on top."""
     from privguard.report.assemble import Sources, assemble
     from privguard.report.card import to_card
 
-    sys.stdout.write(to_card(assemble(run, sources=Sources(data_name=data_name)), name=name, licence=license_))
+    text = to_card(assemble(run, sources=Sources(data_name=data_name)), name=name, licence=license_)
+    emit({"card": text}, as_json=as_json, lines=text.splitlines())
 
 
 @app.command()

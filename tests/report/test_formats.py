@@ -135,6 +135,7 @@ def test_schema_card_and_comparison_by_command(call, folder, tmp_path):
     assert call("card", folder, "--name", "letters", "--data-name", "Letters").stdout.startswith(
         "---\nmodel_name: letters"
     )
+    assert json.loads(call("card", folder, "--json").stdout)["card"] == call("card", folder).stdout
     call(folder)
     both = call("compare", folder, folder / "report.json", "--json", "--html", tmp_path / "both.html")
     assert json.loads(both.stdout)["incomparable"] == []
