@@ -56,7 +56,11 @@ def add(
 
 
 @app.command()
-def show(book: Place, data_set: Annotated[str | None, typer.Argument()] = None, as_json: AsJson = False) -> None:
+def show(
+    book: Place,
+    data_set: Annotated[str | None, typer.Argument(metavar="DATA_SET", help="One data set; all without it.")] = None,
+    as_json: AsJson = False,
+) -> None:
     """Show limits, what is spent over all runs, and what is left."""
     from privguard.accounting.book import Book
 
