@@ -131,5 +131,5 @@ def _verdict(one: "Theft") -> str:
 def _where(done: "Demonstration") -> list[str]:
     return [
         f"report    {done.page}",
-        f"evidence  {done.folder}/claim (privguard mark verify FILE --trust {done.folder}/claim/trust.json)",
+        f"evidence  {done.folder}/evidence (privguard mark verify FILE --trust {done.folder}/claim/trust.json)",
     ]

@@ -163,9 +163,9 @@ def challenge(stage: Stage, name: str, suspect: nn.Module, *, table: Table, unma
     table.notary.write(stage.folder / "claim" / "notary.json")  # it remembers which leaves are burned
     (stage.folder / "suspects").mkdir(exist_ok=True)
     safetensors.numpy.save_file(tensors, stage.folder / "suspects" / f"{name}.safetensors")
-    path = stage.folder / "claim" / f"{name}.evidence.json"
-    file.write(path)
+    path = stage.folder / "evidence" / f"mark-{name}.json"
     keep(_verdicts(name, proof), stage.folder, name=f"mark-{name}")
+    file.write(path)
     return Theft(
         suspect=name,
         accuracy=stage.accuracy(suspect),

@@ -47,9 +47,9 @@ def test_the_evidence_convinces_a_stranger(demonstration, privguard):
     trust = ("--trust", out / "claim" / "trust.json")
     for name, code in {"pruned": 0, "honest": 1}.items():
         suspect = ("--suspect", out / "suspects" / f"{name}.safetensors")
-        assert privguard("mark", "verify", out / "claim" / f"{name}.evidence.json", *trust, *suspect).code == code
+        assert privguard("mark", "verify", out / "evidence" / f"mark-{name}.json", *trust, *suspect).code == code
     other = ("--suspect", out / "suspects" / "honest.safetensors")
-    assert privguard("mark", "verify", out / "claim" / "pruned.evidence.json", *trust, *other).code == 3
+    assert privguard("mark", "verify", out / "evidence" / "mark-pruned.json", *trust, *other).code == 3
 
 
 def test_what_was_released_lies_sealed_beside_the_unmarked_model(demonstration):
