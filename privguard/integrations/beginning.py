@@ -35,13 +35,7 @@ def start(plan: Plan, setting: Setting, *, loader: DataLoader[Any] | None = None
     ledgers: list[Ledger] = []
 
     def begin() -> tuple[Manifest, bytes]:
-        folder = setting.folder
-        if (folder / "run.json").exists():
-            raise ResumeError(
-                f"run={folder}: holds a run already; resume it (resume=True, resume_from_checkpoint=True), or name "
-                "a new folder"
-            )
-        folder.mkdir(parents=True, exist_ok=True)
+        require_no_run(setting.folder)
         streams = _fresh(setting)
         facts = manifest.describe(
             secrets.token_hex(8),
@@ -55,10 +49,7 @@ def start(plan: Plan, setting: Setting, *, loader: DataLoader[Any] | None = None
             if loader is None
             else manifest.commitment(loader, streams.child("data commitment").secret()),
         )
-        text = json.dumps(facts.to_json(), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
-        about = {"run": facts.run, "manifest": facts.digest(), "plan": plan.facts()}
-        ledgers.append(Ledger.create(folder / "ledger.jsonl", about))
-        durable.create(folder / "run.json", text.encode(), mode=0o644)
+        ledgers.append(write_public_files(setting.folder, facts))
         return facts, streams.secret()
 
     facts, secret = setting.ranks.from_lead(begin)
@@ -115,6 +106,25 @@ def resume(plan: Plan, setting: Setting, *, snapshot: Path | None = None) -> Pri
 def open_snapshot(snapshot: Path, setting: Setting) -> Snapshot:
     """The content of a sealed snapshot."""
     return load(snapshot, setting.opening_key())
+
+
+def require_no_run(folder: Path) -> None:
+    """Raise ResumeError where the folder holds a run."""
+    if (folder / "run.json").exists():
+        raise ResumeError(
+            f"run={folder}: holds a run already; resume it (resume=True, resume_from_checkpoint=True), or name a new "
+            "folder"
+        )
+
+
+def write_public_files(folder: Path, facts: Manifest) -> Ledger:
+    """Write ``run.json`` and a ledger that opens with its digest, and return the ledger."""
+    folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(facts.to_json(), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+    about = {"run": facts.run, "manifest": facts.digest(), "plan": facts.plan}
+    ledger = Ledger.create(folder / "ledger.jsonl", about)
+    durable.create(folder / "run.json", text.encode(), mode=0o644)
+    return ledger
 
 
 def read_manifest(folder: Path) -> Manifest:

@@ -7,6 +7,7 @@ Every wrapper (the plain loop, accelerate, transformers) is a thin shell around 
 
 import contextlib
 import weakref
+from dataclasses import replace
 from pathlib import Path
 from typing import final
 
@@ -113,7 +114,9 @@ class PrivateRun:
             )
         if isinstance(self._ledger, Follower):
             raise PrivacyError("claim: only the leading process holds the ledger; ask for it where rank == 0")
-        return spent(self._ledger.spent(), delta=self.plan.delta, relation=self.plan.relation)
+        plan = self.plan
+        claim = spent(self._ledger.spent(), delta=plan.delta, relation=plan.relation, unit=plan.unit)
+        return replace(claim, unproven=self.manifest.unproven)
 
     def save(self) -> Path:
         """Seal a snapshot of everything that resuming needs; the ones before the last two are removed."""

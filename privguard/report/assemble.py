@@ -5,7 +5,7 @@ import json
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, final
 
@@ -13,7 +13,7 @@ from privguard.accounting.accountant import epsilon_curve, privacy_profile, spen
 from privguard.accounting.events import Events
 from privguard.accounting.ledger import Ledger
 from privguard.errors import TamperedError
-from privguard.records import Claim, Digest, Manifest, Record
+from privguard.records import Claim, Digest, Manifest, Record, Relation, Unit
 from privguard.report import statement
 
 
@@ -59,8 +59,8 @@ def assemble(folder: str | os.PathLike[str]) -> Report:
         raise TamperedError(
             f"{folder / 'run.json'}: the ledger was opened for another manifest; one of the two was changed"
         )
-    events, delta = history.spent(), manifest.plan["delta"]
-    claim = None if manifest.insecure else spent(events, delta=delta)
+    events = history.spent()
+    claim = None if manifest.insecure else _claim(manifest, events)
     profile = [] if claim is None else privacy_profile(events, claim=claim)
     findings, verdicts = _evidence(folder / "evidence")
     return Report(
@@ -84,6 +84,13 @@ def assemble(folder: str | os.PathLike[str]) -> Report:
     )
 
 
+def _claim(manifest: Manifest, events: Events) -> Claim:
+    """The claim under the relation and for the unit that the run was planned with."""
+    plan = manifest.plan
+    claim = spent(events, delta=plan["delta"], relation=Relation(plan["relation"]), unit=Unit(plan["unit"]))
+    return replace(claim, unproven=manifest.unproven)
+
+
 def _summary(claim: Claim | None, profile: statement.Profile) -> tuple[str, ...]:
     if claim is None:
         return (
@@ -100,7 +107,7 @@ def _summary(claim: Claim | None, profile: statement.Profile) -> tuple[str, ...]
 def _curve(events: Events, claim: Claim | None) -> tuple[tuple[int, float], ...]:
     if claim is None or not math.isfinite(claim.epsilon):
         return ()
-    return tuple(epsilon_curve(events, delta=claim.delta))
+    return tuple(epsilon_curve(events, delta=claim.delta, relation=claim.relation))
 
 
 def _evidence(folder: Path) -> tuple[tuple[dict[str, Any], ...], tuple[dict[str, Any], ...]]:

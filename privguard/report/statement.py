@@ -95,6 +95,7 @@ def not_covered(manifest: Manifest) -> Iterator[str]:
 
 def assumptions(manifest: Manifest) -> Iterator[str]:
     """What the claim rests on and no part of this report has checked."""
+    yield from manifest.unproven
     yield "Each record of the data set belongs to one unit of privacy, and no record was put in twice."
     yield (
         "The noise is drawn in float32; attacks on the last bits of floating-point noise (Mironov 2012) are "

@@ -19,7 +19,12 @@ def start(*command):
 
 @pytest.mark.parametrize(
     ("name", "said"),
-    [("text_classifier", "test accuracy"), ("language_model", "held-out loss"), ("accelerate_loop", "ε=")],
+    [
+        ("text_classifier", "test accuracy"),
+        ("language_model", "held-out loss"),
+        ("accelerate_loop", "ε="),
+        ("from_opacus", "gone on"),
+    ],
 )
 def test_a_recipe_ends_with_its_claim(name, said, tmp_path):
     out = start(sys.executable, "-W", "ignore", f"recipes/{name}.py", "--tiny", "--run", str(tmp_path / "run" / "a"))

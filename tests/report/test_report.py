@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "integrations"))
 from small import SmallRun, small_plan
 
 from privguard.errors import LedgerError, TamperedError
-from privguard.records import Finding, Manifest, Outcome
+from privguard.records import Finding, Manifest, Outcome, Relation, Unit
 from privguard.report import render, statement
 from privguard.report.assemble import assemble
 
@@ -150,6 +150,19 @@ def test_a_run_without_noise_is_reported_as_infinite(tmp_path):
     assert math.isinf(report.claim.epsilon)
     assert "no guarantee at all" in render.to_html(report)
     assert json.loads(render.to_json(report), parse_constant=pytest.fail)["claim"]["epsilon"] == "inf"
+
+
+def test_relation_and_unit_of_the_claim_are_the_plans(tmp_path):
+    """A replace-one claim costs more; reporting the other relation would understate it."""
+    run = SmallRun(tmp_path / "run")
+    private = run.start(small_plan(steps=2, relation=Relation.REPLACE_ONE, unit=Unit.USER))
+    run.go(private)
+    report = assemble(run.folder)
+    assert report.claim == private.claim()
+    assert report.claim.relation is Relation.REPLACE_ONE
+    assert report.claim.epsilon == report.claim.replace_one
+    assert report.curve[-1][1] == report.claim.epsilon
+    assert "all examples of one person together" in report.summary[0]
 
 
 def test_text_from_outside_is_escaped(folder):
