@@ -139,7 +139,7 @@ class Book:
         _check.count("times", times)
 
         def row(account: Account) -> Mapping[str, Any]:
-            _require_room(account, sha256, event, times)
+            _require_room(account, sha256, [(event, times)])
             first = account.runs[run].position if run in account.runs else 0
             block = {"event": events.to_json(event), "times": times, "first": first}
             return {"kind": "reserve", "run": run, "data_set": sha256, **block}
@@ -166,6 +166,25 @@ class Book:
 
         self._append(row)
         return self._account.runs[run].balance()
+
+    def held(self, run: str) -> int:
+        """Events that a run holds here, spent or open; 0 for a run that the book does not know."""
+        runs = self._fresh().runs
+        return runs[run].position if run in runs else 0
+
+    def require_within(self, sha256: str, *, unless: str = "") -> str:
+        """Check that what was reserved and spent still fits every limit; returns the head that this was true at.
+
+        A limit can be lowered while runs hold reservations. ``unless`` is a head known to be fine: while the book has
+        not moved on from it, nothing is priced again.
+
+        Raises:
+            BudgetExceededError: it does not fit any more.
+        """
+        account = self._fresh()
+        if account.head != unless:
+            _require_room(account, sha256, [])
+        return account.head
 
     def standing(self, sha256: str) -> Standing:
         """Where a data set stands now; ε is at its own limit's δ and relation, or its nearest granted ancestor's."""
@@ -271,12 +290,12 @@ def _replay(account: Account, seq: int, body: str, head: str) -> None:
         raise LedgerError(f"book, row {seq}: {error}") from error
 
 
-def _require_room(account: Account, sha256: str, event: "DpEvent", times: int) -> None:
+def _require_room(account: Account, sha256: str, more: "list[tuple[DpEvent, int]]") -> None:
     account.known(sha256)
     limits = account.limits_of(sha256)
     if not limits:
         raise BudgetExceededError(f"data set={sha256[:16]}…: nothing was granted; ask an officer for a grant")
-    after = [*account.spent(sha256), (event, times)]
+    after = [*account.spent(sha256), *more]
     for one, limit in limits.items():
         epsilon = _epsilon(after, limit)
         if epsilon > limit.epsilon:

@@ -30,6 +30,7 @@ from torch.utils.data import DataLoader, RandomSampler
 from privguard.checkpoint.key import To
 from privguard.errors import PrivacyError, ResumeError
 from privguard.integrations import beginning
+from privguard.integrations.charge import BookOrPlace, Charge
 from privguard.integrations.private_run import PrivateRun
 from privguard.integrations.setting import Setting, as_list
 from privguard.integrations.underway import Underway
@@ -63,13 +64,15 @@ _ENVIRONMENT = {  # what `accelerate launch` sets, and a CPU run ignores
 class PrivateAccelerator(Accelerator):
     """An ``accelerate.Accelerator`` for training under ε."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 — what a person decides about a run, each with a name
         self,
         *,
         plan: Plan,
         run: str | os.PathLike[str],
         seal_to: To,
         key: Any = None,
+        book: BookOrPlace = None,
+        data_set: str | None = None,
         insecure_seed: int | None = None,
         **accelerator: Any,
     ) -> None:
@@ -80,6 +83,9 @@ class PrivateAccelerator(Accelerator):
             run: folder of this run.
             seal_to: who can open the checkpoints: recipients, keys, or paths of their files.
             key: opens checkpoints, for :meth:`load_state`; by default a key file among ``seal_to``.
+            book: the team's budget book, or its place, in which the run is reserved before it starts; give it again
+                when resuming.
+            data_set: with a book, the SHA-256 under which the data set stands in it.
             insecure_seed: repeatable sampler and noise, for tests and figures; such a run has no claim.
             **accelerator: the other arguments of ``Accelerator``, unchanged.
 
@@ -100,6 +106,7 @@ class PrivateAccelerator(Accelerator):
         super().__init__(**accelerator)
         self.plan = plan
         self._folder, self._seal_to, self._key, self._seed = Path(run), as_list(seal_to), key, insecure_seed
+        self._budget = (book, data_set)
         self._setting: Setting | None = None
         self._private: Underway | None = None
         self._open: PhysicalBatch | None = None
@@ -250,6 +257,7 @@ class PrivateAccelerator(Accelerator):
             insecure_seed=self._seed,
             speed=Speed(physical_batch=loader.batch_size),
             ranks=Ranks.current(),
+            charge=Charge.to(*self._budget),
         )
 
     def _begun(self) -> Underway:
