@@ -12,6 +12,7 @@ import secrets
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, final
 
@@ -140,9 +141,7 @@ class Book:
 
         def row(account: Account) -> Mapping[str, Any]:
             _require_room(account, sha256, [(event, times)])
-            first = account.runs[run].position if run in account.runs else 0
-            block = {"event": events.to_json(event), "times": times, "first": first}
-            return {"kind": "reserve", "run": run, "data_set": sha256, **block}
+            return _block(run, sha256, event, times, account)
 
         first: int = self._append(row)["first"]
         return range(first, first + times)
@@ -185,6 +184,22 @@ class Book:
         if account.head != unless:
             _require_room(account, sha256, [])
         return account.head
+
+    def take_over(self, run: str, sha256: str, ledger: History) -> Balance:
+        """Enter a run that was not reserved here, from its ledger: what it spent counts from now on, also past a limit.
+
+        It has happened, so it is never refused; whatever comes after is. What the book holds of the run already is not
+        counted again, so a second call, and a call after a broken one, add only what is new.
+
+        Raises:
+            ValueError: the run stands in the book under another data set.
+        """
+        known = self.held(run)
+        for event, times in ledger.spent():
+            new, known = max(0, times - known), max(0, known - times)
+            if new:
+                self._append(partial(_block, run, sha256, event, new))
+        return self.settle(run, ledger.position, ledger=ledger)
 
     def standing(self, sha256: str) -> Standing:
         """Where a data set stands now; ε is at its own limit's δ and relation, or its nearest granted ancestor's."""
@@ -288,6 +303,14 @@ def _replay(account: Account, seq: int, body: str, head: str) -> None:
         account.apply(body.encode(), row)
     except (ValueError, KeyError, TypeError, PrivguardError) as error:
         raise LedgerError(f"book, row {seq}: {error}") from error
+
+
+def _block(run: str, sha256: str, event: "DpEvent", times: int, account: Account) -> Mapping[str, Any]:
+    """The row that sets the next events of a run aside."""
+    account.known(sha256)
+    first = account.runs[run].position if run in account.runs else 0
+    block = {"event": events.to_json(event), "times": times, "first": first}
+    return {"kind": "reserve", "run": run, "data_set": sha256, **block}
 
 
 def _require_room(account: Account, sha256: str, more: "list[tuple[DpEvent, int]]") -> None:

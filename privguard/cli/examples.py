@@ -48,6 +48,9 @@ ledger budget show team.db
 ledger budget show team.db patients.parquet --json
 ledger budget set team.db patients.parquet --epsilon 2 --reason 'study 7 is over'
 ledger budget grant team.db patients.parquet --epsilon 3 --delta 1e-5 --key officer.pem --reason 'study 7'
+ledger budget settle team.db runs/crashed
+ledger budget settle team.db 5f0c19aa3b7d2e64 --lost
+ledger budget import team.db patients.parquet runs/before-the-book
 journal show access.jsonl
 journal verify access.jsonl --trust journal.pem.pub --size 41 --head 9f2c…
 """.splitlines()
