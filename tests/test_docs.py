@@ -82,7 +82,7 @@ def run(block, names):
         console(block.body)
     elif block.language == "diff":
         new = [line[1:] for line in block.body.splitlines() if not line.startswith("-")]
-        ast.parse(textwrap.dedent("\n".join(new)))
+        ast.parse(textwrap.dedent("\n".join(new)).replace("…", ""))
     elif block.language in {"json", "toml"}:
         {"json": json.loads, "toml": tomllib.loads}[block.language](block.body)
     else:
