@@ -141,6 +141,25 @@ def test_a_block_that_is_wrong_fails():
     run(Block(page, 1, "console", None, "$ privguard --version\nprivguard …\n"), {})
 
 
+def test_the_diffs_of_the_recipes_are_the_recipes():
+    """Kept and new lines stand in the recipe that is named before them, in this order."""
+    parts = re.split(r"^`(recipes/\w+\.py)`", (ROOT / "docs" / "how-to.md").read_text(), flags=re.MULTILINE)
+    held = 0
+    for name, said in zip(parts[1::2], parts[2::2], strict=True):
+        recipe = bare((ROOT / name).read_text())
+        for block in (found for found in BLOCK.finditer(said) if (found["info"] or "").strip() == "diff"):
+            for line in (line[1:] for line in block["body"].splitlines() if not line.startswith("-")):
+                assert bare(line) in recipe, f"{name}: {line}"
+                recipe = recipe[recipe.index(bare(line)) :]
+                held += 1
+    assert held > 20
+
+
+def bare(code):
+    """Code without spaces, line ends, and the marks at changed lines."""
+    return re.sub(r"\s+", "", re.sub(r"#\s*$", "", code, flags=re.MULTILINE))
+
+
 def test_links_between_pages_lead_somewhere():
     for page in PAGES:
         for target in re.findall(r"\]\((?!https?:|mailto:|#)([^)#\s]+)", page.read_text(encoding="utf-8")):
