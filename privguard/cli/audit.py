@@ -202,14 +202,13 @@ def _keep(findings: Sequence[Finding], run: Path | None) -> None:
     """Leave findings where ``privguard report`` finds them; one above its claim then heads the report."""
     if run is None:
         return
-    if not (run / "run.json").exists():
-        raise typer.BadParameter(f"{run} is no run folder: it has no run.json", param_hint="--run")
-    (run / "evidence").mkdir(exist_ok=True)
-    for finding in findings:
-        name = f"audit-{finding.method.replace(' ', '-')}-{finding.digest()[:8]}.json"
-        (run / "evidence" / name).write_text(
-            json.dumps(finding.to_json(), indent=2, ensure_ascii=False), encoding="utf-8"
-        )
+    from privguard.integrations.evidence import keep
+
+    try:
+        for finding in findings:
+            keep([finding], run, name=f"audit-{finding.method}")
+    except FileNotFoundError as error:
+        raise typer.BadParameter(str(error), param_hint="--run") from error
 
 
 def _flip(design: "Design", out: Path) -> str:

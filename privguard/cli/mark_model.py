@@ -89,6 +89,7 @@ def trust(
     chain: Annotated[int, typer.Option(help="The beacon's chain.")] = 2,
     log: Annotated[Path | None, typer.Option(help="JSON of a log's operator and witnesses.")] = None,
     verifier: Annotated[list[Path] | None, typer.Option(help="PEM public key of a verifier.")] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Write down whom you believe; every verdict rests on it, and nothing is taken from the evidence itself."""
     from privguard.attest.beacon import Beacon
@@ -110,7 +111,7 @@ def trust(
     found = Trust(authorities=tuple(authorities), beacons=tuple(beacons), verifiers=verifiers, log=trusted)
     output.write_text(json.dumps(found.to_json(), indent=2) + "\n", encoding="utf-8")
     counts = f"{len(authorities)} authorities, {len(beacons)} beacons, {len(verifiers)} verifiers"
-    emit(None, as_json=False, lines=[counts])
+    emit(found, as_json=as_json, lines=[counts])
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 import json
 import secrets
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from privguard.accounting.ledger import Ledger
 from privguard.checkpoint import durable
 from privguard.checkpoint.key import recipients
 from privguard.checkpoint.store import Snapshot, load
-from privguard.errors import LedgerError, ResumeError
+from privguard.errors import LedgerError, PrivacyError, ResumeError
 from privguard.integrations import manifest
 from privguard.integrations.private_run import PrivateRun
 from privguard.integrations.setting import Setting
@@ -30,7 +31,8 @@ def start(plan: Plan, setting: Setting, *, loader: DataLoader[Any] | None = None
         ResumeError: the folder holds a run already.
         NoRecipientError: nobody could open the checkpoints.
         SealError: there is no key to sign them with; the message says what to pass.
-        PrivacyError: the optimizer's parameters are not the model's.
+        PrivacyError: the optimizer's parameters are not the model's, or a run without a claim is charged to a book.
+        BudgetExceededError: the whole run does not fit the data set's budget; nothing was reserved or written.
     """
     to = recipients(setting.seal_to)
     check_optimizer(setting.optimizer, trainable(setting.model).values())
@@ -52,7 +54,9 @@ def start(plan: Plan, setting: Setting, *, loader: DataLoader[Any] | None = None
             if loader is None
             else manifest.commitment(loader, streams.child("data commitment").secret()),
         )
-        ledgers.append(write_public_files(setting.folder, facts))
+        if setting.charge is not None:
+            facts = replace(facts, data={**facts.data, "book": setting.charge.id})
+        ledgers.append(_opened(plan, setting, facts))
         return facts, streams.secret()
 
     facts, secret = setting.ranks.from_lead(begin)
@@ -68,7 +72,8 @@ def resume(plan: Plan, setting: Setting, *, snapshot: Path | None = None) -> Pri
 
     Raises:
         ResumeError: no run or no snapshot is there, the plan is another one, a seed is given to a run that has a
-            claim, or the ledger does not extend the snapshot.
+            claim, the budget book is another one, or the ledger does not extend the snapshot.
+        BudgetExceededError: what the run gave back when it stopped was given to others since.
         LedgerError: the ledger is missing, not what was written, or without the head that ``trust`` expects.
         TamperedError: the key does not open the snapshot, it was changed, or the run's own signer did not seal it.
         RollbackError: the snapshot is older than ``trust`` demands.
@@ -83,6 +88,7 @@ def resume(plan: Plan, setting: Setting, *, snapshot: Path | None = None) -> Pri
             f"insecure_seed={setting.insecure_seed}: this run was started without one and has a claim, which "
             "anybody who can repeat its noise would break; resume it without a seed"
         )
+    _require_same_book(setting, facts)
     state = open_snapshot(snapshot or _newest(setting), setting, min_step=setting.trust.min_step)
     ledgers: list[Ledger] = []
 
@@ -92,6 +98,8 @@ def resume(plan: Plan, setting: Setting, *, snapshot: Path | None = None) -> Pri
         _check_extends(ledger, state, facts)
         _check_head(ledger, setting.trust.expect_head)
         setting.signing_key()
+        if setting.charge is not None:
+            setting.charge.begin(facts.run, plan)
         clean = ledger.position == state.step
         return ledger.position, state.generators["streams"] if clean else _fresh(setting).secret()
 
@@ -107,6 +115,29 @@ def resume(plan: Plan, setting: Setting, *, snapshot: Path | None = None) -> Pri
             ledger.close()
         raise
     return run
+
+
+def _opened(plan: Plan, setting: Setting, facts: Manifest) -> Ledger:
+    """The run's new ledger; the whole run is reserved in the budget book first, and given back if no ledger is made."""
+    if setting.charge is None:
+        return write_public_files(setting.folder, facts)
+    if facts.insecure:
+        raise PrivacyError("insecure_seed: such a run has no guarantee, so no budget can hold it; leave book= out")
+    setting.charge.begin(facts.run, plan)
+    try:
+        return write_public_files(setting.folder, facts)
+    except BaseException:
+        setting.charge.cancel()
+        raise
+
+
+def _require_same_book(setting: Setting, facts: Manifest) -> None:
+    """A run that was charged to a book goes on being charged to it, and no other."""
+    own, given = facts.data.get("book"), setting.charge.id if setting.charge is not None else None
+    if own != given:
+        raise ResumeError(
+            f"book={given}: this run is charged to {own or 'no book'}; give the book= and data_set= that it began with"
+        )
 
 
 def open_snapshot(snapshot: Path, setting: Setting, *, min_step: int = 0) -> Snapshot:
