@@ -183,7 +183,7 @@ def _binomial_spread(values: NDArray[np.int64], trials: int, rate: float) -> flo
     total, variance = float(((values - trials * rate) ** 2).sum()), trials * rate * (1 - rate)
 
     def exponent(t: float) -> float:
-        return len(values) * float(special.logsumexp(chances + t * squares)) - t * total
+        return len(values) * float(np.logaddexp.reduce(chances + t * squares)) - t * total
 
     ends = ((0.0, 1 / variance), (-50 / variance, 0.0))
     least = min(float(optimize.minimize_scalar(exponent, bounds=end, method="bounded").fun) for end in ends)
