@@ -18,8 +18,9 @@ What was tried and did not help, or less than hoped:
   the full learning rate, and a noisier end of training.
 * Stacking by itself: 1.0 to 1.1 times faster than one model at a time. The gain is the hand-written backward pass, one
   fused update and one indexed gather per step.
-* The 5-fold blind baseline with DeLong's interval as it is: flags 6 of 100 random splits at a stated 1 in 100, because
-  folds share training records; Nadeau and Bengio's factor repairs it.
+* The blind baseline by 5-fold cross-validation: with DeLong's interval as it is, it flags 6 of 100 random splits at a
+  stated 1 in 100, because folds share training records; with Nadeau and Bengio's factor 0 to 2, and it finds a shift
+  of AUC .59 among 400 records 33 times in 100. Progressive validation is exact and finds it 47 times.
 """
 
 import argparse
@@ -44,7 +45,7 @@ from privguard.audit.attack import Evidence
 from privguard.audit.canary import count_right
 from privguard.audit.design import Bound, Design, Observed, judge
 from privguard.audit.reference import Schedule, draw_inclusion, train_references
-from privguard.audit.steps import StepDesign, observe, step_finding
+from privguard.audit.steps import StepDesign, Trace, observe, step_finding
 from privguard.integrations.audited_step import AuditedStep
 from privguard.records import Outcome
 from privguard.training.plan import Plan
@@ -356,35 +357,26 @@ def step_trace(design, factor):
     return trace
 
 
-class IdealStep:
-    """A correct step without any code of privguard's in it: the canaries that are in, plus NumPy's normals."""
-
-    def __init__(self, canaries: int, random: np.random.Generator) -> None:
-        self.canaries, self._random = canaries, random
-
-    def step(self, records):
-        noise = self._random.standard_normal(self.canaries)
-        return np.isin(np.arange(self.canaries), records) + 1.13 * noise
-
-
 def false_alarms() -> Rows:
     """Correct steps that fail a check: all checks together (Holm), σ 1.13, fresh coins, noise and sampling each time.
 
-    Ideal steps have NumPy's noise; privguard's step is the real clipper, ledger, noise and optimizer. With each trace
-    go 50 draws of the real sampler from 500 records, and the trace before it stands for another rank.
+    Ideal traces are NumPy's coins and normals; privguard's come from the real clipper, ledger, noise and optimizer.
+    With each trace go 50 draws of the real sampler from 500 records, and the trace before it stands for another rank.
     """
     rows: Rows = []
-    sizes = ((8, 12, 10_000), (100, 150, 10_000), (1_000, 200, 2_000))
-    for canaries, trials, runs in sizes:
+    for canaries, trials, runs in ((8, 12, 10_000), (100, 150, 10_000), (1_000, 200, 1_000)):
         random = np.random.default_rng(trials)
         rows.append(alarms("ideal", canaries, trials, runs, lambda design, r=random: ideal_trace(design, r)))
-    for canaries, trials, runs in ((100, 150, 1_000), (1_000, 200, 100)):
+    for canaries, trials, runs in ((100, 60, 1_000), (1_000, 200, 40)):
         rows.append(alarms("privguard's", canaries, trials, runs, lambda design: step_trace(design, 1.0)))
     return rows
 
 
 def ideal_trace(design, random):
-    return observe(IdealStep(design.canaries, random), design)
+    shape = design.trials, design.canaries
+    included = random.random(shape) < 0.5
+    sizes = included.sum(1) + random.integers(0, design.canaries, design.trials)
+    return Trace(included + 1.13 * random.standard_normal(shape), included, sizes)
 
 
 def alarms(name, canaries, trials, runs, trace_of) -> dict[str, object]:
@@ -603,18 +595,36 @@ def blind_baseline() -> Rows:
     shift = blind.blind_baseline(chunks[: 2 * half], members).record
     mixed = [str(chunk) for chunk in np.random.default_rng(0).permutation(chunks)[: 2 * half]]
     plain = blind.blind_baseline(mixed, members).record
-    flags = sum(
-        blind.blind_baseline(
-            np.random.default_rng(seed).standard_normal((400, 10)), np.arange(400) < 200
-        ).record.flagged
-        for seed in range(1_000)
-    )
-    limit = 0.01 + 3 * math.sqrt(0.01 * 0.99 / 1_000)
-    return [
+    rows: Rows = [
         {"split": "head against tail", "AUC": shift.auc.value, "flagged": shift.flagged, "ok": shift.flagged},
         {"split": "random chunks", "AUC": plain.auc.value, "flagged": plain.flagged, "ok": not plain.flagged},
-        {"split": "1,000 random splits of noise", "AUC": None, "flagged": flags / 1_000, "ok": flags / 1_000 <= limit},
     ]
+    limit = 0.01 + 3 * math.sqrt(0.01 * 0.99 / 1_000)
+    for name, draw in NOISE.items():
+        flags = sum(blind.blind_baseline(*draw(np.random.default_rng(seed))).record.flagged for seed in range(1_000))
+        rows.append(
+            {
+                "split": f"random, 1,000 times: {name}",
+                "AUC": None,
+                "flagged": flags / 1_000,
+                "ok": flags / 1_000 <= limit,
+            }
+        )
+    return rows
+
+
+def some_texts(random):
+    chances = 1 / np.arange(1, 301)
+    words = np.array([f"word{i}" for i in range(300)])
+    return [" ".join(random.choice(words, 20, p=chances / chances.sum())) for _ in range(60)]
+
+
+NOISE = {
+    "400 records of 10 normal numbers": lambda random: (random.standard_normal((400, 10)), np.arange(400) < 200),
+    "40 records of 60 normal numbers": lambda random: (random.standard_normal((40, 60)), np.arange(40) < 20),
+    "150 records of 5 bits, 30 members": lambda random: (random.random((150, 5)) < 0.1, np.arange(150) < 30),
+    "60 texts of 20 words": lambda random: (some_texts(random), np.arange(60) < 30),
+}
 
 
 def exposure() -> Rows:
