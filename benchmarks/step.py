@@ -92,7 +92,6 @@ class WithoutNoise(Private):
         clipped = NoisySum(self.clipper.take().gradients, 0.0)
         hand_over(self.parameters, clipped, denominator=self.case.batch)
         self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
 
 
 class Opacus:

@@ -27,8 +27,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, RandomSampler
 
+from privguard.checkpoint.key import To
 from privguard.errors import PrivacyError, ResumeError
-from privguard.integrations.private_run import PrivateRun, Setting, To, as_list
+from privguard.integrations import beginning
+from privguard.integrations.private_run import PrivateRun
+from privguard.integrations.setting import Setting, as_list
 from privguard.integrations.underway import Underway
 from privguard.records import Claim
 from privguard.training.batches import examples_of, to_device
@@ -170,7 +173,7 @@ class PrivateAccelerator(Accelerator):
         if self._private is not None or self._setting is None:
             raise ResumeError("load_state: call it after prepare and before the first batch")
         folder = Path(input_dir) if input_dir is not None else self._folder / "checkpoints" / "latest"
-        run = PrivateRun.resume(self.plan, self._setting, snapshot=folder / SEALED)
+        run = beginning.resume(self.plan, self._setting, snapshot=folder / SEALED)
         run.rewind_generators()
         self._private = self._underway(run)
 
@@ -253,7 +256,7 @@ class PrivateAccelerator(Accelerator):
         if self._private is None:
             if self._setting is None:
                 raise PrivacyError("no run: call prepare with model, optimizer and shuffled loader first")
-            self._private = self._underway(PrivateRun.start(self.plan, self._setting, loader=self._data))
+            self._private = self._underway(beginning.start(self.plan, self._setting, loader=self._data))
         return self._private
 
     def _underway(self, run: PrivateRun) -> Underway:

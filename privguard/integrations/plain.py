@@ -19,11 +19,14 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
+from privguard.checkpoint.key import To
 from privguard.errors import PrivacyError
+from privguard.integrations import beginning
 from privguard.integrations.interrupts import Interrupts
-from privguard.integrations.private_run import PrivateRun, Setting, Stateful, To
+from privguard.integrations.private_run import PrivateRun
 from privguard.integrations.probing import probed_clipper
 from privguard.integrations.progress import Meter
+from privguard.integrations.setting import Setting, Stateful, as_list
 from privguard.records import Claim
 from privguard.training.batches import PoissonLoader, check_rows, examples_of, to_device
 from privguard.training.plan import Plan, Speed
@@ -88,7 +91,7 @@ def privatize(  # noqa: PLR0913 — what a person decides about a run, each with
         clipper=probed.clipper,
         probed=probed.said,
         folder=Path(run),
-        seal_to=list(seal_to) if not isinstance(seal_to, str | os.PathLike) else [seal_to],
+        seal_to=as_list(seal_to),
         also=also or {},
         key=key,
         every=checkpoint_every,
@@ -96,7 +99,7 @@ def privatize(  # noqa: PLR0913 — what a person decides about a run, each with
         speed=speed or Speed(),
     )
     try:
-        private = PrivateRun.resume(plan, setting) if resume else PrivateRun.start(plan, setting, loader=train_loader)
+        private = beginning.resume(plan, setting) if resume else beginning.start(plan, setting, loader=train_loader)
     except BaseException:
         setting.clipper.close()
         raise

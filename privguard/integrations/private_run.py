@@ -1,92 +1,44 @@
 """One private run: plan, ledger, clipper, noise and sealed snapshots, kept in step with each other.
 
-Every wrapper (the plain loop, accelerate, transformers) is a thin shell around a :class:`PrivateRun`. The run folder
-holds ``run.json`` (public manifest), ``ledger.jsonl``, ``checkpoints/`` (sealed), ``evidence/`` and the report.
+Every wrapper (the plain loop, accelerate, transformers) is a thin shell around a :class:`PrivateRun`, which
+:mod:`privguard.integrations.beginning` makes. The run folder holds ``run.json`` (public manifest), ``ledger.jsonl``,
+``checkpoints/`` (sealed), ``evidence/`` and the report.
 """
 
 import contextlib
-import json
-import os
-import random
-import secrets
 import weakref
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias, final
-
-import numpy as np
-import torch
-from torch import nn
-from torch.optim import Optimizer
-from torch.utils.data import DataLoader
+from typing import final
 
 from privguard._random import Stream
 from privguard.accounting.accountant import spent
 from privguard.accounting.ledger import Ledger
-from privguard.checkpoint import durable
-from privguard.checkpoint.key import Key, Recipient, recipients
-from privguard.checkpoint.store import Snapshot, load, save
-from privguard.errors import PrivacyError, ResumeError, SealError
-from privguard.integrations import manifest
+from privguard.checkpoint.key import recipients
+from privguard.checkpoint.store import Snapshot, save
+from privguard.errors import PrivacyError
+from privguard.integrations import sealed_state
+from privguard.integrations.setting import Setting
 from privguard.records import Claim, Manifest
-from privguard.training.clip import Clipper, trainable
-from privguard.training.plan import Plan, Speed
-from privguard.training.ranks import Ranks
-from privguard.training.step import Follower, PrivateStep, check_optimizer
-
-To: TypeAlias = "Iterable[Recipient | Key | str | os.PathLike[str]]"
+from privguard.training.clip import trainable
+from privguard.training.plan import Plan
+from privguard.training.step import Follower, PrivateStep
 
 _KEPT = 2  # snapshots on disk: the newest, and one before it
 
 
-class Stateful(Protocol):
-    """Anything with torch's pair of state methods: a schedule, an average of weights."""
-
-    def state_dict(self) -> dict[str, Any]: ...  # noqa: D102
-    def load_state_dict(self, state_dict: dict[str, Any], /) -> object: ...  # noqa: D102
-
-
-@final
-@dataclass(frozen=True, kw_only=True)
-class Setting:
-    """What a run is made of besides its plan.
-
-    Attributes:
-        model: the module to train.
-        optimizer: any optimizer over exactly the model's trainable parameters.
-        clipper: its per-example clipper.
-        folder: the run folder.
-        seal_to: who can open the checkpoints: recipients, keys or paths of their files.
-        also: further state to keep in the snapshots, such as a schedule.
-        key: opens the snapshot to resume from; where None, the key files among ``seal_to`` are tried.
-        every: steps between snapshots; None takes a tenth of the run, 0 leaves saving to the wrapper.
-        insecure_seed: makes sampler and noise repeatable by anybody; such a run has no claim.
-        speed: settings without influence on privacy.
-        ranks: the processes that share the run.
-        probed: what was probed for cross-example leaks, in words for the report.
-    """
-
-    model: nn.Module
-    optimizer: Optimizer
-    clipper: Clipper
-    folder: Path
-    seal_to: To
-    also: Mapping[str, Stateful] = field(default_factory=dict[str, Stateful])
-    key: Key | str | os.PathLike[str] | None = None
-    every: int | None = None
-    insecure_seed: int | None = None
-    speed: Speed = field(default_factory=Speed)
-    ranks: Ranks = field(default_factory=Ranks)
-    probed: str = "nothing"
-
-
 @final
 class PrivateRun:
-    """A run that is under way; made by :meth:`start` or :meth:`resume`."""
+    """A run that is under way; ``came_from`` is the snapshot that it goes on from, where there is one."""
 
     def __init__(
-        self, plan: Plan, setting: Setting, *, facts: Manifest, ledger: Ledger | Follower, streams: Stream
+        self,
+        plan: Plan,
+        setting: Setting,
+        *,
+        facts: Manifest,
+        ledger: Ledger | Follower,
+        streams: Stream,
+        came_from: Snapshot | None = None,
     ) -> None:
         self.plan = plan
         self.manifest = facts
@@ -97,8 +49,8 @@ class PrivateRun:
         self._to = recipients(setting.seal_to)
         self._parameters = trainable(setting.model)
         self._every = max(1, plan.steps // 10) if setting.every is None else setting.every
-        self._saved = -1
-        self._generators: list[Any] = []  # of each rank, as the snapshot that the run came from found them
+        self._saved = -1 if came_from is None else came_from.step
+        self._generators = [] if came_from is None else came_from.generators["ranks"]  # of each rank
         self._step = PrivateStep(
             plan,
             clipper=setting.clipper,
@@ -109,104 +61,11 @@ class PrivateRun:
         )
         self._end = weakref.finalize(self, _end, self._step, ledger)
 
-    @classmethod
-    def start(cls, plan: Plan, setting: Setting, *, loader: DataLoader[Any] | None = None) -> "PrivateRun":
-        """Begin a run in a new folder.
-
-        Raises:
-            ResumeError: the folder holds a run already.
-            NoRecipientError: nobody could open the checkpoints.
-            PrivacyError: the optimizer's parameters are not the model's.
-        """
-        to = recipients(setting.seal_to)
-        check_optimizer(setting.optimizer, trainable(setting.model).values())
-        ledgers: list[Ledger] = []
-
-        def begin() -> tuple[Manifest, bytes]:
-            folder = setting.folder
-            if (folder / "run.json").exists():
-                raise ResumeError(
-                    f"run={folder}: holds a run already; resume it (resume=True, resume_from_checkpoint=True), or name "
-                    "a new folder"
-                )
-            folder.mkdir(parents=True, exist_ok=True)
-            streams = _fresh(setting)
-            facts = manifest.describe(
-                secrets.token_hex(8),
-                plan=plan,
-                model=setting.model,
-                clipper=setting.clipper,
-                probed=setting.probed,
-                recipients=to,
-                streams=streams,
-                commitment=None
-                if loader is None
-                else manifest.commitment(loader, streams.child("data commitment").secret()),
-            )
-            text = json.dumps(facts.to_json(), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
-            about = {"run": facts.run, "manifest": facts.digest(), "plan": plan.facts()}
-            ledgers.append(Ledger.create(folder / "ledger.jsonl", about))
-            durable.create(folder / "run.json", text.encode(), mode=0o644)
-            return facts, streams.secret()
-
-        facts, secret = setting.ranks.from_lead(begin)
-        setting.ranks.copy_from_lead(setting.model.state_dict().values())
-        return cls(plan, setting, facts=facts, ledger=_mine(ledgers, 0), streams=_stream(secret, setting))
-
-    @classmethod
-    def resume(cls, plan: Plan, setting: Setting, *, snapshot: Path | None = None) -> "PrivateRun":
-        """Go on with the run in the folder, from ``snapshot`` or else from its newest one.
-
-        After a clean stop the streams go on as if nothing had happened: same samples, same noise. After a crash the
-        ledger is ahead of the snapshot; what it reserved stays spent, and sampler and noise are keyed afresh.
-
-        Raises:
-            ResumeError: no run or no snapshot is there, the plan is another one, a seed is given to a run that has a
-                claim, or the ledger does not extend the snapshot.
-            LedgerError: the ledger is missing or not what was written.
-            TamperedError: the key does not open the snapshot, or it was changed.
-        """
-        check_optimizer(setting.optimizer, trainable(setting.model).values())
-        facts = read_manifest(setting.folder)
-        if facts.plan != plan.facts():
-            changed = sorted(name for name, value in plan.facts().items() if facts.plan.get(name) != value)
-            raise ResumeError(f"plan: {', '.join(changed)} differ from the run's own; a budget is planned once")
-        if setting.insecure_seed is not None and not facts.insecure:
-            raise ResumeError(
-                f"insecure_seed={setting.insecure_seed}: this run was started without one and has a claim, which "
-                "anybody who can repeat its noise would break; resume it without a seed"
-            )
-        state = cls.open(snapshot or _newest(setting), setting)
-        ledgers: list[Ledger] = []
-
-        def begin() -> tuple[int, bytes]:
-            ledger = Ledger.open(setting.folder / "ledger.jsonl")
-            ledgers.append(ledger)
-            _check_extends(ledger, state, facts)
-            clean = ledger.position == state.step
-            return ledger.position, state.generators["streams"] if clean else _fresh(setting).secret()
-
-        try:
-            position, secret = setting.ranks.from_lead(begin)
-            _restore(state, setting)
-            streams = _stream(secret, setting)
-            run = cls(plan, setting, facts=facts, ledger=_mine(ledgers, position), streams=streams)
-        except BaseException:
-            for ledger in ledgers:
-                ledger.close()
-            raise
-        run._saved = state.step
-        run._generators = state.generators["ranks"]
-        return run
-
-    @staticmethod
-    def open(snapshot: Path, setting: Setting) -> Snapshot:
-        """The content of a sealed snapshot."""
-        return load(snapshot, key_for(setting.seal_to, setting.key))
-
     def rewind_generators(self) -> None:
-        """Put the global generators where the snapshot that the run came from found them."""
-        _rewind(self._generators, self._setting)
+        """Put the global generators, which dropout and augmentation draw from, where the snapshot found them."""
+        rank = self._setting.ranks.rank
+        if rank < len(self._generators):
+            sealed_state.restore_generators(self._generators[rank])
 
     @property
     def sampler_source(self) -> Stream:
@@ -275,7 +134,7 @@ class PrivateRun:
         Raises:
             OSError: the disk is full, or the folder cannot be made; nothing is left behind.
         """
-        generators = self._setting.ranks.gather(_generators())
+        generators = self._setting.ranks.gather(sealed_state.generators())
         ledger = self._ledger
         if isinstance(ledger, Follower):
             return
@@ -311,113 +170,8 @@ class PrivateRun:
             self._setting.clipper.close()
 
 
-def read_manifest(folder: Path) -> Manifest:
-    """The manifest of the run in ``folder``.
-
-    Raises:
-        ResumeError: there is no run.
-    """
-    try:
-        return Manifest.from_json(json.loads((folder / "run.json").read_text()))
-    except FileNotFoundError:
-        raise ResumeError(
-            f"run={folder}: there is no run.json, so no run to go on with; start one without resume=True"
-        ) from None
-
-
-def _mine(ledgers: list[Ledger], position: int) -> Ledger | Follower:
-    """The ledger on the process that opened it, a follower of it on the others."""
-    return ledgers[0] if ledgers else Follower(position)
-
-
 def _end(step: PrivateStep, ledger: Ledger | Follower) -> None:
     """What an abandoned run still owes: the ledger says how far it came. Runs at garbage collection and at exit too."""
     with contextlib.suppress(OSError, ValueError):
         step.settle()
     ledger.close()
-
-
-def _fresh(setting: Setting) -> Stream:
-    if setting.insecure_seed is None:
-        return Stream.from_entropy("run")
-    return Stream.from_insecure_seed(setting.insecure_seed, "run")
-
-
-def _newest(setting: Setting) -> Path:
-    found = sorted((setting.folder / "checkpoints").glob("step-*.sealed"))
-    if not found:
-        raise ResumeError(
-            f"run={setting.folder}: there is no snapshot; what the ledger reserved is spent, start a new run"
-        )
-    return found[-1]
-
-
-def as_list(to: To) -> list[Any]:
-    """Recipients as a list, also where a single one was given."""
-    return [to] if isinstance(to, str | os.PathLike | Key | Recipient) else list(to)
-
-
-def key_for(seal_to: To, key: Any) -> Key:
-    """The key that opens a run's snapshots: ``key``, or the first one among ``seal_to``.
-
-    Raises:
-        ResumeError: there is none.
-    """
-    if key is not None:
-        return key if isinstance(key, Key) else Key.read(key)
-    for one in as_list(seal_to):
-        if isinstance(one, Key):
-            return one
-        if isinstance(one, str | os.PathLike):
-            with contextlib.suppress(SealError):
-                return Key.read(one)
-    raise ResumeError("key=None: the recipients can only seal; give the key that opens the run's snapshots")
-
-
-def _check_extends(ledger: Ledger, snapshot: Snapshot, facts: Manifest) -> None:
-    if snapshot.run != facts.run or ledger.facts.get("manifest") != facts.digest():
-        raise ResumeError(
-            f"run={facts.run}: manifest, ledger and snapshot belong to different runs; put back the run's own files"
-        )
-    if not ledger.extends(snapshot.ledger_head, snapshot.ledger_size):
-        raise ResumeError(
-            f"ledger={ledger.path}: does not extend the one that the snapshot of step {snapshot.step} was taken with; "
-            "it was replaced by an older or another one, put back the run's own"
-        )
-
-
-def _restore(snapshot: Snapshot, setting: Setting) -> None:
-    setting.model.load_state_dict(dict(snapshot.weights))
-    setting.optimizer.load_state_dict(snapshot.optimizer)
-    for name, thing in setting.also.items():
-        thing.load_state_dict(snapshot.extra[name])
-    _rewind(snapshot.generators["ranks"], setting)
-
-
-def _rewind(states: list[Any], setting: Setting) -> None:
-    if setting.ranks.rank < len(states):
-        _set_generators(states[setting.ranks.rank])
-
-
-def _stream(secret: bytes, setting: Setting) -> Stream:
-    return Stream(secret, "run", insecure=setting.insecure_seed is not None)
-
-
-def _generators() -> dict[str, Any]:
-    """State of the global generators, which dropout and augmentation draw from; sampler and noise never do."""
-    state: dict[str, Any] = {
-        "cpu": torch.get_rng_state(),
-        "python": random.getstate(),
-        "numpy": np.random.get_state(legacy=False),  # noqa: NPY002 — the global generator is what is to be kept
-    }
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state_all()
-    return state
-
-
-def _set_generators(state: dict[str, Any]) -> None:
-    torch.set_rng_state(state["cpu"])
-    random.setstate(state["python"])
-    np.random.set_state(state["numpy"])  # noqa: NPY002
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["cuda"])

@@ -4,7 +4,7 @@ import contextlib
 import math
 from bisect import bisect_left
 from collections.abc import Generator
-from typing import final
+from typing import Any, final
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -12,6 +12,8 @@ from torch import Tensor
 
 from privguard.accounting.accountant import epsilon_curve
 from privguard.training.plan import Plan
+
+_UNNOISED = ("loss", "grad_norm", "total_flos", "num_input_tokens_seen")
 
 
 @final
@@ -77,3 +79,8 @@ class SpentSoFar:
             self._curve = list(epsilon_curve([(plan.event(), plan.steps)], delta=plan.delta, points=20))
         points = [point for point, _ in self._curve]
         return self._curve[min(bisect_left(points, steps), len(points) - 1)][1]
+
+
+def public(values: dict[str, Any]) -> dict[str, Any]:
+    """Without the keys whose values depend on private examples and carry no noise."""
+    return {name: v for name, v in values.items() if name not in _UNNOISED and not name.startswith("train_")}

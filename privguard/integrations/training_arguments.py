@@ -5,7 +5,7 @@ nobody has thought about.
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from transformers import TrainingArguments
@@ -194,3 +194,21 @@ def page() -> str:
         *(f"| `{name}` | honoured |" for name in sorted(HONOURED)),
     ]
     return "\n".join(lines) + "\n"
+
+
+def refuse_scalar_loss(trainer: Mapping[str, Any]) -> None:
+    """Raise PrivacyError where Trainer is given a loss over the whole batch."""
+    if trainer.get("compute_loss_func") is not None:
+        raise PrivacyError(
+            "compute_loss_func: returns one number for the whole batch, which couples the examples; pass "
+            "per_example_loss, a function of (outputs, batch) that returns one loss for each example"
+        )
+
+
+def refuse_overlap(train: object, evaluation: object) -> None:
+    """Raise PrivacyError where the training set is the evaluation set."""
+    if evaluation is not None and evaluation is train:
+        raise PrivacyError(
+            "eval_dataset is train_dataset: metrics of private examples carry no noise, and selecting by them is not "
+            "covered by the claim; evaluate on other people's data"
+        )

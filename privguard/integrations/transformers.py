@@ -10,43 +10,37 @@ the *noisy* gradient where Trainer's optimizer finds it. Nothing un-noised reach
 removed from its logs.
 """
 
-import json
 import math
-import shutil
 import sys
-import tempfile
 from collections.abc import Hashable, Iterable
 from pathlib import Path
-from typing import Any, cast, final
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import Seq2SeqTrainer, Trainer, TrainingArguments
-from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import TrainOutput, get_last_checkpoint, rotate_checkpoints
-from transformers.utils.import_utils import is_datasets_available
 
 from privguard.accounting.calibrate import Budget
 from privguard.accounting.ledger import Ledger
-from privguard.errors import PrivacyError, TamperedError
-from privguard.integrations import training_arguments
+from privguard.checkpoint.key import To
+from privguard.errors import PrivacyError
+from privguard.integrations import beginning, trainer_checkpoint, training_arguments
 from privguard.integrations.fallback import clipper_for
 from privguard.integrations.heads import CHOICES, Head, PerExampleLoss, head_of, inputs_for
 from privguard.integrations.interrupts import Interrupts
-from privguard.integrations.private_run import PrivateRun, Setting, To, as_list, key_for
-from privguard.integrations.progress import SpentSoFar
+from privguard.integrations.progress import SpentSoFar, public
+from privguard.integrations.setting import Setting, as_list, key_for
+from privguard.integrations.trainer_checkpoint import SEALED, StepInTheSeal
 from privguard.integrations.underway import Underway
-from privguard.integrations.unit import Unit, plan_for
+from privguard.integrations.unit import Unit, has_columns, plan_for
 from privguard.records import Claim
 from privguard.training.batches import fetch
 from privguard.training.clip import Clipper
 from privguard.training.plan import Plan, Speed
 from privguard.training.probe import structure_of
 from privguard.training.ranks import Ranks
-
-SEALED, STATE = "state.sealed", "trainer_state.json"
-_UNNOISED = ("loss", "grad_norm", "total_flos", "num_input_tokens_seen")
 
 
 class PrivateTrainer(Trainer):
@@ -96,7 +90,7 @@ class PrivateTrainer(Trainer):
         """
         args = args or TrainingArguments(output_dir="tmp_trainer")
         training_arguments.refuse(args)
-        _refuse_trainer(trainer)
+        training_arguments.refuse_scalar_loss(trainer)
         self._unit = Unit.of(user_ids, most=examples_per_user)
         self.plan = plan or plan_for(args, budget=budget, examples=examples, users=users, unit=self._unit)
         self._unit.agrees(self.plan)
@@ -111,11 +105,7 @@ class PrivateTrainer(Trainer):
         if args.load_best_model_at_end:
             key_for(self._seal_to, key)
         super().__init__(model, training_arguments.private(args, self.plan), **trainer)
-        if self.eval_dataset is not None and self.eval_dataset is self.train_dataset:
-            raise PrivacyError(
-                "eval_dataset is train_dataset: metrics of private examples carry no noise, and selecting by them is "
-                "not covered by the claim; evaluate on other people's data"
-            )
+        training_arguments.refuse_overlap(self.train_dataset, self.eval_dataset)
 
     def train(
         self,
@@ -141,7 +131,7 @@ class PrivateTrainer(Trainer):
             finally:
                 self._let_go()
             interrupts.stop_here()
-        metrics = {"epsilon": SpentSoFar(self.plan)(self.plan.steps), **_public(found.metrics)}
+        metrics = {"epsilon": SpentSoFar(self.plan)(self.plan.steps), **public(found.metrics)}
         return TrainOutput(found.global_step, math.nan, metrics)
 
     def claim(self) -> Claim:
@@ -173,10 +163,10 @@ class PrivateTrainer(Trainer):
         """Trainer's own, ending where the ledger says that the plan is used up."""
         values = list(super().set_initial_training_values(args, dataloader))
         if self._resuming is not None:
-            done = json.loads(Path(self._resuming, STATE).read_text())["global_step"]
+            done = trainer_checkpoint.steps_done(self._resuming)
             position = Ledger.read(self._folder / "ledger.jsonl").position
             self._ledger_ahead = position - done
-            values[-1] = min(values[-1], max(done, self.plan.steps - self._ledger_ahead))
+            values[-1] = min(cast("int", values[-1]), max(done, self.plan.steps - self._ledger_ahead))
         return tuple(values)
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> None:
@@ -229,13 +219,13 @@ class PrivateTrainer(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:  # noqa: ARG002
         """Trainer's own, without what carries no noise; with ε so far and the noise-to-signal ratio."""
-        public = _public(logs)
+        shown = public(logs)
         if self._private is not None and ("loss" in logs or "train_runtime" in logs):
             run = self._private.run
-            public["epsilon"] = self._private.spent(run.taken)
+            shown["epsilon"] = self._private.spent(run.taken)
             if not math.isnan(ratio := run.noise_to_signal):
-                public["noise_to_signal"] = ratio
-        super().log(public)
+                shown["noise_to_signal"] = ratio
+        super().log(shown)
 
     def compute_loss(
         self,
@@ -258,41 +248,21 @@ class PrivateTrainer(Trainer):
             self._save_checkpoint(self._bare, trial)
         return super()._finalize_training(trial, num_train_samples, start_time)
 
-    # Checkpoints: Trainer's public state in clear, everything else in one sealed file.
+    # Checkpoints: see trainer_checkpoint.
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:  # noqa: ARG002
         private = cast("Underway", self._private)
-        output = self._folder
-        final = output / f"checkpoint-{self.state.global_step}"
-        best = output / f"checkpoint-{self.state.best_global_step}"
+        final = self._folder / f"checkpoint-{self.state.global_step}"
+        best = self._folder / f"checkpoint-{self.state.best_global_step}"
         if self.state.best_global_step and (best == final or best.exists()):
             self.state.best_model_checkpoint = str(best)
-        self._note_callbacks()
-        folder = Path(tempfile.mkdtemp(prefix=".checkpoint-", dir=output)) if private.setting.ranks.lead else output
-        try:
-            if private.setting.ranks.lead:
-                self.state.save_to_json(str(folder / STATE))
-            private.run.save_to(folder / SEALED)
-            if private.setting.ranks.lead:
-                shutil.rmtree(final, ignore_errors=True)
-                folder.chmod(0o755)
-                folder.rename(final)
-        except BaseException:
-            if private.setting.ranks.lead:
-                shutil.rmtree(folder, ignore_errors=True)
-            raise
+        callbacks = [*self.callback_handler.callbacks, self.control]
+        self.state.stateful_callbacks = cast("Any", trainer_checkpoint.exported(callbacks))
+        trainer_checkpoint.write(private.run, self.state, output=self._folder, lead=private.setting.ranks.lead)
         private.saved = private.run.taken
         if self.args.should_save:
-            rotate_checkpoints(
-                str(output), self.args.save_total_limit, self.state.best_model_checkpoint, use_mtime=True
-            )
-
-    def _note_callbacks(self) -> None:
-        states: dict[str, Any] = {}
-        for callback in [*self.callback_handler.callbacks, self.control]:
-            if isinstance(callback, ExportableState):
-                states[type(callback).__name__] = callback.state()
-        self.state.stateful_callbacks = cast("Any", states)
+            kept = self.state.best_model_checkpoint
+            rotate_checkpoints(str(self._folder), self.args.save_total_limit, kept, use_mtime=True)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Nothing yet: weights come with all the rest, once optimizer and schedule are there."""
@@ -303,8 +273,7 @@ class PrivateTrainer(Trainer):
 
     def _load_best_model(self) -> None:
         best = cast("str", self.state.best_model_checkpoint)
-        snapshot = PrivateRun.open(Path(best, SEALED), cast("Underway", self._private).setting)
-        self._bare.load_state_dict(dict(snapshot.weights))
+        self._bare.load_state_dict(dict(trainer_checkpoint.weights(best, cast("Underway", self._private).setting)))
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """The finished model in clear, at the user's own ``save_model``; without Trainer's pickled arguments."""
@@ -334,7 +303,7 @@ class PrivateTrainer(Trainer):
             clipper=self._clipper(model, head),
             folder=self._folder,
             seal_to=self._seal_to,
-            also={"schedule": cast("Any", self.lr_scheduler), "trainer": _TrainerState(self)},
+            also={"schedule": cast("Any", self.lr_scheduler), "trainer": StepInTheSeal(self)},
             key=self._key,
             every=0,
             insecure_seed=self._seed,
@@ -343,9 +312,9 @@ class PrivateTrainer(Trainer):
         )
         try:
             if checkpoint is None:
-                run = PrivateRun.start(self.plan, setting)
+                run = beginning.start(self.plan, setting)
             else:
-                run = PrivateRun.resume(self.plan, setting, snapshot=Path(checkpoint, SEALED))
+                run = beginning.resume(self.plan, setting, snapshot=Path(checkpoint, SEALED))
             return Underway(run, setting, head, data, users=self._unit.users)
         except BaseException:
             setting.clipper.close()
@@ -369,7 +338,7 @@ class PrivateTrainer(Trainer):
             raise ValueError("train_dataset=None: expected a data set; pass one to PrivateTrainer")
         self._unit.read(self.train_dataset)
         dataset, collate = self.train_dataset, self.data_collator
-        if _has_columns(dataset):
+        if has_columns(dataset):
             dataset = self._remove_unused_columns(cast("Any", dataset), description="training")
         else:
             collate = self._get_collator_with_removed_columns(collate, description="training")
@@ -415,30 +384,6 @@ class PrivateSeq2SeqTrainer(PrivateTrainer, Seq2SeqTrainer):
     """A ``transformers.Seq2SeqTrainer`` that trains under ε; arguments as for :class:`PrivateTrainer`."""
 
 
-@final
-class _TrainerState:
-    """Trainer's public state inside the seal, so that the file in clear beside it cannot be changed unnoticed."""
-
-    def __init__(self, trainer: PrivateTrainer) -> None:
-        self._trainer = trainer
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"global_step": self._trainer.state.global_step}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        step = self._trainer.state.global_step
-        if step != state_dict["global_step"]:
-            raise TamperedError(
-                f"global_step={step}: {STATE} beside the sealed state of step {state_dict['global_step']} was changed; "
-                "put back the checkpoint's own file"
-            )
-
-
-def _public(values: dict[str, Any]) -> dict[str, Any]:
-    """Without the keys whose values depend on private examples and carry no noise."""
-    return {name: v for name, v in values.items() if name not in _UNNOISED and not name.startswith("train_")}
-
-
 def _only(items: list[int]) -> int:
     return items[0]
 
@@ -450,20 +395,3 @@ def _unwrapped(prepare_model: Any) -> Any:
         return prepare_model(model, device_placement=device_placement, evaluation_mode=True)
 
     return prepare
-
-
-def _refuse_trainer(trainer: dict[str, Any]) -> None:
-    if trainer.get("compute_loss_func") is not None:
-        raise PrivacyError(
-            "compute_loss_func: returns one number for the whole batch, which couples the examples; pass "
-            "per_example_loss, a function of (outputs, batch) that returns one loss for each example"
-        )
-
-
-def _has_columns(dataset: object) -> bool:
-    """Whether this is a data set of the ``datasets`` library, which need not be installed."""
-    if not is_datasets_available():
-        return False
-    from datasets import Dataset as Columns
-
-    return isinstance(dataset, Columns)

@@ -9,8 +9,9 @@ from torch.utils.data import DataLoader
 
 from privguard.errors import PrivacyError
 from privguard.integrations.heads import Head
-from privguard.integrations.private_run import PrivateRun, Setting
+from privguard.integrations.private_run import PrivateRun
 from privguard.integrations.progress import SpentSoFar
+from privguard.integrations.setting import Setting
 from privguard.training.batches import PoissonLoader, check_rows, unit_losses
 from privguard.training.sample import PhysicalBatch
 from privguard.training.users import Users

@@ -5,6 +5,7 @@ from collections.abc import Hashable, Iterable, Sequence
 from typing import Any, final
 
 from transformers import TrainingArguments
+from transformers.utils.import_utils import is_datasets_available
 
 from privguard import _check
 from privguard.accounting.calibrate import Budget, least_noise
@@ -96,3 +97,12 @@ def plan_for(
         relation=budget.relation,
         unit=unit.kind,
     )
+
+
+def has_columns(dataset: object) -> bool:
+    """Whether this is a data set of the ``datasets`` library, which need not be installed."""
+    if not is_datasets_available():
+        return False
+    from datasets import Dataset as Columns
+
+    return isinstance(dataset, Columns)

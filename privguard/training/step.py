@@ -105,10 +105,9 @@ class PrivateStep:
         hand_over(parameters, noisy, denominator=self._plan.expected_batch_size)
 
     def finish(self, optimizer: Optimizer, parameters: dict[str, nn.Parameter]) -> None:
-        """End the logical batch and let the optimizer move along the noisy sum."""
+        """End the logical batch and let the optimizer move along the noisy sum, which stays until the next begins."""
         self.release(parameters)
         optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
 
     def settle(self) -> None:
         """A clean stop: the ledger learns how many of the reserved events took effect, and gives the others back."""

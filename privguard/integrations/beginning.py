@@ -1,0 +1,174 @@
+"""How a private run begins: in a new folder, or from a sealed snapshot of what was there."""
+
+import json
+import secrets
+from pathlib import Path
+from typing import Any
+
+from torch.utils.data import DataLoader
+
+from privguard._random import Stream
+from privguard.accounting.ledger import Ledger
+from privguard.checkpoint import durable
+from privguard.checkpoint.key import recipients
+from privguard.checkpoint.store import Snapshot, load
+from privguard.errors import ResumeError
+from privguard.integrations import manifest
+from privguard.integrations.private_run import PrivateRun
+from privguard.integrations.setting import Setting
+from privguard.records import Manifest
+from privguard.training.clip import trainable
+from privguard.training.plan import Plan
+from privguard.training.step import Follower, check_optimizer
+
+
+def start(plan: Plan, setting: Setting, *, loader: DataLoader[Any] | None = None) -> PrivateRun:
+    """Begin a run in a new folder.
+
+    Raises:
+        ResumeError: the folder holds a run already.
+        NoRecipientError: nobody could open the checkpoints.
+        PrivacyError: the optimizer's parameters are not the model's.
+    """
+    to = recipients(setting.seal_to)
+    check_optimizer(setting.optimizer, trainable(setting.model).values())
+    ledgers: list[Ledger] = []
+
+    def begin() -> tuple[Manifest, bytes]:
+        folder = setting.folder
+        if (folder / "run.json").exists():
+            raise ResumeError(
+                f"run={folder}: holds a run already; resume it (resume=True, resume_from_checkpoint=True), or name "
+                "a new folder"
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        streams = _fresh(setting)
+        facts = manifest.describe(
+            secrets.token_hex(8),
+            plan=plan,
+            model=setting.model,
+            clipper=setting.clipper,
+            probed=setting.probed,
+            recipients=to,
+            streams=streams,
+            commitment=None
+            if loader is None
+            else manifest.commitment(loader, streams.child("data commitment").secret()),
+        )
+        text = json.dumps(facts.to_json(), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+        about = {"run": facts.run, "manifest": facts.digest(), "plan": plan.facts()}
+        ledgers.append(Ledger.create(folder / "ledger.jsonl", about))
+        durable.create(folder / "run.json", text.encode(), mode=0o644)
+        return facts, streams.secret()
+
+    facts, secret = setting.ranks.from_lead(begin)
+    setting.ranks.copy_from_lead(setting.model.state_dict().values())
+    return PrivateRun(plan, setting, facts=facts, ledger=_mine(ledgers, 0), streams=_stream(secret, setting))
+
+
+def resume(plan: Plan, setting: Setting, *, snapshot: Path | None = None) -> PrivateRun:
+    """Go on with the run in the folder, from ``snapshot`` or else from its newest one.
+
+    After a clean stop the streams go on as if nothing had happened: same samples, same noise. After a crash the
+    ledger is ahead of the snapshot; what it reserved stays spent, and sampler and noise are keyed afresh.
+
+    Raises:
+        ResumeError: no run or no snapshot is there, the plan is another one, a seed is given to a run that has a
+            claim, or the ledger does not extend the snapshot.
+        LedgerError: the ledger is missing or not what was written.
+        TamperedError: the key does not open the snapshot, or it was changed.
+    """
+    check_optimizer(setting.optimizer, trainable(setting.model).values())
+    facts = read_manifest(setting.folder)
+    if facts.plan != plan.facts():
+        changed = sorted(name for name, value in plan.facts().items() if facts.plan.get(name) != value)
+        raise ResumeError(f"plan: {', '.join(changed)} differ from the run's own; a budget is planned once")
+    if setting.insecure_seed is not None and not facts.insecure:
+        raise ResumeError(
+            f"insecure_seed={setting.insecure_seed}: this run was started without one and has a claim, which "
+            "anybody who can repeat its noise would break; resume it without a seed"
+        )
+    state = open_snapshot(snapshot or _newest(setting), setting)
+    ledgers: list[Ledger] = []
+
+    def begin() -> tuple[int, bytes]:
+        ledger = Ledger.open(setting.folder / "ledger.jsonl")
+        ledgers.append(ledger)
+        _check_extends(ledger, state, facts)
+        clean = ledger.position == state.step
+        return ledger.position, state.generators["streams"] if clean else _fresh(setting).secret()
+
+    try:
+        position, secret = setting.ranks.from_lead(begin)
+        _restore(state, setting)
+        streams = _stream(secret, setting)
+        mine = _mine(ledgers, position)
+        run = PrivateRun(plan, setting, facts=facts, ledger=mine, streams=streams, came_from=state)
+        run.rewind_generators()
+    except BaseException:
+        for ledger in ledgers:
+            ledger.close()
+        raise
+    return run
+
+
+def open_snapshot(snapshot: Path, setting: Setting) -> Snapshot:
+    """The content of a sealed snapshot."""
+    return load(snapshot, setting.opening_key())
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of the run in ``folder``.
+
+    Raises:
+        ResumeError: there is no run.
+    """
+    try:
+        return Manifest.from_json(json.loads((folder / "run.json").read_text()))
+    except FileNotFoundError:
+        raise ResumeError(
+            f"run={folder}: there is no run.json, so no run to go on with; start one without resume=True"
+        ) from None
+
+
+def _mine(ledgers: list[Ledger], position: int) -> Ledger | Follower:
+    """The ledger on the process that opened it, a follower of it on the others."""
+    return ledgers[0] if ledgers else Follower(position)
+
+
+def _fresh(setting: Setting) -> Stream:
+    if setting.insecure_seed is None:
+        return Stream.from_entropy("run")
+    return Stream.from_insecure_seed(setting.insecure_seed, "run")
+
+
+def _newest(setting: Setting) -> Path:
+    found = sorted((setting.folder / "checkpoints").glob("step-*.sealed"))
+    if not found:
+        raise ResumeError(
+            f"run={setting.folder}: there is no snapshot; what the ledger reserved is spent, start a new run"
+        )
+    return found[-1]
+
+
+def _check_extends(ledger: Ledger, snapshot: Snapshot, facts: Manifest) -> None:
+    if snapshot.run != facts.run or ledger.facts.get("manifest") != facts.digest():
+        raise ResumeError(
+            f"run={facts.run}: manifest, ledger and snapshot belong to different runs; put back the run's own files"
+        )
+    if not ledger.extends(snapshot.ledger_head, snapshot.ledger_size):
+        raise ResumeError(
+            f"ledger={ledger.path}: does not extend the one that the snapshot of step {snapshot.step} was taken with; "
+            "it was replaced by an older or another one, put back the run's own"
+        )
+
+
+def _restore(snapshot: Snapshot, setting: Setting) -> None:
+    setting.model.load_state_dict(dict(snapshot.weights))
+    setting.optimizer.load_state_dict(snapshot.optimizer)
+    for name, thing in setting.also.items():
+        thing.load_state_dict(snapshot.extra[name])
+
+
+def _stream(secret: bytes, setting: Setting) -> Stream:
+    return Stream(secret, "run", insecure=setting.insecure_seed is not None)

@@ -1,0 +1,80 @@
+"""What a private run is made of besides its plan."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, final
+
+from torch import nn
+from torch.optim import Optimizer
+
+from privguard.checkpoint.key import Key, Recipient, To, key_among
+from privguard.errors import ResumeError
+from privguard.training.clip import Clipper
+from privguard.training.plan import Speed
+from privguard.training.ranks import Ranks
+
+
+class Stateful(Protocol):
+    """Anything with torch's pair of state methods: a schedule, an average of weights."""
+
+    def state_dict(self) -> dict[str, Any]: ...  # noqa: D102
+    def load_state_dict(self, state_dict: dict[str, Any], /) -> object: ...  # noqa: D102
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What a run is made of besides its plan.
+
+    Attributes:
+        model: the module to train.
+        optimizer: any optimizer over exactly the model's trainable parameters.
+        clipper: its per-example clipper.
+        folder: the run folder.
+        seal_to: who can open the checkpoints: recipients, keys or paths of their files.
+        also: further state to keep in the snapshots, such as a schedule.
+        key: opens the snapshot to resume from; where None, the key files among ``seal_to`` are tried.
+        every: steps between snapshots; None takes a tenth of the run, 0 leaves saving to the wrapper.
+        insecure_seed: makes sampler and noise repeatable by anybody; such a run has no claim.
+        speed: settings without influence on privacy.
+        ranks: the processes that share the run.
+        probed: what was probed for cross-example leaks, in words for the report.
+    """
+
+    model: nn.Module
+    optimizer: Optimizer
+    clipper: Clipper
+    folder: Path
+    seal_to: To
+    also: Mapping[str, Stateful] = field(default_factory=dict[str, Stateful])
+    key: Key | str | os.PathLike[str] | None = None
+    every: int | None = None
+    insecure_seed: int | None = None
+    speed: Speed = field(default_factory=Speed)
+    ranks: Ranks = field(default_factory=Ranks)
+    probed: str = "nothing"
+
+    def opening_key(self) -> Key:
+        """The key that opens the run's snapshots; see :func:`key_for`."""
+        return key_for(self.seal_to, self.key)
+
+
+def as_list(to: To) -> list[Any]:
+    """Recipients as a list, also where a single one was given."""
+    return [to] if isinstance(to, str | os.PathLike | Key | Recipient) else list(to)
+
+
+def key_for(seal_to: To, key: Any) -> Key:
+    """The key that opens a run's snapshots: ``key``, or the first one among ``seal_to``.
+
+    Raises:
+        ResumeError: there is none.
+    """
+    if key is not None:
+        return key if isinstance(key, Key) else Key.read(key)
+    found = key_among(seal_to)
+    if found is None:
+        raise ResumeError("key=None: the recipients can only seal; give the key that opens the run's snapshots")
+    return found
