@@ -113,7 +113,7 @@ class PrivateRun:
             )
         if isinstance(self._ledger, Follower):
             raise PrivacyError("claim: only the leading process holds the ledger; ask for it where rank == 0")
-        return spent(self._ledger.spent(), delta=self.plan.delta, relation=self.plan.relation)
+        return spent(self._ledger.spent(), delta=self.plan.delta, relation=self.plan.relation, unit=self.plan.unit)
 
     def save(self) -> Path:
         """Seal a snapshot of everything that resuming needs; the ones before the last two are removed."""

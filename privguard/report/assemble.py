@@ -13,7 +13,7 @@ from privguard.accounting.accountant import epsilon_curve, privacy_profile, spen
 from privguard.accounting.events import Events
 from privguard.accounting.ledger import Ledger
 from privguard.errors import TamperedError
-from privguard.records import Claim, Digest, Manifest, Record
+from privguard.records import Claim, Digest, Manifest, Record, Relation, Unit
 from privguard.report import statement
 
 
@@ -59,8 +59,10 @@ def assemble(folder: str | os.PathLike[str]) -> Report:
         raise TamperedError(
             f"{folder / 'run.json'}: the ledger was opened for another manifest; one of the two was changed"
         )
-    events, delta = history.spent(), manifest.plan["delta"]
-    claim = None if manifest.insecure else spent(events, delta=delta)
+    events, claim = history.spent(), None
+    if not manifest.insecure:
+        relation, unit = Relation(manifest.plan["relation"]), Unit(manifest.plan["unit"])
+        claim = spent(events, delta=manifest.plan["delta"], relation=relation, unit=unit)
     profile = [] if claim is None else privacy_profile(events, claim=claim)
     findings, verdicts = _evidence(folder / "evidence")
     return Report(
@@ -100,7 +102,7 @@ def _summary(claim: Claim | None, profile: statement.Profile) -> tuple[str, ...]
 def _curve(events: Events, claim: Claim | None) -> tuple[tuple[int, float], ...]:
     if claim is None or not math.isfinite(claim.epsilon):
         return ()
-    return tuple(epsilon_curve(events, delta=claim.delta))
+    return tuple(epsilon_curve(events, delta=claim.delta, relation=claim.relation))
 
 
 def _evidence(folder: Path) -> tuple[tuple[dict[str, Any], ...], tuple[dict[str, Any], ...]]:

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "integrations"))
 from small import SmallRun, small_plan
 
 from privguard.errors import LedgerError, TamperedError
-from privguard.records import Finding, Manifest, Outcome
+from privguard.records import Finding, Manifest, Outcome, Relation
 from privguard.report import render, statement
 from privguard.report.assemble import assemble
 
@@ -29,6 +29,17 @@ def folder(tmp_path_factory):
     run = SmallRun(tmp_path_factory.mktemp("report") / "run")
     run.go(run.start(small_plan(steps=6, examples=100)))
     return run.folder
+
+
+def test_a_report_prices_the_relation_and_unit_of_its_plan(tmp_path):
+    run = SmallRun(tmp_path / "run")
+    private = run.start(small_plan(steps=4, relation=Relation.REPLACE_ONE))
+    run.go(private)
+    claim, report = private.claim(), assemble(run.folder)
+    assert report.claim == claim
+    assert report.claim.relation is Relation.REPLACE_ONE
+    assert report.claim.epsilon == claim.replace_one  # and not the smaller one, for add or remove
+    assert report.curve[-1][1] == pytest.approx(claim.epsilon, rel=1e-3)
 
 
 @given(EPSILONS, DELTAS)
