@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
-PARTS = {"__main__", "models"}  # not benchmarks themselves
+PARTS = {"__main__", "models", "text_corpus", "text_writer", "model_mark_language"}  # not benchmarks themselves
 
 
 def main() -> int:
