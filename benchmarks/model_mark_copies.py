@@ -151,13 +151,14 @@ def tracing_table(result: dict[str, Any]) -> str:
         z = np.median([row[name]["z"] for row in rows])
         lines.append(f"| {name} | {found} of {guilty} | {wrong} | {z:.1f} |")
     cost, family = np.median([100 * row["accuracy_cost"] for row in rows]), result["family"]
+    wrong = sum(family["wrong"].values())
     lines += [
         "",
         f"100 recipients, family-wise level 1e-3. Accuracy cost: {cost:.2f} points (median).",
         "",
-        f"Somebody accused wrongly: {sum(family['wrong'].values())} of {family['trials']:,} trials (small models, fresh",
-        f"keys, half of them another's copy); at 1e-3, {family['trials'] // 1000} are expected and more than",
-        f"{family['limit']} come with a chance of 1 %. Leaker found: {family['leaker_found']:,} of {family['trials'] // 2:,}.",
+        f"Somebody accused wrongly: {wrong} of {family['trials']:,} trials (small models, fresh keys, half of them",
+        f"another's copy); at 1e-3, {family['trials'] // 1000} are expected, and more than {family['limit']} come with a",
+        f"chance of 1 %. Leaker found: {family['leaker_found']:,} of {family['trials'] // 2:,}.",
     ]
     return "\n".join(lines)
 
