@@ -157,8 +157,8 @@ def tracing_table(result: dict[str, Any]) -> str:
         f"100 recipients, family-wise level 1e-3. Accuracy cost: {cost:.2f} points (median).",
         "",
         f"Somebody accused wrongly: {wrong} of {family['trials']:,} trials (small models, fresh keys, half of them",
-        f"another's copy); at 1e-3, {family['trials'] // 1000} are expected, and more than {family['limit']} come with a",
-        f"chance of 1 %. Leaker found: {family['leaker_found']:,} of {family['trials'] // 2:,}.",
+        f"another's copy); at 1e-3, {family['trials'] // 1000} are expected, more than {family['limit']} come with",
+        f"a chance of 1 %. Leaker found: {family['leaker_found']:,} of {family['trials'] // 2:,}.",
     ]
     return "\n".join(lines)
 
