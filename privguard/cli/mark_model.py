@@ -231,7 +231,7 @@ def drill(
     means = theft.Means(inputs=data.inputs, labels=data.labels, generator=torch.Generator().manual_seed(0))
     suite = survival.attacks(lambda: files.untrained_twin(model), lambda: files.untrained_twin(model), epochs=epochs)
     with progress() as bar:
-        task = bar.add_task("attacking", total=len(suite) + 2)
+        task = bar.add_task("attacking", total=len(suite) + len(survival.FRONTS))
         rows = exercise.run(suite, means=means, done=lambda _: bar.advance(task))
     output.mkdir(parents=True, exist_ok=True)
     (output / "survival.md").write_text(survival.markdown(rows), encoding="utf-8")

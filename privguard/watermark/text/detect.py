@@ -7,6 +7,7 @@ it are paid for by whoever tests them (:meth:`Detections.verdict`).
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol, final
 
 import numpy as np
@@ -36,17 +37,22 @@ class Detections:
     """What was found, one row per document; all arrays have shape (D,).
 
     ``log10_p`` is exact for the best sub-key after Bonferroni over all ``profile.subkeys``; ``log10_e`` averages the
-    e-values of the sub-keys, so it needs no correction and may be watched while a text grows; ``log10_p_others`` is the
-    exact tail of all other sub-keys' scores together (0 where there is one sub-key).
+    e-values of the sub-keys, so it needs no correction and may be watched while a text grows; ``others`` is the sum of
+    all other sub-keys' scores.
     """
 
     profile: Profile
     log10_p: Floats
     log10_e: Floats
-    log10_p_others: Floats
     score: Floats
+    others: Floats
     scored: NDArray[np.int64]
     subkey: NDArray[np.int64]
+
+    @cached_property
+    def log10_p_others(self) -> Floats:
+        """The exact tail of all other sub-keys' scores together, (D,); 0 where there is one sub-key."""
+        return self.profile.scheme.null.log10_tail(self.others, self.scored * (self.profile.subkeys - 1))
 
     def accepted(self, *, log10_level: float) -> NDArray[np.bool_]:
         """Whether one sub-key fires at the level and the others together look like chance: the rule for attribution.
@@ -85,7 +91,7 @@ class Detections:
 
     def where(self, chosen: NDArray[np.bool_], other: "Detections") -> "Detections":
         """These rows where ``chosen`` (D,) is set, the rows of ``other`` elsewhere; same profile, same documents."""
-        names = ("log10_p", "log10_e", "log10_p_others", "score", "scored", "subkey")
+        names = ("log10_p", "log10_e", "score", "others", "scored", "subkey")
         return Detections(self.profile, *(np.where(chosen, getattr(self, n), getattr(other, n)) for n in names))
 
     def __len__(self) -> int:
@@ -165,9 +171,8 @@ def _judge(profile: Profile, sums: Floats, count: NDArray[np.int64]) -> Detectio
     top = sums[best, np.arange(sums.shape[1])]
     log10_p = statistic.bonferroni(null.log10_tail(top, count), subkeys)
     rest = np.maximum(sums.sum(0) - top, 0.0)
-    log10_p_others = null.log10_tail(rest, count * (subkeys - 1))
     log10_e = statistic.log10_mean_exp(null.log10_e(sums, count).T / statistic.LOG10_E)
-    return Detections(profile, log10_p, log10_e, log10_p_others, top, count, best)
+    return Detections(profile, log10_p, log10_e, top, rest, count, best)
 
 
 def decoy_ranks(profile: Profile, secret: Secret, documents: Documents, *, decoys: int = 999) -> Floats:
