@@ -63,8 +63,9 @@ class Report(Measurement):
 
     ``log10_p`` is of all committed marks together: the smallest, times the ways in which they can be read (triggers and
     fingerprints with a label map and without, weights in one). ``multiplicity`` is k(k−1) where
-    this challenge is the owner's k-th entry in the log (2⁴⁰ where no trusted log counts), times the models that the
-    reader says the owner may have looked through. *Proven* means that ``log10_p_corrected`` is at most ``log10_level``.
+    this challenge is the owner's k-th entry in the log (2⁴⁰ where no trusted log counts), times the beacons that the
+    reader trusts, since the owner may take the pulse of any, times the models that the reader says the owner may have
+    looked through. *Proven* means that ``log10_p_corrected`` is at most ``log10_level``.
     ``decoy_rank`` gives, by mark, the rank of the true labels among 999 decoys and itself.
     """
 
@@ -147,7 +148,7 @@ def _judge(said: Statement, verifier: str, trust: Trust, suspect: Digest | None,
     standing = claim.check(commitment, trust=trust)
     if plan.claim != standing.digest:
         raise ProtocolInvalidError("plan: drawn for another claim; evidence cannot be reused")
-    multiplicity = candidates * _count(standing, plan, extract, trust)
+    multiplicity = candidates * len(trust.beacons) * _count(standing, plan, extract, trust)
     leaves = check_openings(standing.manifest, plan, openings)
     _check_transcript(plan, leaves, findings.transcript, standing)
     verdicts = tuple(_for_map(_verdict(standing, name, leaves[name], findings), plan) for name in plan.asked)

@@ -9,6 +9,7 @@ import pytest
 
 from privguard import _canon
 from privguard.attest import statement
+from privguard.attest.notary import LocalNotary
 from privguard.attest.statement import Envelope, SigningKey
 from privguard.errors import ProtocolInvalidError
 from privguard.records import Digest
@@ -220,6 +221,15 @@ def test_which_later_head_of_the_log_is_shown_makes_no_difference(table, tables)
     reports = [evidence.verify(item, trust=table.trust) for item in (file, again, third)]
     assert {report.multiplicity for report in reports} == {2}
     assert {report.outcome for report in reports} == {reports[0].outcome}
+
+
+def test_every_beacon_that_a_reader_trusts_is_a_choice_that_the_owner_had(table, tables):
+    plan = table.draw(tables.suspect, {"triggers": 5})
+    file = table.prove(plan, suspect=tables.perfect(table))
+    other = LocalNotary.generate(bits=2048).beacon.beacon
+    both = replace(table.trust, beacons=(*table.trust.beacons, other))
+    one, two = (evidence.verify(file, trust=trust) for trust in (table.trust, both))
+    assert two.multiplicity == 2 * one.multiplicity
 
 
 def test_a_reader_makes_the_owner_pay_for_a_collection_that_was_searched(table, tables):
