@@ -31,7 +31,10 @@ def emit(record: object, *, as_json: bool, lines: Iterable[str] = ()) -> None:
 def complain(error: Exception) -> None:
     """One line on stderr for a refusal: its kind and its message, without a traceback."""
     stderr().print(f"[bold red]{type(error).__name__}[/]: ", end="")
-    stderr().print(str(error), markup=False)
+    said = str(error)
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        said = f"{error.filename}: {error.strerror}"
+    stderr().print(said, markup=False)
 
 
 def progress() -> Progress:
