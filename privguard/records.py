@@ -154,7 +154,7 @@ class Manifest(Record):
     ``plan`` holds the plan's facts, ``model`` its class and sizes, ``data`` what is public about the data (a salted
     commitment, never a plain digest: that would tell a record's presence to whoever knows all others), ``recipients``
     who can open the checkpoints, ``noise`` and ``precision`` how the arithmetic was done. ``insecure`` means that a
-    seed was given, so the run has no claim.
+    seed was given, so the run has no claim. ``unproven`` names what its claim rests on beyond what every run's does.
     """
 
     run: str
@@ -169,6 +169,7 @@ class Manifest(Record):
     precision: str
     software: dict[str, str]
     insecure: bool = False
+    unproven: tuple[str, ...] = ()
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "Manifest":
@@ -182,7 +183,7 @@ class Manifest(Record):
             set(value) - {"record"} == names, "manifest", sorted(value), wanted=f"the fields {sorted(names)}"
         )
         given: dict[str, Any] = {name: value[name] for name in names}
-        given["recipients"] = tuple(given["recipients"])
+        given["recipients"], given["unproven"] = tuple(given["recipients"]), tuple(given["unproven"])
         return cls(**given)
 
 

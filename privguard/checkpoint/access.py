@@ -58,7 +58,7 @@ def inspect(path: str | os.PathLike[str]) -> Inspection:
     """
     path = Path(path)
     head = head_of(path)
-    listed = {role: tuple(_name(one) for one in head.slot.stanzas if one.role is role) for role in Role}
+    listed = {role: tuple(one.name for one in head.slot.stanzas if one.role is role) for role in Role}
     return Inspection(
         path=str(path),
         form=head.preamble.form.name.lower(),
@@ -145,22 +145,18 @@ def _without(stanzas: Iterable[Stanza], remove: To, path: Path) -> list[Stanza]:
     kept = list(stanzas)
     for wanted in (remove,) if isinstance(remove, str | os.PathLike | Recipient | Key) else remove:
         name = _wanted(wanted)
-        if not any(_name(one) == name for one in kept):
+        if not any(one.name == name for one in kept):
             raise SealError(f"{path}: {name} is not among its recipients; `privguard inspect` lists them")
-        kept = [one for one in kept if _name(one) != name]
+        kept = [one for one in kept if one.name != name]
     return kept
 
 
 def _wanted(one: One) -> str:
-    """How :func:`_name` names what is to be removed."""
+    """How :attr:`Stanza.name` names what is to be removed."""
     if isinstance(one, str) and (one == Kind.PASSPHRASE.label or " " in one):
         return one
     recipient = recipients([one])[0]
     return Kind.PASSPHRASE.label if recipient.kind is Kind.PASSPHRASE else f"{recipient.kind.label} {recipient.id}"
-
-
-def _name(one: Stanza) -> str:
-    return one.kind.label if one.kind is Kind.PASSPHRASE else f"{one.kind.label} {one.key_id.hex()}"
 
 
 def _identity(one: Stanza) -> tuple[Kind, Role, bytes]:

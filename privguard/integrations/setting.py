@@ -13,6 +13,7 @@ from privguard.attest.statement import SigningKey
 from privguard.checkpoint.key import Key, Recipient, To, key_among
 from privguard.checkpoint.trust import Trust
 from privguard.errors import ResumeError
+from privguard.integrations.charge import Charge
 from privguard.training.clip import Clipper
 from privguard.training.plan import Speed
 from privguard.training.ranks import Ranks
@@ -44,6 +45,7 @@ class Setting:
         speed: settings without influence on privacy.
         ranks: the processes that share the run.
         probed: what was probed for cross-example leaks, in words for the report.
+        charge: the budget book that the run is charged to.
     """
 
     model: nn.Module
@@ -59,6 +61,7 @@ class Setting:
     speed: Speed = field(default_factory=Speed)
     ranks: Ranks = field(default_factory=Ranks)
     probed: str = "nothing"
+    charge: Charge | None = None
 
     def opening_key(self) -> Key:
         """The key that opens the run's snapshots; see :func:`key_for`."""

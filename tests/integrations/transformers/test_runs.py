@@ -15,7 +15,7 @@ from privguard.accounting.ledger import Ledger
 from privguard.attest.statement import SigningKey
 from privguard.checkpoint import Trust
 from privguard.errors import PrivacyError, ResumeError, RollbackError, SensitivityError, TamperedError
-from privguard.integrations.transformers import PrivateTrainer
+from privguard.integrations.transformers import PrivateSeq2SeqTrainer, PrivateTrainer
 
 STEPS = 6
 BERT, SENTENCES = ZOO["bert-sequence"]
@@ -268,6 +268,33 @@ def test_evaluation_metrics_best_model_and_early_stopping(tmp_path):
     assert result.global_step == 4
     assert private.state.best_global_step == 2
     assert torch.equal(weights(private.model), kept[1])
+
+
+def test_sequence_to_sequence_evaluates_by_generating(tmp_path):
+    """``Seq2SeqTrainer``'s own: metrics and predictions over generated tokens, during and after training."""
+    make, data = ZOO["bart-seq2seq"]
+    args = arguments(
+        tmp_path, 12, kind=hf.Seq2SeqTrainingArguments, max_steps=2, predict_with_generate=True,
+        generation_max_length=5, eval_strategy="steps", eval_steps=1,
+    )  # fmt: skip
+
+    def metrics(prediction):
+        return {"token": float(prediction.predictions[:, 1].mean())}
+
+    others = Rows(data().rows[:4])
+    private = private_trainer(
+        make(), data(), tmp_path, kind=PrivateSeq2SeqTrainer, args=args, eval_dataset=others, compute_metrics=metrics,
+        plan=make_plan(12, steps=2, noise_multiplier=1.0, max_grad_norm=0.5), insecure_seed=None,
+    )  # fmt: skip
+    result = private.train()
+    assert result.global_step == 2
+    assert private.claim().events == 2
+    assert len([line for line in private.state.log_history if "eval_token" in line]) == 2
+    plain = hf.Seq2SeqTrainer(private.model, args, eval_dataset=others, data_collator=pad, compute_metrics=metrics)
+    assert private.evaluate()["eval_token"] == plain.evaluate()["eval_token"]
+    ours, theirs = (one.predict(others, max_length=25).predictions for one in (private, plain))
+    assert ours.shape == (4, 25)
+    assert (ours == theirs).all()
 
 
 def test_epochs_count_in_public_numbers(tmp_path):

@@ -4,7 +4,7 @@ import json
 
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
 from privguard.attest import journal
@@ -17,7 +17,7 @@ WORDS = TEXT.split()
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory):
+def home(tmp_path_factory, tiny_gpt2):
     """A folder with model, tokenizer, prompts, and everything that setup makes."""
     folder = tmp_path_factory.mktemp("cli")
     bpe = Tokenizer(models.WordLevel({w: i for i, w in enumerate(["<end>", "<unk>", *WORDS])}, unk_token="<unk>"))
@@ -25,10 +25,7 @@ def home(tmp_path_factory):
     fast = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<end>", unk_token="<unk>", pad_token="<end>")
     fast.save_pretrained(folder / "model")
     size = len(WORDS) + 2
-    config = GPT2Config(
-        vocab_size=size, n_positions=256, n_embd=16, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=0, pad_token_id=0
-    )
-    model = GPT2LMHeadModel(config)
+    model = tiny_gpt2(vocabulary=size, width=16, layers=1)
     model.generation_config.suppress_tokens = [0, 1]
     model.save_pretrained(folder / "model")
     (folder / "prompts.jsonl").write_text("".join(json.dumps({"prompt": p}) + "\n" for p in ("he was the", "it is")))
