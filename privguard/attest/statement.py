@@ -149,7 +149,11 @@ class SigningKey:
         Raises:
             FileExistsError: when ``path`` is there already, because a lost signing key cannot be got back.
         """
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="ascii") as file:
+        try:
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        except FileExistsError:
+            raise FileExistsError(f"{path}: is there already; choose another name, no key is overwritten") from None
+        with os.fdopen(descriptor, "w", encoding="ascii") as file:
             file.write(self.to_pem())
 
     def to_pem(self) -> str:

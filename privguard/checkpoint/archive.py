@@ -104,12 +104,16 @@ def complete_file(
 def write_folder(path: Path, contents: Contents, audience: Audience, *, advance: Advance | None = None) -> None:
     """Seal ``contents`` into a folder; what the folder held before opens until the new head is in place."""
     secrets = Secrets.fresh()
-    with journal.acting("seal", path) as act:
+    with journal.acting("seal", path) as act, durable.naming(path):
+        new = not path.exists()
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         try:
             preamble = _write_parts(path, contents, secrets, audience, advance)
         except BaseException:
             _delete_parts(path, lambda file_id: file_id == secrets.file_id.hex())
+            if new:
+                with contextlib.suppress(OSError):
+                    path.rmdir()
             raise
         act.sha256 = preamble.digest()
     _delete_parts(path, lambda file_id: file_id != secrets.file_id.hex())

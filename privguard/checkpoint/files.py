@@ -15,7 +15,7 @@ import privguard
 from privguard.checkpoint import archive, durable
 from privguard.checkpoint.archive import HEAD, Advance, Audience, Contents
 from privguard.checkpoint.key import Key, To
-from privguard.checkpoint.opened import Sealed
+from privguard.checkpoint.opened import Sealed, is_sealed_file
 from privguard.errors import SealError
 
 SUFFIX = ".sealed"
@@ -64,13 +64,14 @@ def seal(
     Raises:
         NoRecipientError: nobody could open it.
         SealError: ``target`` lies inside ``source``, or the folder holds something that is no file.
+        FileExistsError: ``target`` is something in clear, which is never overwritten; an older seal is.
         OSError: ``source`` is not there, or the disk is full; nothing is left behind.
     """
     source, target, audience = Path(source), Path(target), Audience.of(to, auditors)
+    _refuse_to_bury(target, folder=source.is_dir())
     if source.is_dir():
         if source.resolve() in (target.resolve(), *target.resolve().parents):
             raise SealError(f"target={str(target)!r}: expected a folder outside of the source; choose another")
-        _refuse_to_bury(target)
         members = {name: FileContent.of(source / name) for name in _files_below(source)}
         archive.write_folder(target, Contents(members=members, manifest=manifest("folder")), audience, advance=advance)
     else:
@@ -131,10 +132,16 @@ def _files_below(folder: Path) -> list[str]:
     return found
 
 
-def _refuse_to_bury(target: Path) -> None:
-    """A folder with anything but an older seal in it is not a place for a sealed one."""
-    if target.exists() and not (target / HEAD).is_file() and any(target.iterdir()):
+def _refuse_to_bury(target: Path, *, folder: bool) -> None:
+    """Only an older seal of the same form may be replaced: whatever else is there could be the only copy of it."""
+    if not target.exists():
+        return
+    if target.is_dir() is not folder:
+        raise FileExistsError(f"{target}: is a {'file' if folder else 'folder'}; choose another name")
+    if folder and not (target / HEAD).is_file() and any(target.iterdir()):
         raise FileExistsError(f"{target}: holds files in clear; choose an empty folder")
+    if target.is_file() and target.stat().st_size and not is_sealed_file(target):
+        raise FileExistsError(f"{target}: is there already and not sealed; choose another name, it is not overwritten")
 
 
 def _inside(name: str) -> PurePosixPath:

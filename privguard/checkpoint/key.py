@@ -285,7 +285,10 @@ def _line(what: str, key: _Opaque, material: bytes) -> str:
 
 def _write(path: Path, what: str, key: _Opaque, material: bytes, *, mode: int) -> None:
     warning = "# Secret: whoever has this file can open what is sealed to it.\n" if what == "key" else ""
-    durable.create(path, (warning + _line(what, key, material) + "\n").encode(), mode=mode)
+    try:
+        durable.create(path, (warning + _line(what, key, material) + "\n").encode(), mode=mode)
+    except FileExistsError:
+        raise FileExistsError(f"{path}: is there already; choose another name, no {what} is ever overwritten") from None
 
 
 def _read(path: Path) -> tuple[str, Kind, bytes]:

@@ -286,15 +286,32 @@ def head_of(path: Path) -> Head:
     descriptor = os.open(head_path(path), os.O_RDONLY | os.O_CLOEXEC)
     try:
         refuse_plain(descriptor, path)
-        with one_failure(path):
-            return Head.read(descriptor)
+        return Head.read(descriptor)
+    except MalformedError:
+        raise TamperedError(f"{path}: is no sealed file of privguard, or its head is damaged or cut") from None
     finally:
         os.close(descriptor)
 
 
 def head_path(path: Path) -> Path:
-    """The file with the head: the file itself, or ``privguard.seal`` in a folder."""
-    return path / HEAD if path.is_dir() else path
+    """The file with the head: the file itself, or ``privguard.seal`` in a folder.
+
+    Raises:
+        PlainCheckpointError: a folder without one.
+    """
+    if not path.is_dir():
+        return path
+    if not (path / HEAD).exists():
+        raise PlainCheckpointError(
+            f"{path}: expected a sealed folder and found one without {HEAD}; seal it with `privguard seal`"
+        )
+    return path / HEAD
+
+
+def is_sealed_file(path: Path) -> bool:
+    """Whether a file begins as sealed ones do; nothing more is looked at."""
+    with path.open("rb") as file:
+        return file.read(len(MAGIC)) == MAGIC
 
 
 def refuse_plain(descriptor: int, path: Path) -> None:

@@ -49,7 +49,10 @@ def complain(error: Exception) -> None:
         stderr().print("".join(traceback.format_exception(error)), markup=False, end="")
         return
     stderr().print(f"[bold red]{type(error).__name__}[/]: ", end="")
-    stderr().print(str(error), markup=False)
+    said = str(error)
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        said = f"{error.filename}: {error.strerror}"
+    stderr().print(said, markup=False)
     if exit_code(error) == BUG:
         stderr().print(f"This should not happen. {DEBUG}=1, or privguard -v, shows where; please report it.")
 

@@ -71,14 +71,36 @@ def recipient(
 
 
 @app.command()
-def inspect(path: Annotated[Path, typer.Argument(help="A key or recipient file.")], as_json: AsJson = False) -> None:
-    """Show kind and identity of a key or recipient file, and nothing secret."""
+def inspect(
+    path: Annotated[Path, typer.Argument(help="A key, recipient or signing key file.")], as_json: AsJson = False
+) -> None:
+    """Show kind and identity of a key, recipient or signing key file, and nothing secret."""
     from privguard.checkpoint.key import Key, Recipient
 
+    with path.open("rb") as file:
+        if file.read(5) == b"-----":
+            _show_signer(path, as_json=as_json)
+            return
+    signer = None
     try:
-        opens, found = True, Key.read(path).recipient()
+        key = Key.read(path)
+        opens, found, signer = True, key.recipient(), key.signer()
     except SealError:
         opens, found = False, Recipient.read(path)
-    facts = {"path": str(path), "kind": found.kind.label, "id": found.id, "opens": opens}
+    facts: dict[str, object] = {"path": str(path), "kind": found.kind.label, "id": found.id, "opens": opens}
     what = "key, opens what is sealed to it" if opens else "recipient, can be sealed to"
-    emit(facts, as_json=as_json, lines=[f"{found.kind.label} {found.id} ({what})"])
+    lines = [f"{found.kind.label} {found.id} ({what})"]
+    if signer is not None:
+        facts["signer"] = signer.identity.key_id
+        lines.append(f"signs as {signer.identity.key_id}")
+    emit(facts, as_json=as_json, lines=lines)
+
+
+def _show_signer(path: Path, *, as_json: bool) -> None:
+    from privguard.attest.statement import Identity, SigningKey
+
+    signs = "PRIVATE" in path.read_text(encoding="ascii", errors="replace").split("\n", 1)[0]
+    identity = SigningKey.read(path).identity if signs else Identity.read(path)
+    facts = {"path": str(path), "kind": identity.algorithm, "id": identity.key_id, "signs": signs}
+    what = "signing key" if signs else "public, to verify with"
+    emit(facts, as_json=as_json, lines=[f"{identity.algorithm} {identity.key_id} ({what})"])

@@ -86,6 +86,8 @@ def rewrap(
     from privguard import checkpoint
     from privguard.checkpoint.access import NOT_REVOKED
 
+    if not (add or auditor or remove):
+        raise ValueError("--add, --add-auditor, --remove: expected at least one; there is nothing to change")
     with recorded():
         after = checkpoint.rewrap(path, _key(key, passphrase_file), add=add, add_auditors=auditor, remove=remove)
     if remove:

@@ -18,7 +18,9 @@ from pathlib import Path
 import atheris
 
 with atheris.instrument_imports(include=["privguard"]):
+    from privguard.attest.statement import SigningKey, sign
     from privguard.checkpoint import load, tensors, tree
+    from privguard.checkpoint.archive import statement
     from privguard.checkpoint.envelope import Preamble
     from privguard.checkpoint.opened import Sealed
     from privguard.checkpoint.payload import Bytes
@@ -26,6 +28,7 @@ with atheris.instrument_imports(include=["privguard"]):
     from tests.checkpoint import make_vectors as making
 
 SLOT = making.SLOT
+SIGNER = SigningKey.from_seed(bytes(32))
 FILE = making.File(members={"a": b"first member", "w.safetensors": b""})
 PARTS = FILE.parts()
 PREAMBLE = FILE.preamble(PARTS).pack()
@@ -64,6 +67,23 @@ def the_manifest(data: bytes) -> bytes:
     return FILE.again(PARTS | {"manifest": FILE.part("manifest", data)})
 
 
+def the_signature(data: bytes) -> bytes:
+    """A manifest whose envelope is the input, under a signer that is one."""
+    manifest = b'{"signer":"' + SIGNER.identity.to_json().encode() + b'","signature":' + data + b"}"
+    return FILE.again(PARTS | {"manifest": FILE.part("manifest", manifest)})
+
+
+def the_signed_manifest(data: bytes) -> bytes:
+    """Whatever facts somebody signed with a key of their own."""
+    try:
+        manifest = {**json.loads(data), "signer": SIGNER.identity.to_json()}
+        manifest["signature"] = sign(statement(FILE.secrets, manifest), by=SIGNER).to_json()
+        plain = json.dumps(manifest).encode()
+    except (ValueError, TypeError, RecursionError):
+        plain = data
+    return FILE.again(PARTS | {"manifest": FILE.part("manifest", plain)})
+
+
 def the_message(data: bytes) -> bytes:
     return FILE.again(PARTS | {0: data})
 
@@ -91,6 +111,8 @@ WAYS = (
     the_manifest,
     the_message,
     the_tensor_file,
+    the_signature,
+    the_signed_manifest,
 )
 
 
@@ -100,6 +122,8 @@ def read_everything(content: bytes) -> None:
         load(PLACE, making.TEAM)
     for key in (making.TEAM, making.OFFICER):
         with contextlib.suppress(PrivguardError), Sealed(PLACE, key) as sealed:
+            with contextlib.suppress(PrivguardError):
+                sealed.signer()
             sealed.ledger  # noqa: B018
             for name in sealed.names():
                 sealed.read(name)
@@ -130,7 +154,21 @@ def seeds(folder: Path) -> None:
     packed = json.dumps(tree.pack({"a": [1, 2.5, (None, b"x")]}, prefix="s")[0]).encode()
     slot = BODY.ljust(SLOT - 96, b"\0") + bytes(64)
     index, manifest = b'[{"name":"a","size":12}]', b'{"content":"file"}'
-    good = [packed, FILE.whole(), PREAMBLE[16:], slot, BODY, index, manifest, PARTS[0], whole, packed]
+    signature = json.dumps(sign(statement(FILE.secrets, {}), by=SIGNER).to_json()).encode()
+    good = [
+        packed,
+        FILE.whole(),
+        PREAMBLE[16:],
+        slot,
+        BODY,
+        index,
+        manifest,
+        PARTS[0],
+        whole,
+        signature,
+        manifest,
+        packed,
+    ]
     for way, content in enumerate(good):
         (folder / f"seed-{way}").write_bytes(bytes([way]) + content)
     assert Preamble.unpack(PREAMBLE)

@@ -2,13 +2,12 @@
 
 import json
 import os
-import sys
 from pathlib import Path
 
 import pytest
 
 from privguard.attest import journal
-from privguard.cli import main
+from tests.cli.command import privguard
 
 
 @pytest.fixture
@@ -23,14 +22,6 @@ def place(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("PRIVGUARD_JOURNAL_KEY", "j")
     capsys.readouterr()
     return tmp_path
-
-
-def privguard(*arguments: str, code: int = 0) -> None:
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as end:
-        patch.setattr(sys, "argv", ["privguard", *arguments])
-        main()
-        raise SystemExit(0)
-    assert (end.value.code or 0) == code
 
 
 def told() -> list[tuple[str, str, str]]:
