@@ -223,6 +223,8 @@ class PrivateTrainer(Trainer):
             if not math.isnan(ratio := run.noise_to_signal):
                 shown["noise_to_signal"] = ratio
         super().log(shown)
+        if "epoch" in shown:
+            logs["epoch"] = shown["epoch"]  # as Trainer does with what it is given: ``evaluate`` returns it
 
     def compute_loss(
         self,
