@@ -197,12 +197,18 @@ class EscapeAlarm:
         self._watched = self._marks()
         self._handles = [p.register_post_accumulate_grad_hook(self._refuse(n)) for n, p in parameters.items()]
 
-    def check_still_complete(self) -> None:
-        """Refuse a model whose trainable parameters are not the ones that are watched.
+    def begin(self) -> None:
+        """Drop the noisy gradients of the step before, and refuse a model whose trainable parameters have changed.
+
+        They are dropped no earlier, as in ordinary training: memory that is free all at once goes back to the system,
+        and to get it again costs 5 % of a step.
 
         Raises:
             SensitivityError: a parameter was unfrozen, frozen, added or replaced since the clipper was attached.
         """
+        for parameter in self._model.parameters():
+            if parameter.requires_grad:
+                parameter.grad = None
         now = self._marks()
         if now != self._watched:
             raise SensitivityError(
@@ -262,7 +268,7 @@ class OneByOne:
 
     def begin(self, mask: Tensor, *, rows_each: int = 1) -> None:  # noqa: ARG002 — one graph, however many rows it has
         """See :meth:`Clipper.begin`; one unit."""
-        self._alarm.check_still_complete()
+        self._alarm.begin()
         self._turn.begin(mask)
         _check.require(len(mask) == 1, "mask.shape", tuple(mask.shape), wanted="(1,)", remedy="feed one row at a time")
 

@@ -5,7 +5,7 @@ that the ledger has durably reserved, and only the noisy sum moves the weights.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import final
 
 import torch
@@ -30,7 +30,7 @@ class PrivateStep:
     reserved on disk. Exactly one noise per logical batch, whatever was gathered, also for an empty draw.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 — one argument for each part that a step is made of
         self,
         plan: Plan,
         *,
@@ -39,6 +39,7 @@ class PrivateStep:
         noise: Stream,
         reserve: int,
         ranks: Ranks | None = None,
+        permit: Callable[[], None] = lambda: None,
     ) -> None:
         self._plan = plan
         self._clipper = clipper
@@ -46,6 +47,7 @@ class PrivateStep:
         self._noise = noise
         self._block = reserve
         self._ranks = ranks or Ranks()
+        self._permit = permit
         self._signal: Tensor | None = None
         self._floor = 0.0
         self._next = ledger.position
@@ -65,13 +67,14 @@ class PrivateStep:
         """Ledger position of the step in the making, reserved on disk before this returns.
 
         Raises:
-            BudgetExceededError: the plan's steps are spent.
+            BudgetExceededError: the plan's steps are spent, or ``permit``, asked before each reservation, refuses.
         """
         if self.remaining == 0:
             raise BudgetExceededError(
                 f"steps={self._plan.steps}: all are spent; stop here, or plan a new run and account for both"
             )
         if self._next == self._ledger.position:
+            self._permit()
             self._ledger.reserve(self._plan.event(), times=min(self._block, self.remaining))
             self._unsettled = True
         return self._next
@@ -107,10 +110,9 @@ class PrivateStep:
         hand_over(parameters, noisy, denominator=self._plan.expected_batch_size)
 
     def finish(self, optimizer: Optimizer, parameters: dict[str, nn.Parameter]) -> None:
-        """End the logical batch and let the optimizer move along the noisy sum."""
+        """End the logical batch and let the optimizer move along the noisy sum, which stays until the next begins."""
         self.release(parameters)
         optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
 
     def settle(self) -> None:
         """A clean stop: the ledger learns how many of the reserved events took effect, and gives the others back."""

@@ -52,7 +52,7 @@ class BookKeeper:
 
     def begin(self, mask: Tensor, *, rows_each: int = 1) -> None:
         """See :meth:`~privguard.training.clip.Clipper.begin`."""
-        self._alarm.check_still_complete()
+        self._alarm.begin()
         self._turn.begin(mask)
         self._desk.batch = Batch(mask, rows_each)
 

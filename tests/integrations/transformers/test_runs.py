@@ -12,7 +12,9 @@ from zoo import ZOO, Rows, one_class, pad, sentences
 from privguard.accounting.accountant import spent
 from privguard.accounting.calibrate import Budget
 from privguard.accounting.ledger import Ledger
-from privguard.errors import PrivacyError, ResumeError, SensitivityError, TamperedError
+from privguard.attest.statement import SigningKey
+from privguard.checkpoint import Trust
+from privguard.errors import PrivacyError, ResumeError, RollbackError, SensitivityError, TamperedError
 from privguard.integrations.transformers import PrivateSeq2SeqTrainer, PrivateTrainer
 
 STEPS = 6
@@ -34,7 +36,7 @@ def trainer(folder, *, plan=None, net=None, data=None, callbacks=None, **changes
     settings = {"learning_rate": 0.1, "logging_steps": 1, "lr_scheduler_type": "linear", **changes}
     given = {
         name: settings.pop(name)
-        for name in ("eval_dataset", "insecure_seed", "compute_metrics", "per_example_loss")
+        for name in ("eval_dataset", "insecure_seed", "compute_metrics", "per_example_loss", "trust")
         if name in settings
     }
     plan = plan or noisy_plan()
@@ -116,6 +118,16 @@ def test_going_back_to_an_older_checkpoint_spends_afresh_and_ends_within_the_bud
     result = again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     assert result.global_step == 3  # five steps were spent, one is left
     assert Ledger.read(tmp_path / "ledger.jsonl").position == STEPS
+
+
+def test_a_checkpoint_that_the_runs_signer_did_not_seal_is_refused(tmp_path):
+    theirs = Trust(signer=SigningKey.generate())
+    trainer(tmp_path, save_strategy="steps", save_steps=2, trust=theirs, callbacks=[StopAt(2)]).train()
+    with pytest.raises(TamperedError, match="is signed by"):
+        trainer(tmp_path).train(resume_from_checkpoint=True)
+    with pytest.raises(RollbackError, match="step 2"):
+        trainer(tmp_path, trust=Trust(signer=theirs.signer, min_step=3)).train(resume_from_checkpoint=True)
+    assert trainer(tmp_path, trust=theirs).train(resume_from_checkpoint=True).global_step == STEPS
 
 
 def test_a_second_run_in_the_same_folder_is_refused(tmp_path):
