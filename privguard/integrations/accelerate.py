@@ -52,8 +52,8 @@ _REFUSED = {
     "optimizer, and hand both to prepare",
     "megatron_lm_plugin": "its engine owns the backward pass and the gradients",
     "parallelism_config": "tensor, context and sequence parallelism split examples",
-    "dynamo_backend": "a compiled graph bypasses the taps that bound each example's gradient",
-    "dynamo_plugin": "a compiled graph bypasses the taps that bound each example's gradient",
+    "dynamo_backend": "each trained layer breaks the graph, so it gains nothing; your own `model.compile()` is exact",
+    "dynamo_plugin": "each trained layer breaks the graph, so it gains nothing; your own `model.compile()` is exact",
 }
 
 _ENVIRONMENT = {  # what `accelerate launch` sets, and a CPU run ignores

@@ -42,7 +42,7 @@ def describe(  # noqa: PLR0913 — one argument for each thing described
         },
         data={"examples": plan.examples, "commitment": commitment},
         recipients=tuple(f"{one.kind.label} {one.id}" for one in recipients),
-        clipping=f"per example, flat, by {type(clipper).__name__}; non-finite examples count as zero",
+        clipping=f"per {plan.unit.value}, flat, by {type(clipper).__name__}; non-finite examples count as zero",
         probe=probed,
         noise="Gaussian by Box–Muller from AES-256-CTR, "
         + ("from a published seed" if streams.insecure else "keyed from OS entropy"),

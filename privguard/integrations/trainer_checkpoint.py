@@ -52,8 +52,12 @@ def weights(checkpoint: str, setting: Setting) -> Mapping[str, Tensor]:
 
 
 def exported(callbacks: Iterable[object]) -> dict[str, Any]:
-    """What stateful callbacks want back when the run goes on, by the name of their class."""
-    return {type(each).__name__: each.state() for each in callbacks if isinstance(each, ExportableState)}
+    """What stateful callbacks want back when the run goes on: by class name, a list where there are several of one."""
+    states: dict[str, list[Any]] = {}
+    for each in callbacks:
+        if isinstance(each, ExportableState):
+            states.setdefault(type(each).__name__, []).append(each.state())
+    return {name: found if len(found) > 1 else found[0] for name, found in states.items()}
 
 
 @final

@@ -73,7 +73,10 @@ def _on(value: Any) -> bool:
 
 REFUSED: dict[str, Refusal] = {
     "fp16": (_on, "loss scaling skips steps on overflow, which depends on the data; use bf16=True"),
-    "torch_compile": (_on, "a compiled graph bypasses the taps that bound each example's gradient"),
+    "torch_compile": (
+        _on,
+        "each trained layer breaks the graph, so it gains nothing; your own `model.compile()` is exact",
+    ),
     "use_liger_kernel": (_on, "fused losses are means over the batch's tokens, which couple the examples"),
     "neftune_noise_alpha": (
         lambda value: value is not None,

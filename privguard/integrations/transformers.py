@@ -60,6 +60,7 @@ class PrivateTrainer(Trainer):
         users: int | None = None,
         user_ids: str | Iterable[Hashable] | None = None,
         examples_per_user: int = 8,
+        clip_each_example: bool = False,
         per_example_loss: PerExampleLoss | None = None,
         key: Any = None,
         trust: Trust | None = None,
@@ -76,12 +77,12 @@ class PrivateTrainer(Trainer):
             args: as for ``Trainer``; every field is honoured, mapped or refused, see ``docs/training-arguments.md``.
             seal_to: who can open the checkpoints: recipients, keys, or paths of their files.
             plan: what touches privacy; or else
-            budget: what may be spent. Steps and batch are those of ``args``, the clipping norm is its
-                ``max_grad_norm``.
+            budget: what may be spent; steps, batch and clipping norm (``max_grad_norm``) are those of ``args``.
             examples: with a budget, the *public* size of the data set. A different real size is never an error.
             users: with a budget, the public number of users, where a user is the unit of privacy.
             user_ids: the column of the data set that says whose a record is, or one value for each record.
             examples_per_user: the most records of one user that enter a step.
+            clip_each_example: clip each record to its share of the norm, in place of each user's mean to all of it.
             per_example_loss: a function of (outputs, batch) to losses (B,), for heads that privguard does not know.
             key: opens checkpoints, to resume or to load the best model; by default a key file among ``seal_to``.
             trust: who signs checkpoints, and the least step and ledger head to resume from; by default the run's own
@@ -101,7 +102,7 @@ class PrivateTrainer(Trainer):
         args = args or TrainingArguments(output_dir="tmp_trainer")
         training_arguments.refuse(args)
         training_arguments.refuse_scalar_loss(trainer)
-        self._unit = Unit.of(user_ids, most=examples_per_user)
+        self._unit = Unit.of(user_ids, most=examples_per_user, apart=clip_each_example)
         self.plan = plan or plan_for(args, budget=budget, examples=examples, users=users, unit=self._unit)
         self._unit.agrees(self.plan)
         training_arguments.agree(args, self.plan)
@@ -206,17 +207,13 @@ class PrivateTrainer(Trainer):
         for batch, fetched in private.step():
             data = self._prepare_inputs(fetched)
             private.begin(batch, data)
-            losses = private.backward(batch, self._losses(model, data))
+            losses = private.backward(batch, cast("Head", private.head).losses(self._forward(model, data), data))
             if self._show_loss and sys.stderr.isatty():
                 print(f"un-noised loss {losses.mean().item():.3f}", file=sys.stderr)  # noqa: T201 — asked for by name
         private.run.release()
         if private.setting.ranks.from_lead(lambda: self._interrupts.wanted):
             self.control.should_training_stop = True
         return torch.zeros((), device=self.args.device)
-
-    def _losses(self, model: nn.Module, data: Any) -> Tensor:
-        outputs = self._forward(model, data)
-        return cast("Head", cast("Underway", self._private).head).losses(outputs, data)
 
     def _forward(self, model: nn.Module, data: Any) -> Any:
         with self.compute_loss_context_manager():
@@ -238,6 +235,8 @@ class PrivateTrainer(Trainer):
             if not math.isnan(ratio := run.noise_to_signal):
                 shown["noise_to_signal"] = ratio
         super().log(shown)
+        if "epoch" in shown:
+            logs["epoch"] = shown["epoch"]  # as Trainer does with what it is given: ``evaluate`` returns it
 
     def compute_loss(
         self,
@@ -340,11 +339,15 @@ class PrivateTrainer(Trainer):
         return Head(self._own_loss, structure_of(next(fetch(data, iter([[0]])))))
 
     def _clipper(self, model: nn.Module, head: Head) -> Clipper:
+        rows_each = CHOICES if head.choices else 1
+
         def losses(batch: Any) -> Tensor:
             return head.losses(self._forward(model, batch), batch)
 
-        rows_each = CHOICES if head.choices else 1
-        return clipper_for(model, losses, head.structure, max_grad_norm=self.plan.max_grad_norm, rows_each=rows_each)
+        def build(bound: float) -> Clipper:
+            return clipper_for(model, losses, head.structure, max_grad_norm=bound, rows_each=rows_each)
+
+        return self._unit.clipper(build, self.plan.max_grad_norm)
 
     def _train_loader(self) -> DataLoader[Any]:
         """The training data with Trainer's own collate function and workers, in order; the sampler is the run's."""

@@ -26,6 +26,7 @@ class Underway:
     ) -> None:
         self.run, self.setting, self.head = run, setting, head
         self.spent = SpentSoFar(run.plan)
+        self._apart = users is not None and users.apart
         self.saved = -1  # ledger position of the newest checkpoint
         loader = PoissonLoader(
             data,
@@ -51,11 +52,13 @@ class Underway:
         """Announce a physical batch to the clipper, after making sure that it has the rows that were drawn."""
         check_rows(fetched, batch)
         choices = 1 if self.head is None else self.head.rows_each(fetched)
-        rows_each = len(batch.records) // len(batch.mask) * choices
-        self.setting.clipper.begin(torch.from_numpy(batch.mask), rows_each=rows_each)
+        mask, rows = torch.from_numpy(batch.mask), len(batch.records) // len(batch.mask)
+        if self._apart and batch.kept is not None:
+            mask, rows = mask.repeat_interleave(rows) & torch.from_numpy(batch.kept), 1
+        self.setting.clipper.begin(mask, rows_each=rows * choices)
 
     def backward(self, batch: PhysicalBatch, losses: Tensor) -> Tensor:
         """Clip and add up the gradients of a physical batch; ``losses`` holds one number for each of its rows."""
-        losses = unit_losses(losses, batch)
+        losses = losses if self._apart else unit_losses(losses, batch)
         self.setting.clipper.backward(losses)
         return losses.detach()

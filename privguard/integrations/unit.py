@@ -1,7 +1,7 @@
 """Whose contribution is protected: an example, or all of a user's examples together."""
 
 import math
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any, final
 
 from transformers import TrainingArguments
@@ -9,25 +9,33 @@ from transformers.utils.import_utils import is_datasets_available
 
 from privguard import _check
 from privguard.accounting.calibrate import Budget, least_noise
+from privguard.errors import PrivacyError
 from privguard.integrations import training_arguments
 from privguard.records import Unit as Kind
+from privguard.training.clip import Clipper
 from privguard.training.plan import Plan
-from privguard.training.users import Users
+from privguard.training.users import EqualShares, Users
 
 
 @final
 class Unit:
     """The unit of privacy of a run, and how to find it in the data."""
 
-    def __init__(self, ids: str | Iterable[Hashable] | None, most: int) -> None:
-        self._ids = ids
-        self._most = most
+    def __init__(self, ids: str | Iterable[Hashable] | None, *, most: int, apart: bool) -> None:
+        self._ids, self._most, self._apart = ids, most, apart
         self.users: Users | None = None
 
     @classmethod
-    def of(cls, ids: str | Iterable[Hashable] | None, *, most: int) -> "Unit":
+    def of(cls, ids: str | Iterable[Hashable] | None, *, most: int, apart: bool) -> "Unit":
         """Users where ``ids`` tells them apart, else examples."""
-        return cls(ids, _check.count("examples_per_user", most))
+        _check.require(
+            ids is not None or not apart,
+            "clip_each_example",
+            apart,
+            wanted="user_ids with it",
+            remedy="without users each example is clipped by itself anyhow",
+        )
+        return cls(ids, most=_check.count("examples_per_user", most), apart=apart)
 
     @property
     def kind(self) -> Kind:
@@ -52,7 +60,24 @@ class Unit:
         _check.require(
             len(ids) == len(dataset), "user_ids", f"{len(ids)} values", wanted="one for each record of the data set"
         )
-        self.users = Users(ids, most=self._most)
+        self.users = Users(ids, most=self._most, apart=self._apart)
+
+    def clipper(self, build: Callable[[float], Clipper], max_grad_norm: float) -> Clipper:
+        """The clipper that ``build`` makes for a bound, so that one unit contributes at most ``max_grad_norm``.
+
+        Raises:
+            PrivacyError: each example is to be clipped, and the model needs one backward pass for each.
+        """
+        if not self._apart:
+            return build(max_grad_norm)
+        each = build(max_grad_norm / self._most)
+        if each.rows is not None:
+            each.close()
+            raise PrivacyError(
+                "clip_each_example: the examples of a user go forward together, and this model needs one backward pass "
+                "for each; leave it away, so that each user's mean is clipped"
+            )
+        return EqualShares(each, most=self._most)
 
 
 def _column(dataset: Any, name: str) -> Sequence[Hashable]:

@@ -1,28 +1,35 @@
 """Users as the unit of privacy: who owns which records, and which of them enter a step.
 
 A user enters a step on one coin, with at most ``most`` records, chosen by chance and not by content. Each user's rows
-go forward side by side and their mean loss is one unit of the clipper, so one user moves the clipped sum by at most the
-clipping norm, whatever their number of records.
+go forward side by side. Either their mean loss is one unit of the clipper, or each record is one, with an equal share
+of the bound (:class:`EqualShares`); both ways one user moves the clipped sum by at most the clipping norm, whatever
+their number of records.
 """
 
 from collections.abc import Hashable, Iterable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import final
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from privguard import _check
 from privguard._random import Stream
+from privguard.training.clip import ClippedSum, Clipper
 from privguard.training.sample import PhysicalBatch
 
 
 @final
 class Users:
-    """Records grouped by the user they belong to; ``most`` records of each enter a step."""
+    """Records grouped by the user they belong to; ``most`` records of each enter a step.
 
-    def __init__(self, ids: Iterable[Hashable], *, most: int) -> None:
-        self.most = _check.count("most", most)
+    ``apart`` says that each record is clipped by itself.
+    """
+
+    def __init__(self, ids: Iterable[Hashable], *, most: int, apart: bool = False) -> None:
+        self.most, self.apart = _check.count("most", most), apart
         owned: dict[Hashable, list[int]] = {}
         for record, user in enumerate(ids):
             owned.setdefault(user, []).append(record)
@@ -45,3 +52,39 @@ class Users:
             return records
         words = source.child("records of user", user).words(len(records))
         return np.sort(records[np.argsort(words)[: self.most]])
+
+
+@final
+class EqualShares:
+    """A clipper whose units are records, each clipped to an equal share of what their user may contribute.
+
+    Guarantee: at most ``most`` records of a user enter a step, each moves the sum by at most the bound of ``each``, so
+    together (triangle inequality) they move it by at most ``most`` times that, which is the bound of what is taken.
+    Compared with one clip of a user's mean, a record that is far off cannot turn the others' direction, and users with
+    few records weigh less.
+    """
+
+    def __init__(self, each: Clipper, *, most: int) -> None:
+        self._each, self._most = each, most
+        self.rows = each.rows
+
+    def begin(self, mask: Tensor, *, rows_each: int = 1) -> None:
+        """See :meth:`~privguard.training.clip.Clipper.begin`; a unit is a record."""
+        self._each.begin(mask, rows_each=rows_each)
+
+    def backward(self, losses: Tensor) -> None:
+        """See :meth:`~privguard.training.clip.Clipper.backward`; one loss for each record."""
+        self._each.backward(losses)
+
+    def take(self) -> ClippedSum:
+        """See :meth:`~privguard.training.clip.Clipper.take`; the bound is a user's."""
+        clipped = self._each.take()
+        return ClippedSum(clipped.gradients, self._most * clipped.l2_bound)
+
+    def close(self) -> None:
+        """See :meth:`~privguard.training.clip.Clipper.close`."""
+        self._each.close()
+
+    def unclipped(self) -> AbstractContextManager[None]:
+        """See :meth:`~privguard.training.clip.Clipper.unclipped`."""
+        return self._each.unclipped()

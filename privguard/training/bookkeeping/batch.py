@@ -108,7 +108,10 @@ class Tapped:
         return [self.module.get_parameter(local) for local in self.names]
 
     def install(self, listen: "Listen") -> None:
-        """Replace the forward; outside a batch, or without gradients, it stays the original one."""
+        """Replace the forward; outside a batch, or without gradients, it stays the original one.
+
+        A compiler leaves it alone: what a tap notes on the side is no part of a graph.
+        """
 
         def forward(*args: Any, **kwargs: Any) -> Any:
             batch = self.desk.batch
@@ -117,7 +120,7 @@ class Tapped:
             batch.reached.update(self.names.values())
             return listen(Heard(self, batch), args, kwargs)
 
-        self.module.forward = forward
+        self.module.forward = torch.compiler.disable(forward)
 
     def remove(self) -> None:
         """Give the module its own forward back."""

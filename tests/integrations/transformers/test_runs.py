@@ -351,7 +351,7 @@ def test_the_users_own_loss(tmp_path):
     [
         ({"include_num_input_tokens_seen": "all"}, "un-noised sum"),
         ({"auto_find_batch_size": True}, "depends on the data"),
-        ({"torch_compile": True}, "bypasses the taps"),
+        ({"torch_compile": True}, "breaks the graph"),
         ({"neftune_noise_alpha": 5.0}, "padded length"),
         ({"skip_memory_metrics": False}, "largest batch"),
         ({"train_sampling_strategy": "group_by_length"}, "Poisson"),
