@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 from huggingface_hub import ModelCard
-from reported import finding, keep
+from reported import finding, keep, membership
 from small import SmallRun, small_plan
 from typer.testing import CliRunner
 
@@ -42,6 +42,7 @@ def written(report):
 def test_a_report_with_everything_meets_the_schema(folder, trained, valid):
     keep(folder, finding(50.0, outcome=Outcome.REFUTED, cap=float("inf"), claimed=2.0), "loud.json")
     keep(folder, Verdict(scheme="s", null_model="n", log10_p=-9.0, trials=9, matches=9.0, log10_e=1.0), "mark.json")
+    keep(folder, membership(), "membership.json")
     (folder / "checkpoints" / "clear").write_bytes(b"x")
     assert valid(written(assemble(folder, sources=Sources(data_name="d", journal=trained / "journal"))))
 
