@@ -112,7 +112,9 @@ def statistic(verdict: Verdict) -> str:
     """What a mark's verdict rests on: a count of matches, or a statistic over so many trials."""
     whole = float(verdict.matches).is_integer()
     return (
-        f"{verdict.matches:g} of {verdict.trials}" if whole else f"z = {verdict.matches:.2f}, {verdict.trials} trials"
+        f"{verdict.matches:g} of {verdict.trials}"
+        if whole
+        else f"statistic {verdict.matches:.2f}, {verdict.trials} trials"
     )
 
 
