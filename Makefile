@@ -4,7 +4,7 @@ BIN := .venv/bin
 # One thread per test worker: two workers on two cores, and figures that do not depend on the machine's size.
 THREADS := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: demo test check format bench clean
+.PHONY: demo test check docs format bench clean
 
 demo: .venv/ready
 	$(BIN)/privguard demo
@@ -12,11 +12,14 @@ demo: .venv/ready
 test: .venv/ready
 	$(THREADS) $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not gpu" -q
 
-check: .venv/ready
+check: .venv/ready docs
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
 	$(BIN)/pyright
+
+docs: .venv/ready
+	$(BIN)/zensical build --strict
 
 format: .venv/ready
 	$(BIN)/ruff format .
@@ -27,7 +30,7 @@ bench: .venv/ready
 
 .venv/ready: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,recipes]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,docs,recipes]'
 	touch $@
 
 clean:

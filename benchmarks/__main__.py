@@ -1,21 +1,91 @@
-"""Run every benchmark in turn, each in a process of its own: ``python -m benchmarks``; see benchmarks/results/."""
+"""Run every benchmark in turn, each in a process of its own, and write ``docs/benchmarks.md`` from what they left.
 
+python -m benchmarks                 hours: every figure that a page claims
+python -m benchmarks --quick         minutes: that each of them works, on small settings; no result is replaced
+python -m benchmarks --page          no run: the page again, from the results that are there
+python -m benchmarks step seal       only these
+"""
+
+import argparse
+import json
+import os
 import pkgutil
+import shutil
 import subprocess
 import sys
+import tempfile
+import time
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
+
+from benchmarks import page
 
 HERE = Path(__file__).parent
-PARTS = {"__main__", "models"}  # not benchmarks themselves
+PARTS = {"__main__", "models", "page"}  # not benchmarks themselves
+SHARED = ("text_corpus", "text_writer", "model_mark_", "seal_")  # parts of others
+QUICK: Mapping[str, list[str]] = {
+    "audit": ["times"],
+    "book": ["--kills", "20"],
+    "calibrate": ["--rounds", "1"],
+    "model_mark": ["cost"],
+    "seal": ["--rounds", "1", "--mib", "16"],
+    "step": ["--rounds", "2", "--model", "MLP", "--skip-opacus", "--skip-memory"],
+    "text_mark": [],
+    "text_null": ["--trials", "1e4"],
+    "trainer": ["--rounds", "1", "--tiny"],
+}
+
+
+def names() -> list[str]:
+    """The benchmarks, in the order of their names."""
+    found = [module.name for module in pkgutil.iter_modules([str(HERE)])]
+    return [name for name in found if name not in PARTS and not name.startswith(SHARED)]
+
+
+def run(chosen: Iterable[str], root: Path, options: Mapping[str, list[str]]) -> list[str]:
+    """Run benchmarks of the copy in ``root``, note where and how long in its ``runs.json``; those that failed."""
+    notes = root / "benchmarks" / "results" / "runs.json"
+    runs: dict[str, Any] = json.loads(notes.read_text()) if notes.exists() else {}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(root), str(HERE.parent)])}
+    failed: list[str] = []
+    for name in chosen:
+        print(f"== benchmarks.{name}", flush=True)
+        began = time.monotonic()
+        command = [sys.executable, "-m", f"benchmarks.{name}", *options.get(name, [])]
+        if subprocess.run(command, cwd=root, env=environment, check=False).returncode:
+            failed.append(name)
+            continue
+        ended = datetime.now(UTC).isoformat(timespec="minutes")
+        runs[name] = {"ended": ended, "seconds": round(time.monotonic() - began), **page.machine()}
+        notes.write_text(json.dumps(runs, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+    return failed
 
 
 def main() -> int:
-    names = [module.name for module in pkgutil.iter_modules([str(HERE)]) if module.name not in PARTS]
-    failed = []
-    for name in names:
-        print(f"== benchmarks.{name}", flush=True)
-        if subprocess.run([sys.executable, "-m", f"benchmarks.{name}"], cwd=HERE.parent, check=False).returncode:
-            failed.append(name)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", help="all where none is named")
+    parser.add_argument("--quick", action="store_true", help="small settings, in a copy; the page goes to stdout")
+    parser.add_argument("--page", action="store_true", help="write the page only")
+    given = parser.parse_args()
+    wanted = given.names or names()
+    if strangers := set(wanted) - set(names()):
+        parser.error(f"{', '.join(sorted(strangers))}: expected some of {', '.join(names())}")
+    if given.page:
+        failed = []
+    elif given.quick:
+        with tempfile.TemporaryDirectory() as folder:
+            copy = Path(folder) / "benchmarks"
+            shutil.copytree(HERE, copy, ignore=shutil.ignore_patterns("results", "__pycache__"))
+            (copy / "results").mkdir()
+            failed = run([name for name in wanted if name in QUICK], Path(folder), QUICK)
+            print(page.write(copy / "results"))
+        print(f"without a quick mode: {', '.join(name for name in wanted if name not in QUICK) or 'none'}")
+    else:
+        failed = run(wanted, HERE.parent, {})
+    if not given.quick:
+        (HERE.parent / "docs" / "benchmarks.md").write_text(page.write(HERE / "results"), encoding="utf-8")
     print("all done" if not failed else f"failed: {', '.join(failed)}")
     return len(failed)
 

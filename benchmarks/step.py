@@ -118,7 +118,7 @@ class Opacus:
 
     def __call__(self, batch: Batch) -> None:
         self.optimizer.zero_grad()
-        losses = self.case.losses(self.model, batch)
+        losses = (self.case.spelt_out or self.case.losses)(self.model, batch)
         if self.criterion is None:
             losses.mean().backward()
         else:

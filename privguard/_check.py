@@ -50,10 +50,9 @@ def count(name: str, value: int, *, least: int = 1, remedy: str = "") -> int:
 
 def probability(name: str, value: float, *, zero: bool = False, one: bool = False, remedy: str = "") -> float:
     """Return ``value`` when it lies between 0 and 1; the ends count only where ``zero`` or ``one`` say so."""
-    low = value >= 0 if zero else value > 0
-    high = value <= 1 if one else value < 1
     span = f"{'[' if zero else '('}0, 1{']' if one else ')'}"
-    require(_is_number(value) and low and high, name, value, wanted=f"a number in {span}", remedy=remedy)
+    inside = _is_number(value) and ((zero and value == 0) or (one and value == 1) or 0 < value < 1)
+    require(inside, name, value, wanted=f"a number in {span}", remedy=remedy)
     return value
 
 

@@ -12,15 +12,13 @@ import torch
 from sklearn.datasets import load_digits
 from torch import nn
 
-from privguard.attest.notary import LocalNotary
-from privguard.attest.statement import Envelope, SigningKey
-from privguard.watermark import claim, evidence, offline, theft
+from privguard.attest.statement import Envelope
+from privguard.watermark import evidence, offline, theft
 from privguard.watermark.evidence import Report
-from privguard.watermark.model import align, triggers, weights
+from privguard.watermark.model import triggers, weights
 from privguard.watermark.model.bundle import Bundle
 from privguard.watermark.model.classifier import Public, Suspect
 from privguard.watermark.model.embed import Lesson
-from privguard.watermark.secret import Secret
 
 
 def network() -> nn.Module:
@@ -37,7 +35,7 @@ def main(out: Path, *, tiny: bool) -> dict[str, Report]:
     images, labels = load_digits(return_X_y=True)
     order = np.random.default_rng(0).permutation(len(images))
     x, y = torch.from_numpy((images[order] / 16).astype(np.float32)), torch.from_numpy(labels[order])
-    own, other, natural = (x[:700], y[:700]), (x[700:1400], y[700:1400]), x[1400:].numpy()
+    own, other, natural = (x[:700], y[:700]), (x[700:1400], y[700:1400]), x[1400:1500].numpy()
     generator, epochs = torch.Generator().manual_seed(0), 5 if tiny else 40
 
     # The owner trains, commits, waits for the pulse, marks, and only then releases.
@@ -47,9 +45,7 @@ def main(out: Path, *, tiny: bool) -> dict[str, Report]:
     unmarked = theft.tensors(model)
     matrices = {name: value.shape for name, value in unmarked.items() if value.ndim > 1}
     marks = (triggers.plan(triggers.Domain(shape=(64,)), classes=10, leaves=128), weights.plan(matrices, leaves=32))
-    secret, notary, verifier = Secret.generate(), LocalNotary.generate(), SigningKey.generate()
-    made = claim.commit(secret, model=offline.tensors_digest("digits", unmarked), marks=marks, by=SigningKey.generate())
-    table = offline.Table(commitment=offline.notarise(made, notary), secret=secret, notary=notary, verifier=verifier)
+    table = offline.Table.commit("digits", unmarked, marks=marks)  # fresh keys, and a notary of its own
     bundle = Bundle(standing=table.standing, tree=table.tree, unmarked=unmarked)
     public = Public(inputs=own[0], labels=own[1], generator=generator)
     released = bundle.embed(model, public=public, lesson=Lesson(steps=20 if tiny else 300))
@@ -61,14 +57,14 @@ def main(out: Path, *, tiny: bool) -> dict[str, Report]:
     means.train(honest, means.supervised, epochs=epochs, rate=1e-3)
 
     # A neutral verifier asks both and signs what it saw; a stranger checks the file, offline and without secrets.
-    layers, reports = align.chain({name: value.shape for name, value in unmarked.items()}), dict[str, Report]()
+    sizes, reports = {"triggers": 50, "weights": 16}, dict[str, Report]()
     for name, suspect in {"stolen": stolen, "honest": honest}.items():
         tensors = theft.tensors(suspect)
-        digest = offline.tensors_digest(name, tensors)
-        plan = table.draw(digest, {"triggers": 50, "weights": 16}, natural=100)
-        aligned = align.align(tensors, unmarked=unmarked, layers=layers)
-        file = table.prove(plan, suspect=Suspect(suspect), natural=natural, white_box=(aligned, unmarked))
+        file, _ = table.challenge(
+            name, Suspect(suspect), tensors=tensors, unmarked=unmarked, sizes=sizes, natural=natural
+        )
         file.write(out / f"{name}.evidence.json")
+        digest = offline.tensors_digest(name, tensors)
         found = evidence.verify(Envelope.read(out / f"{name}.evidence.json"), trust=table.trust, suspect=digest)
         reports[name] = show(f"{name} model", found)
 

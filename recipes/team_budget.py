@@ -17,7 +17,6 @@ import privguard as pg
 from privguard.accounting.account import DataSet
 from privguard.accounting.book import Book
 from privguard.accounting.calibrate import Budget
-from privguard.accounting.ledger import Ledger
 from privguard.attest.statement import SigningKey
 from privguard.errors import BudgetExceededError
 
@@ -33,14 +32,14 @@ def open_book(out: Path, content: bytes) -> tuple[Book, str]:
     return book, sha256
 
 
-def train(folder: Path, plan: pg.Plan, data: TensorDataset) -> None:
-    """One private run, as in plain_loop.py."""
+def train(folder: Path, plan: pg.Plan, data: TensorDataset, *, book: Book, data_set: str) -> None:
+    """One private run, as in plain_loop.py, that the book has to hold before it starts."""
     model = nn.Sequential(nn.Linear(64, 32), nn.Tanh(), nn.Linear(32, 10))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
-    folder.mkdir(parents=True)
-    pg.Key.generate().write(folder / "team.key")
-    loader = DataLoader(data, batch_size=256)
-    private = pg.privatize(model, optimizer, loader, plan, run=folder, seal_to=[folder / "team.key"], quiet=True)
+    key, loader = pg.Key.generate_symmetric(), DataLoader(data, batch_size=256)
+    private = pg.privatize(
+        model, optimizer, loader, plan, run=folder, seal_to=[key], book=book, data_set=data_set, quiet=True
+    )
     for images, labels in private.batches():
         private.backward(functional.cross_entropy(private.model(images), labels, reduction="none"))
         private.step()
@@ -61,13 +60,10 @@ def main() -> None:
     plan = pg.Plan.for_budget(epsilon=1.8, delta=1e-4, examples=1797, batch_size=256, epochs=epochs, max_grad_norm=0.5)
     for person in ("anna", "ben", "chris"):
         try:
-            book.reserve(person, digits, plan.event(), plan.steps)  # before anything touches the data
-        except BudgetExceededError as refusal:
+            train(given.out / person, plan, data, book=book, data_set=digits)
+        except BudgetExceededError as refusal:  # before anything touched the data
             print(f"{person}: refused. {refusal}")
             continue
-        train(given.out / person, plan, data)
-        ledger = Ledger.read(given.out / person / "ledger.jsonl")
-        book.settle(person, ledger.position, ledger=ledger)  # what was not used goes back
         print(f"{person}: done; all runs together have spent ε={book.standing(digits).epsilon:.3f} of 3")
 
 

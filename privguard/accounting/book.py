@@ -12,6 +12,7 @@ import secrets
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, final
 
@@ -139,10 +140,8 @@ class Book:
         _check.count("times", times)
 
         def row(account: Account) -> Mapping[str, Any]:
-            _require_room(account, sha256, event, times)
-            first = account.runs[run].position if run in account.runs else 0
-            block = {"event": events.to_json(event), "times": times, "first": first}
-            return {"kind": "reserve", "run": run, "data_set": sha256, **block}
+            _require_room(account, sha256, [(event, times)])
+            return _block(run, sha256, event, times, account)
 
         first: int = self._append(row)["first"]
         return range(first, first + times)
@@ -166,6 +165,41 @@ class Book:
 
         self._append(row)
         return self._account.runs[run].balance()
+
+    def held(self, run: str) -> int:
+        """Events that a run holds here, spent or open; 0 for a run that the book does not know."""
+        runs = self._fresh().runs
+        return runs[run].position if run in runs else 0
+
+    def require_within(self, sha256: str, *, unless: str = "") -> str:
+        """Check that what was reserved and spent still fits every limit; returns the head that this was true at.
+
+        A limit can be lowered while runs hold reservations. ``unless`` is a head known to be fine: while the book has
+        not moved on from it, nothing is priced again.
+
+        Raises:
+            BudgetExceededError: it does not fit any more.
+        """
+        account = self._fresh()
+        if account.head != unless:
+            _require_room(account, sha256, [])
+        return account.head
+
+    def take_over(self, run: str, sha256: str, ledger: History) -> Balance:
+        """Enter a run that was not reserved here, from its ledger: what it spent counts from now on, also past a limit.
+
+        It has happened, so it is never refused; whatever comes after is. What the book holds of the run already is not
+        counted again, so a second call, and a call after a broken one, add only what is new.
+
+        Raises:
+            ValueError: the run stands in the book under another data set.
+        """
+        known = self.held(run)
+        for event, times in ledger.spent():
+            new, known = max(0, times - known), max(0, known - times)
+            if new:
+                self._append(partial(_block, run, sha256, event, new))
+        return self.settle(run, ledger.position, ledger=ledger)
 
     def standing(self, sha256: str) -> Standing:
         """Where a data set stands now; ε is at its own limit's δ and relation, or its nearest granted ancestor's."""
@@ -271,12 +305,20 @@ def _replay(account: Account, seq: int, body: str, head: str) -> None:
         raise LedgerError(f"book, row {seq}: {error}") from error
 
 
-def _require_room(account: Account, sha256: str, event: "DpEvent", times: int) -> None:
+def _block(run: str, sha256: str, event: "DpEvent", times: int, account: Account) -> Mapping[str, Any]:
+    """The row that sets the next events of a run aside."""
+    account.known(sha256)
+    first = account.runs[run].position if run in account.runs else 0
+    block = {"event": events.to_json(event), "times": times, "first": first}
+    return {"kind": "reserve", "run": run, "data_set": sha256, **block}
+
+
+def _require_room(account: Account, sha256: str, more: "list[tuple[DpEvent, int]]") -> None:
     account.known(sha256)
     limits = account.limits_of(sha256)
     if not limits:
         raise BudgetExceededError(f"data set={sha256[:16]}…: nothing was granted; ask an officer for a grant")
-    after = [*account.spent(sha256), (event, times)]
+    after = [*account.spent(sha256), *more]
     for one, limit in limits.items():
         epsilon = _epsilon(after, limit)
         if epsilon > limit.epsilon:

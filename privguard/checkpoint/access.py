@@ -15,10 +15,11 @@ from typing import final
 
 from cryptography.exceptions import InvalidTag
 
-from privguard.checkpoint import durable, envelope, watch
+from privguard.attest import journal
+from privguard.checkpoint import durable, envelope
 from privguard.checkpoint.envelope import Form, Secrets
 from privguard.checkpoint.key import Key, Kind, One, Recipient, To, recipients
-from privguard.checkpoint.opened import Head, head_path, refuse_plain
+from privguard.checkpoint.opened import Head, head_of, head_path, refuse_plain
 from privguard.checkpoint.payload import one_failure
 from privguard.checkpoint.stanza import Role, Stanza
 from privguard.errors import NoRecipientError, SealError
@@ -56,13 +57,7 @@ def inspect(path: str | os.PathLike[str]) -> Inspection:
         PlainCheckpointError: a checkpoint in clear.
     """
     path = Path(path)
-    descriptor = os.open(head_path(path), os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        refuse_plain(descriptor, path)
-        with one_failure(path):
-            head = Head.read(descriptor)
-    finally:
-        os.close(descriptor)
+    head = head_of(path)
     listed = {role: tuple(one.name for one in head.slot.stanzas if one.role is role) for role in Role}
     return Inspection(
         path=str(path),
@@ -102,12 +97,12 @@ def rewrap(
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         refuse_plain(descriptor, path)
-        with watch.act("rewrap", path) as act, contextlib.ExitStack() as grants:
+        with journal.acting("rewrap", path) as act, contextlib.ExitStack() as grants:
             for one in (*to, *auditors):
-                grants.enter_context(watch.act("grant", Path(f"{path} to {one.kind.label} {one.id}")))
+                grants.enter_context(journal.acting("grant", f"{path} to {one.kind.label} {one.id}"))
             with one_failure(path):
                 head, secrets = _unlock(descriptor, key, path)
-            act.role, act.sha256 = secrets.role.name.lower(), watch.digest(head.preamble)
+            act.role, act.sha256 = secrets.role.name.lower(), head.preamble.digest()
             stanzas = _changed(head.slot.stanzas, envelope.wrap(secrets, to, auditors), remove, path)
             slot = envelope.pack_slot(head.preamble, secrets, stanzas, sequence=head.slot.sequence + 1)
             _switch(descriptor, path, head, slot)

@@ -1,21 +1,29 @@
 """The command line: arguments → one library call → a record on stdout, talk and progress on stderr.
 
-Exit codes: 0 done · 1 refused, not proven or refuted · 2 usage · 3 tampered or protocol invalid. Each module beside
-this one holds one group of commands; libraries that are slow to import are imported inside the commands, so that
-``--help`` is immediate.
+Exit codes, the same for every command: 0 done · 1 refused, not proven, not found or refuted · 2 cannot be done as
+asked: a wrong argument, a missing file, a full disk · 3 tampered or protocol invalid · 70 an error of privguard itself
+· 130 ended by Ctrl-C. Each module beside this one holds one group of commands; libraries that are slow to import are
+imported inside the commands, so that ``--help`` is immediate.
 """
 
+import os
 import sys
+from typing import Annotated
 
 import typer
 
+import privguard
 from privguard.cli import audit, demo, journal, key, ledger, mark, plan, report, seal
-from privguard.cli._output import complain
-from privguard.errors import PrivguardError, ProtocolInvalidError, TamperedError
+from privguard.cli._output import DEBUG, complain, exit_code
+from privguard.cli.examples import teach
 
 app = typer.Typer(
     name="privguard",
     help="Private training, sealed checkpoints, watermarks and audits.",
+    epilog=(
+        "Exit codes: 0 done · 1 refused, not proven, not found or refuted · 2 cannot be done as asked · "
+        "3 tampered or protocol invalid · 70 an error of privguard itself · 130 Ctrl-C"
+    ),
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -29,18 +37,32 @@ app.add_typer(audit.app, name="audit")
 app.add_typer(ledger.app, name="ledger")
 app.add_typer(journal.app, name="journal")
 app.add_typer(report.app, name="report")
+teach(app)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        sys.stdout.write(f"privguard {privguard.__version__}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def _before(
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help=f"Show the traceback of an error, as {DEBUG}=1 does.")
+    ] = False,
+    version: Annotated[  # noqa: ARG001 — its callback answers before anything else
+        bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    if verbose:
+        os.environ[DEBUG] = "1"
 
 
 def main() -> None:
-    """Run the command line and turn every refusal into one line on stderr and an exit code."""
+    """Run the command line and turn every error into one line on stderr and an exit code."""
     try:
         app()
-    except (TamperedError, ProtocolInvalidError) as error:
+    except Exception as error:
         complain(error)
-        sys.exit(3)
-    except PrivguardError as error:
-        complain(error)
-        sys.exit(1)
-    except (ValueError, OSError) as error:
-        complain(error)
-        sys.exit(2)
+        sys.exit(exit_code(error))

@@ -1,7 +1,9 @@
-"""How commands speak: records to stdout, everything for people to stderr."""
+"""How commands speak: records to stdout, everything for people to stderr, and one rule for exit codes."""
 
 import json
+import os
 import sys
+import traceback
 from collections.abc import Iterable
 from typing import Annotated, Any
 
@@ -10,6 +12,10 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from privguard import _canon
+from privguard.errors import PrivguardError, ProtocolInvalidError, TamperedError
+
+REFUSED, USAGE, TAMPERED, BUG, INTERRUPTED = 1, 2, 3, 70, 130  # 70 is EX_SOFTWARE of sysexits, 130 is 128 + SIGINT
+DEBUG = "PRIVGUARD_DEBUG"
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print the record as JSON on stdout.")]
 
@@ -28,10 +34,24 @@ def emit(record: object, *, as_json: bool, lines: Iterable[str] = ()) -> None:
         sys.stdout.writelines(line + "\n" for line in lines)
 
 
+def exit_code(error: Exception) -> int:
+    """What a command exits with when it ends in this error."""
+    if isinstance(error, TamperedError | ProtocolInvalidError):
+        return TAMPERED
+    if isinstance(error, PrivguardError):
+        return REFUSED
+    return USAGE if isinstance(error, ValueError | OSError) else BUG
+
+
 def complain(error: Exception) -> None:
-    """One line on stderr for a refusal: its kind and its message, without a traceback."""
+    """One line on stderr: the error's kind and its message; the traceback only where ``-v`` or the variable asks."""
+    if os.environ.get(DEBUG):
+        stderr().print("".join(traceback.format_exception(error)), markup=False, end="")
+        return
     stderr().print(f"[bold red]{type(error).__name__}[/]: ", end="")
     stderr().print(str(error), markup=False)
+    if exit_code(error) == BUG:
+        stderr().print(f"This should not happen. {DEBUG}=1, or privguard -v, shows where; please report it.")
 
 
 def progress() -> Progress:

@@ -1,11 +1,14 @@
 """``privguard ledger budget``: what may be spent on a data set over all runs, who allowed it, and what is left."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from privguard.cli._output import AsJson, emit
+
+if TYPE_CHECKING:
+    from privguard.accounting.history import History
 
 app = typer.Typer(no_args_is_help=True, help="The budget of a data set over all runs and people.")
 
@@ -33,8 +36,8 @@ def add(
     book: Place,
     data_set: Content,
     name: Annotated[str, typer.Option(help="What people call it.")],
-    source: Annotated[str, typer.Option(help="Where it comes from.")] = "",
-    version: Annotated[str, typer.Option(help="Its version; a DVC or lakeFS identifier, if there is one.")] = "",
+    source: Annotated[str, typer.Option(help="Where it comes from; by default what DVC or lakeFS say.")] = "",
+    version: Annotated[str, typer.Option(help="Its version; by default the one that DVC or lakeFS noted.")] = "",
     parent: Annotated[str | None, typer.Option(help="SHA-256 of the data set that it was made from.")] = None,
     transformation: Annotated[list[str] | None, typer.Option(help="How it was made from it; repeat in order.")] = None,
     as_json: AsJson = False,
@@ -42,21 +45,27 @@ def add(
     """Enter a data set, by content and lineage. It has no budget before a grant."""
     from privguard.accounting.account import DataSet
     from privguard.accounting.book import Book
+    from privguard.accounting.lineage import Lineage
 
+    noted = Lineage.beside(Path(data_set))
     entered = DataSet(
         sha256=_digest(data_set),
         name=name,
-        source=source,
-        version=version,
+        source=source or noted.source,
+        version=version or noted.version,
         parent=parent,
         transformations=tuple(transformation or ()),
     )
     Book.open(book).add(entered)
-    emit(entered, as_json=as_json, lines=[f"{entered.sha256} {name}"])
+    emit(entered, as_json=as_json, lines=[" ".join(filter(None, (entered.sha256, name, entered.version)))])
 
 
 @app.command()
-def show(book: Place, data_set: Annotated[str | None, typer.Argument()] = None, as_json: AsJson = False) -> None:
+def show(
+    book: Place,
+    data_set: Annotated[str | None, typer.Argument(metavar="DATA_SET", help="One data set; all without it.")] = None,
+    as_json: AsJson = False,
+) -> None:
     """Show limits, what is spent over all runs, and what is left."""
     from privguard.accounting.book import Book
 
@@ -103,6 +112,51 @@ def grant(
     opened.grant(_digest(data_set), Budget(epsilon=epsilon, delta=delta), by=SigningKey.read(key), reason=reason)
     standing = opened.standing(_digest(data_set))
     emit(standing, as_json=as_json, lines=_lines(standing))
+
+
+@app.command()
+def settle(
+    book: Place,
+    run: Annotated[str, typer.Argument(help="The run's folder; or with --lost, its name in the book.")],
+    lost: Annotated[
+        bool, typer.Option("--lost", help="The ledger is lost: count everything that was reserved as spent.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """End the reservation of a run that crashed and will not go on: its ledger is spent, the rest returned."""
+    from privguard.accounting.book import Book
+
+    opened = Book.open(book)
+    if lost:
+        name, balance = run, opened.settle(run, opened.held(run))
+    else:
+        name, history = _ended(Path(run))
+        balance = opened.settle(name, history.position, ledger=history)
+    emit(balance, as_json=as_json, lines=[f"{name}: {balance.spent} events spent, {balance.returned} returned"])
+
+
+@app.command("import")
+def take_over(
+    book: Place,
+    data_set: Content,
+    run: Annotated[Path, typer.Argument(help="The folder of a run that was trained without the book.")],
+    as_json: AsJson = False,
+) -> None:
+    """Enter what a run spent without asking the book. It counts from now on, even where it passes the limit."""
+    from privguard.accounting.book import Book
+
+    opened, (name, history) = Book.open(book), _ended(run)
+    opened.take_over(name, _digest(data_set), history)
+    standing = opened.standing(_digest(data_set))
+    emit(standing, as_json=as_json, lines=_lines(standing))
+
+
+def _ended(folder: Path) -> "tuple[str, History]":
+    """Name and ledger of a run that nobody is writing to."""
+    from privguard.accounting.ledger import Ledger
+
+    with Ledger.open(folder / "ledger.jsonl") as ledger:  # held by a run that is under way
+        return str(ledger.facts["run"]), Ledger.read(ledger.path)
 
 
 def _digest(data_set: str) -> str:

@@ -52,16 +52,22 @@ def _new_signing_key(path: Path, *, as_json: bool) -> None:
 def recipient(
     path: Annotated[Path, typer.Argument(help="A key file.")],
     output: Annotated[Path | None, typer.Option("-o", "--out", help="Write the recipient here.")] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Print the public half of a key, or write it to a file: give that to whoever seals."""
     from privguard.checkpoint.key import Key
 
     found = Key.read(path).recipient()
     text = found.text()
-    if output is None:
-        emit(None, as_json=False, lines=[text])
-    else:
+    if output is not None:
         found.write(output)
+    facts = {
+        "kind": found.kind.label,
+        "id": found.id,
+        "recipient": text,
+        "path": None if output is None else str(output),
+    }
+    emit(facts, as_json=as_json, lines=[text] if output is None else [])
 
 
 @app.command()

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from privguard.cli._output import AsJson, emit, progress, stderr
+from privguard.cli._recording import recorded
 
 app = typer.Typer(help="Marks in text: setup, write, detect, drill.", no_args_is_help=True)
 
@@ -40,7 +41,7 @@ def setup(
     sign_with: Annotated[Path, typer.Option("--sign-with", help="Signing key (PEM): read if there, else made.")],
     tokenizer: Annotated[Path, typer.Option("--tokenizer", help="Folder of the tokenizer.")],
     logits_width: Annotated[int, typer.Option("--logits-width", help="Width of the model's logits.")],
-    scheme: Annotated[SchemeName, typer.Option("--scheme")] = SchemeName.GUMBEL,
+    scheme: Annotated[SchemeName, typer.Option("--scheme", help="How the mark is written.")] = SchemeName.GUMBEL,
     context_width: Annotated[int, typer.Option("--context", help="Tokens of context: 4 resists stealing.")] = 4,
     subkeys: Annotated[int, typer.Option("--subkeys", help="Sub-keys that sequences are written under.")] = 16,
     as_json: AsJson = False,
@@ -80,11 +81,13 @@ def write(
     message: Annotated[int | None, typer.Option("--message", help="The number to hide, for a payload profile.")] = None,
     tokens: Annotated[int, typer.Option("--tokens", help="New tokens per prompt, at most.")] = 200,
     batch: Annotated[int, typer.Option("--batch", help="Prompts at once.")] = 8,
-    temperature: Annotated[float, typer.Option("--temperature")] = 1.0,
+    temperature: Annotated[float, typer.Option("--temperature", help="Of the sampling, above 0.")] = 1.0,
+    as_json: AsJson = False,
 ) -> None:
     """Generate marked text for each prompt."""
     from transformers import AutoModelForCausalLM
 
+    from privguard.attest.journal import acting
     from privguard.attest.statement import Identity
     from privguard.watermark.secret import Secret
     from privguard.watermark.text.generate import MarkedGeneration
@@ -98,8 +101,8 @@ def write(
     tokenizer.padding_side = "left"
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     texts = [str(row.get("prompt", row.get("text", ""))) for row in read_rows(prompts)]
-    lines: list[str] = []
-    with progress() as bar:
+    rows: list[dict[str, Any]] = []
+    with recorded(), acting("mark", f"text, {out or 'standard output'}"), progress() as bar:
         task = bar.add_task("writing", total=len(texts))
         for start in range(0, len(texts), batch):
             some = tokenizer(texts[start : start + batch], return_tensors="pt", padding=True)
@@ -108,12 +111,12 @@ def write(
             for prompt, ids in zip(texts[start : start + batch], written.tolist(), strict=True):
                 text = tokenizer.decode(ids, skip_special_tokens=True)
                 kept = [i for i in ids if i not in known.special_ids]
-                lines.append(json.dumps({"prompt": prompt, "text": text, "tokens": kept}, ensure_ascii=False) + "\n")
+                rows.append({"prompt": prompt, "text": text, "tokens": kept})
             bar.advance(task, len(some["input_ids"]))
-    if out is None:
-        sys.stdout.writelines(lines)
-    else:
-        out.write_text("".join(lines), encoding="utf-8")
+    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+    if out is not None:
+        out.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    emit(rows, as_json=as_json, lines=[] if out is not None else lines)
 
 
 @app.command()

@@ -20,8 +20,10 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from privguard.checkpoint.key import To
+from privguard.checkpoint.trust import Trust
 from privguard.errors import PrivacyError
 from privguard.integrations import beginning
+from privguard.integrations.charge import BookOrPlace, Charge
 from privguard.integrations.interrupts import Interrupts
 from privguard.integrations.private_run import PrivateRun
 from privguard.integrations.probing import probed_clipper
@@ -44,10 +46,13 @@ def privatize(  # noqa: PLR0913 — what a person decides about a run, each with
     seal_to: To,
     resume: bool = False,
     key: Any = None,
+    trust: Trust | None = None,
     also: Mapping[str, Stateful] | None = None,
     checkpoint_every: int | None = None,
     speed: Speed | None = None,
     losses: Losses | None = None,
+    book: BookOrPlace = None,
+    data_set: str | None = None,
     insecure_seed: int | None = None,
     show_private_loss: bool = False,
     quiet: bool = False,
@@ -66,11 +71,16 @@ def privatize(  # noqa: PLR0913 — what a person decides about a run, each with
         seal_to: who can open the checkpoints: recipients, keys, or paths of their files.
         resume: go on with the run in the folder.
         key: opens the snapshots when resuming; by default a key file among ``seal_to``.
+        trust: who signs the snapshots, and the least step and ledger head to resume from; by default the run's own
+            signer signs, and only its snapshots are resumed from.
         also: further state to keep, such as ``{"schedule": scheduler}``.
         checkpoint_every: steps between sealed snapshots; by default a tenth of the run.
         speed: settings that cannot change a claim.
         losses: forward and loss of the loop, batch → (B,), so that the probe before step 1 covers the loss too; without
             it the model alone is probed.
+        book: the team's budget book, or its place: the whole run is reserved there before it starts, and what was not
+            used is given back when it ends. Give it again when resuming.
+        data_set: with a book, the SHA-256 under which the data set stands in it.
         insecure_seed: repeatable sampler and noise, for tests and figures; such a run has no claim.
         show_private_loss: show the un-noised loss on the terminal; the guarantee does not cover it.
         quiet: no progress bar.
@@ -80,8 +90,11 @@ def privatize(  # noqa: PLR0913 — what a person decides about a run, each with
         SensitivityError: the probe found that one example's gradient depends on another.
         PrivacyError: data set, sampler or optimizer cannot carry the guarantee.
         ResumeError: there is a run where none was expected, or none where one was.
+        TamperedError: the snapshot to resume from was changed, or somebody else sealed it.
         NoRecipientError: ``seal_to`` is empty.
+        BudgetExceededError: the run does not fit the data set's budget.
     """
+    charge = Charge.to(book, data_set)
     examples_of(train_loader)
     device = next(model.parameters()).device
     probed = probed_clipper(model, train_loader, max_grad_norm=plan.max_grad_norm, losses=losses)
@@ -94,9 +107,11 @@ def privatize(  # noqa: PLR0913 — what a person decides about a run, each with
         seal_to=as_list(seal_to),
         also=also or {},
         key=key,
+        trust=trust or Trust(),
         every=checkpoint_every,
         insecure_seed=insecure_seed,
         speed=speed or Speed(),
+        charge=charge,
     )
     try:
         private = beginning.resume(plan, setting) if resume else beginning.start(plan, setting, loader=train_loader)

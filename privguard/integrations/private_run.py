@@ -16,10 +16,12 @@ from privguard.accounting.accountant import spent
 from privguard.accounting.ledger import Ledger
 from privguard.checkpoint.key import recipients
 from privguard.checkpoint.store import Snapshot, save
-from privguard.errors import PrivacyError
+from privguard.errors import PrivacyError, PrivguardError
 from privguard.integrations import sealed_state
+from privguard.integrations.charge import Charge
 from privguard.integrations.setting import Setting
 from privguard.records import Claim, Manifest
+from privguard.training import shards
 from privguard.training.clip import trainable
 from privguard.training.plan import Plan
 from privguard.training.step import Follower, PrivateStep
@@ -48,10 +50,12 @@ class PrivateRun:
         self._ledger = ledger
         self._streams = streams
         self._to = recipients(setting.seal_to)
+        self._signer = None if isinstance(ledger, Follower) else setting.signing_key()
         self._parameters = trainable(setting.model)
         self._every = max(1, plan.steps // 10) if setting.every is None else setting.every
         self._saved = -1 if came_from is None else came_from.step
         self._generators = [] if came_from is None else came_from.generators["ranks"]  # of each rank
+        self._charge = setting.charge if setting.ranks.lead else None
         self._step = PrivateStep(
             plan,
             clipper=setting.clipper,
@@ -59,8 +63,9 @@ class PrivateRun:
             noise=streams.child("noise"),
             reserve=setting.speed.reserve,
             ranks=setting.ranks,
+            permit=self._charge.permit if self._charge is not None else lambda: None,
         )
-        self._end = weakref.finalize(self, _end, self._step, ledger)
+        self._end = weakref.finalize(self, _end, self._step, ledger, self._charge)
 
     def rewind_generators(self) -> None:
         """Put the global generators, which dropout and augmentation draw from, where the snapshot found them."""
@@ -137,23 +142,23 @@ class PrivateRun:
         Raises:
             OSError: the disk is full, or the folder cannot be made; nothing is left behind.
         """
-        generators = self._setting.ranks.gather(sealed_state.generators())
-        ledger = self._ledger
+        setting, ledger = self._setting, self._ledger
+        generators = setting.ranks.gather(sealed_state.generators())
+        weights, optimizer = shards.whole(setting.model.state_dict()), shards.whole(setting.optimizer.state_dict())
         if isinstance(ledger, Follower):
             return
         path.parent.mkdir(parents=True, exist_ok=True)
-        setting = self._setting
         snapshot = Snapshot(
             run=self.manifest.run,
             step=self.taken,
             ledger_head=ledger.head,
             ledger_size=ledger.size,
-            weights=setting.model.state_dict(),
-            optimizer=setting.optimizer.state_dict(),
+            weights=weights,
+            optimizer=optimizer,
             generators={"ranks": generators, "streams": self._streams.secret()},
             extra={name: thing.state_dict() for name, thing in setting.also.items()},
         )
-        save(snapshot, path, to=self._to)
+        save(snapshot, path, to=self._to, signer=self._signer)
 
     def settle(self) -> None:
         """Give reserved steps that were not taken back to the ledger; part of a clean stop."""
@@ -167,14 +172,26 @@ class PrivateRun:
             self.end()
 
     def end(self) -> None:
-        """Settle the ledger and give the model back, without a snapshot. Harmless when done twice."""
+        """Settle the ledger and the budget book, and give the model back, without a snapshot. Harmless when done twice.
+
+        Raises:
+            OSError: the book cannot be written; what was reserved there stands until it is settled.
+        """
         if self._end.alive:
             self._end()
             self._setting.clipper.close()
+            if self._charge is not None:
+                self._charge.settle(self.folder / "ledger.jsonl")
 
 
-def _end(step: PrivateStep, ledger: Ledger | Follower) -> None:
-    """What an abandoned run still owes: the ledger says how far it came. Runs at garbage collection and at exit too."""
+def _end(step: PrivateStep, ledger: Ledger | Follower, charge: Charge | None) -> None:
+    """What an abandoned run still owes: the ledger says how far it came, and the budget book follows it.
+
+    Runs at garbage collection and at exit too, where nobody can be told of a failure; a reservation then stands.
+    """
     with contextlib.suppress(OSError, ValueError):
         step.settle()
     ledger.close()
+    if charge is not None and isinstance(ledger, Ledger):
+        with contextlib.suppress(PrivguardError, OSError, ValueError):
+            charge.settle(ledger.path)

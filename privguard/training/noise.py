@@ -20,6 +20,7 @@ from torch import Tensor
 
 from privguard import _check
 from privguard._random import Stream
+from privguard.training import shards
 from privguard.training.clip import ClippedSum
 
 _PAIRS = 1 << 16  # pairs per block: words, radii and angles of a block stay in the second-level cache
@@ -39,8 +40,11 @@ class NoisySum:
 
 
 @torch.no_grad()
-def add_noise(clipped: ClippedSum, *, multiplier: float, source: Stream) -> NoisySum:
+def add_noise(clipped: ClippedSum, *, multiplier: float, source: Stream, lead: bool = True) -> NoisySum:
     """Add N(0, (multiplier · l2_bound)²) to every coordinate, in place: ``clipped`` is used up.
+
+    Of several processes one leads, and adds noise to what all have copies of. Of a parameter that is cut over ranks
+    each adds noise to its own part, from a stream named by where the part begins.
 
     Guarantee: the Gaussian mechanism for a sum of L2 sensitivity ``clipped.l2_bound`` under add-or-remove-one (Dwork &
     Roth 2014, A.1; Abadi et al. 2016, Algorithm 1). ``source`` must belong to one ledger position alone. ``multiplier``
@@ -50,9 +54,12 @@ def add_noise(clipped: ClippedSum, *, multiplier: float, source: Stream) -> Nois
     if deviation > 0:
         makers: dict[torch.device, _BoxMuller] = {}
         for name, gradient in clipped.gradients.items():
-            if gradient.device not in makers:
-                makers[gradient.device] = _BoxMuller(deviation, gradient.device)
-            makers[gradient.device].add_to(gradient, source.child(name))
+            if not (lead or shards.is_cut(gradient)):
+                continue
+            mine, begins = shards.part(gradient)
+            if mine.device not in makers:
+                makers[mine.device] = _BoxMuller(deviation, mine.device)
+            makers[mine.device].add_to(mine, source.child(name, *begins))
     return NoisySum(clipped.gradients, deviation)
 
 

@@ -5,7 +5,7 @@ that the ledger has durably reserved, and only the noisy sum moves the weights.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import final
 
 import torch
@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from privguard._random import Stream
 from privguard.accounting.ledger import Ledger
 from privguard.errors import BudgetExceededError, PrivacyError
+from privguard.training import shards
 from privguard.training.clip import Clipper
 from privguard.training.noise import NoisySum, add_noise
 from privguard.training.plan import Plan
@@ -29,7 +30,7 @@ class PrivateStep:
     reserved on disk. Exactly one noise per logical batch, whatever was gathered, also for an empty draw.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 — one argument for each part that a step is made of
         self,
         plan: Plan,
         *,
@@ -38,6 +39,7 @@ class PrivateStep:
         noise: Stream,
         reserve: int,
         ranks: Ranks | None = None,
+        permit: Callable[[], None] = lambda: None,
     ) -> None:
         self._plan = plan
         self._clipper = clipper
@@ -45,6 +47,7 @@ class PrivateStep:
         self._noise = noise
         self._block = reserve
         self._ranks = ranks or Ranks()
+        self._permit = permit
         self._signal: Tensor | None = None
         self._floor = 0.0
         self._next = ledger.position
@@ -64,13 +67,14 @@ class PrivateStep:
         """Ledger position of the step in the making, reserved on disk before this returns.
 
         Raises:
-            BudgetExceededError: the plan's steps are spent.
+            BudgetExceededError: the plan's steps are spent, or ``permit``, asked before each reservation, refuses.
         """
         if self.remaining == 0:
             raise BudgetExceededError(
                 f"steps={self._plan.steps}: all are spent; stop here, or plan a new run and account for both"
             )
         if self._next == self._ledger.position:
+            self._permit()
             self._ledger.reserve(self._plan.event(), times=min(self._block, self.remaining))
             self._unsettled = True
         return self._next
@@ -90,17 +94,18 @@ class PrivateStep:
     def release(self, parameters: dict[str, nn.Parameter]) -> None:
         """End the logical batch: the noisy sum over the public batch size stands in the gradient fields.
 
-        With several ranks the leading one adds the noise to its own part, then the parts are added up once.
+        With several ranks the leading one adds the noise to its own part, then the parts are added up once. What is
+        cut over ranks has been added up already, and gets its noise where it lies.
         """
         source = self._noise.child(self.position())
         clipped = self._clipper.take()
         deviation = self._plan.noise_multiplier * clipped.l2_bound
-        mine = self._plan.noise_multiplier if self._ranks.lead else 0.0
-        gradients = add_noise(clipped, multiplier=mine, source=source).gradients
-        self._ranks.add_up(gradients.values())
+        noise = self._plan.noise_multiplier
+        gradients = add_noise(clipped, multiplier=noise, source=source, lead=self._ranks.lead).gradients
+        self._ranks.add_up(gradient for gradient in gradients.values() if not shards.is_cut(gradient))
         self._next += 1
         noisy = NoisySum(gradients, deviation)
-        self._signal = torch.stack([gradient.norm() for gradient in gradients.values()]).norm()  # float32: to look at
+        self._signal = shards.norm(gradients.values())  # float32: to look at
         self._floor = deviation * math.sqrt(sum(gradient.numel() for gradient in gradients.values()))
         hand_over(parameters, noisy, denominator=self._plan.expected_batch_size)
 

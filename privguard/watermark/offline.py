@@ -3,10 +3,12 @@
 Every step is the real one and every check runs; only the authorities are local, and the report names them so.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import final
+from pathlib import Path
+from typing import Self, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,10 +20,10 @@ from privguard.attest.statement import Envelope, Identity, SigningKey
 from privguard.records import Digest
 from privguard.watermark import challenge, claim, evidence
 from privguard.watermark.challenge import Answerer, ChallengePlan, Queries
-from privguard.watermark.claim import Commitment, Standing, Trust
+from privguard.watermark.claim import Commitment, MarkPlan, Standing, Trust
 from privguard.watermark.evidence import Findings
 from privguard.watermark.leaf import Leaf, Tree
-from privguard.watermark.model import fingerprints, triggers, weights
+from privguard.watermark.model import align, fingerprints, triggers, weights
 from privguard.watermark.model.weights import Reading, Tensors
 from privguard.watermark.secret import Secret
 
@@ -88,6 +90,29 @@ class Table:
     notary: LocalNotary
     verifier: SigningKey
 
+    @classmethod
+    def commit(cls, name: str, tensors: Mapping[str, NDArray[np.float32]], *, marks: tuple[MarkPlan, ...]) -> Self:
+        """Fresh keys and a fresh secret, and a commitment to ``marks`` in the model of these tensors, notarised now."""
+        secret, notary = Secret.generate(), LocalNotary.generate()
+        made = claim.commit(secret, model=tensors_digest(name, tensors), marks=marks, by=SigningKey.generate())
+        return cls(commitment=notarise(made, notary), secret=secret, notary=notary, verifier=SigningKey.generate())
+
+    def write(self, folder: Path) -> None:
+        """Write the claim's folder, as ``privguard mark`` reads it, with notary, verifier's key and trust file.
+
+        ``secret``, ``notary.json`` and ``verifier.key`` are private (mode 0600); ``commitment.json`` and ``trust.json``
+        are for everybody.
+
+        Raises:
+            FileExistsError: the folder is there already; a secret is never replaced.
+        """
+        folder.mkdir(parents=True)
+        self.secret.write(folder / "secret")
+        self.commitment.write(folder / "commitment.json")
+        self.verifier.write(folder / "verifier.key")
+        (folder / "trust.json").write_text(json.dumps(self.trust.to_json(), indent=2) + "\n", encoding="utf-8")
+        self.notary.write(folder / "notary.json")
+
     @property
     def trust(self) -> Trust:
         """What a reader has to believe in order to believe this table."""
@@ -128,8 +153,33 @@ class Table:
         readings: dict[str, Reading] = {}
         for name, leaves in opened.items():
             if standing.manifest.mark(name).kind == "weights" and white_box is not None:
-                readings[name] = read_weights(standing, leaves, suspect=white_box[0], unmarked=white_box[1])
+                readings[name] = read_weights(
+                    standing, leaves, suspect=white_box[0], unmarked=white_box[1], aligned="to the unmarked copy"
+                )
         findings = Findings(transcript=transcript, readings=readings)
         return evidence.assemble(
             self.commitment, plan=plan, openings=openings, findings=findings, by=self.verifier, extract=extract
         )
+
+    def challenge(
+        self,
+        name: str,
+        suspect: Answerer,
+        *,
+        tensors: Tensors,
+        unmarked: Tensors,
+        sizes: Mapping[str, int],
+        natural: Queries,
+    ) -> tuple[Envelope, evidence.Report]:
+        """A whole challenge: draw leaves, ask the suspect among ``natural`` queries, read its weights, sign, verify.
+
+        ``tensors`` are the suspect's, in the architecture of ``unmarked``; they are aligned to it first. ``sizes`` says
+        how many leaves of each mark are opened, and burned. The report is what anybody gets from the file with
+        :attr:`trust`.
+        """
+        digest = tensors_digest(name, tensors)
+        layers = align.chain({key: value.shape for key, value in unmarked.items()})
+        aligned = align.align(tensors, unmarked=unmarked, layers=layers)
+        plan = self.draw(digest, sizes, natural=len(natural))
+        file = self.prove(plan, suspect=suspect, natural=natural, white_box=(aligned, unmarked))
+        return file, evidence.verify(file, trust=self.trust, suspect=digest)

@@ -12,10 +12,9 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "integrations"))
 from reported import finding, keep, sign_report
 from small import SmallRun, small_plan
 
-from privguard.attest.journal import Journal
+from privguard.attest.journal import Journal, recorded_in
 from privguard.attest.statement import SigningKey
 from privguard.checkpoint.key import Key
-from privguard.checkpoint.watch import recorded_in
 from privguard.report.assemble import assemble
 
 

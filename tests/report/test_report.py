@@ -23,6 +23,17 @@ EPSILONS = st.floats(0, 60)
 DELTAS = st.floats(0, 0.1)
 
 
+def test_a_report_prices_the_relation_and_unit_of_its_plan(tmp_path):
+    run = SmallRun(tmp_path / "run")
+    private = run.start(small_plan(steps=4, relation=Relation.REPLACE_ONE))
+    run.go(private)
+    claim, report = private.claim(), assemble(run.folder)
+    assert report.claim == claim
+    assert report.claim.relation is Relation.REPLACE_ONE
+    assert report.claim.epsilon == claim.replace_one  # and not the smaller one, for add or remove
+    assert report.curve[-1][1] == pytest.approx(claim.epsilon, rel=1e-3)
+
+
 @given(EPSILONS, DELTAS)
 def test_randomised_response_meets_the_best_accuracy_exactly(epsilon, delta):
     """With δ = 0 the optimal test against randomised response attains the bound; δ only loosens it."""

@@ -1,0 +1,68 @@
+"""What to type: at least one use of every command, shown at the end of its ``--help``; a test holds them to the app."""
+
+import typer
+from rich.markup import escape
+
+USES = """\
+demo
+demo --dry-run
+demo --config mine.toml --out runs/demo --json
+plan --epsilon 3 --delta 1e-5 --examples 60000 --batch-size 512 --epochs 20
+report runs/mnist
+report runs/mnist --html page.html --json
+key new team.key
+key new --signing officer.pem
+key recipient team.key -o team.pub
+key inspect team.pub
+seal checkpoint-500/ --to team.pub
+seal model.safetensors --passphrase --auditor officer.pub
+open checkpoint-500.sealed --key team.key -o restored/
+inspect checkpoint-500.sealed
+rewrap run.sealed --key team.key --add new.pub --remove old.pub
+mark commit claim --weights plain.safetensors --shape 64 --classes 10 --identity owner.key
+mark commit claim --timestamp answer.tsr --pulse pulse.json
+mark trust trust.json --tsa authority.pem --beacon nist.pem --verifier their.pub
+mark embed claim --weights plain.safetensors --public public.npz --trust trust.json -o marked.safetensors
+mark challenge claim --suspect suspect.safetensors --unmarked plain.safetensors --notary notary.json \
+--verifier verifier.key -o evidence.json
+mark verify evidence.json --trust trust.json --suspect suspect.safetensors
+mark drill claim --weights marked.safetensors --unmarked plain.safetensors --thief thief.npz --test test.npz \
+--trust trust.json -o drill
+mark trace claim --suspect leaked.safetensors --unmarked plain.safetensors --trust trust.json
+mark text setup --profile profile.json --secret mark.secret --sign-with signer.key --tokenizer MODEL \
+--logits-width 50257
+mark text write prompts.jsonl --model MODEL --profile profile.json --secret mark.secret --trust profile.pem \
+-o marked.jsonl
+mark text detect marked.jsonl --profile profile.json --secret mark.secret --trust profile.pem --report pages/
+mark text drill marked.jsonl --profile profile.json --secret mark.secret --trust profile.pem --plain other.txt
+audit plan --epsilon 8 --delta 1e-5 --canaries 1000 --per-side 250 --out audit/
+audit run my_model:trained --members in.npz --non-members out.npz --architecture my_model:network --references 16
+audit steps --noise-multiplier 1.13 --sample-rate 0.1 --steps 200 --run runs/mnist
+audit scores canaries.npz --design audit/design.json --coins audit/coins.json --commitment 28e8… --control twin.npz
+ledger show runs/mnist
+ledger show runs/mnist --delta 1e-6 --json
+ledger verify runs/mnist --head 9f2c… --size 41
+ledger budget open team.db --officer officer.pem.pub
+ledger budget add team.db patients.parquet --name patients --version dvc:3f2a
+ledger budget show team.db
+ledger budget show team.db patients.parquet --json
+ledger budget set team.db patients.parquet --epsilon 2 --reason 'study 7 is over'
+ledger budget grant team.db patients.parquet --epsilon 3 --delta 1e-5 --key officer.pem --reason 'study 7'
+ledger budget settle team.db runs/crashed
+ledger budget settle team.db 5f0c19aa3b7d2e64 --lost
+ledger budget import team.db patients.parquet runs/before-the-book
+journal show access.jsonl
+journal verify access.jsonl --trust journal.pem.pub --size 41 --head 9f2c…
+""".splitlines()
+
+
+def teach(app: typer.Typer, path: tuple[str, ...] = ()) -> None:
+    """Put the uses of every command at the end of its help."""
+    for command in app.registered_commands:
+        name = command.name or getattr(command.callback, "__name__", "")
+        words = [*path, name]
+        uses = [use for use in USES if use.split()[: len(words)] == words]
+        command.epilog = "\n\n".join(["[bold]Examples[/]", *(f"[green]$[/] privguard {escape(use)}" for use in uses)])
+    for group in app.registered_groups:
+        if group.typer_instance is not None:
+            teach(group.typer_instance, (*path, group.name) if group.name else path)

@@ -1,0 +1,237 @@
+"""Runs that are charged to a budget book: nothing leaks, nothing is spent twice, whatever ends a run."""
+
+import os
+import signal
+import time
+
+import pytest
+import torch
+from small import SmallRun, small_data, small_plan
+
+from benchmarks.book import forked
+from privguard.accounting.account import DataSet
+from privguard.accounting.accountant import epsilon
+from privguard.accounting.book import Book
+from privguard.accounting.calibrate import Budget
+from privguard.accounting.ledger import Ledger
+from privguard.attest.statement import SigningKey
+from privguard.checkpoint.key import Key
+from privguard.errors import BudgetExceededError, PrivacyError, ResumeError
+from privguard.integrations.accelerate import PrivateAccelerator
+from privguard.integrations.charge import Charge
+from privguard.integrations.transformers import PrivateTrainer
+
+DATA, DELTA = "5e" * 32, 1e-3
+STEPS = small_plan().steps
+ENOUGH = epsilon([(small_plan().event(), 2 * STEPS)], delta=DELTA) + 1e-3  # for two whole runs, and not for three
+
+
+@pytest.fixture
+def place(tmp_path):
+    return tmp_path / "team.db"
+
+
+@pytest.fixture
+def book(place):
+    officer = SigningKey.generate()
+    made = Book.create(place, officers=[officer.identity])
+    made.add(DataSet(sha256=DATA, name="patients"))
+    made.grant(DATA, Budget(epsilon=ENOUGH, delta=DELTA), by=officer, reason="test")
+    return made
+
+
+def balance(book):
+    """(spent, open, returned) of each run, in the order of their beginning."""
+    return [(run.spent, run.open, run.returned) for run in book.standing(DATA).runs.values()]
+
+
+def test_a_whole_run_is_reserved_before_its_first_step_and_settled_after_its_last(tmp_path, book, place):
+    run = SmallRun(tmp_path / "run")
+    private = run.start(book=place, data_set=DATA)
+    assert balance(book) == [(0, STEPS, 0)]
+    run.go(private)
+    assert balance(book) == [(STEPS, 0, 0)]
+    assert book.standing(DATA).epsilon == pytest.approx(private.claim().epsilon)
+
+
+def test_the_run_that_does_not_fit_leaves_no_trace(tmp_path, book, place):
+    for name in ("first", "second"):
+        SmallRun(tmp_path / name).start(book=book, data_set=DATA).close()  # settled at 0 steps
+    for name in ("a", "b"):
+        SmallRun.go(SmallRun(tmp_path / name).start(book=book, data_set=DATA))
+    with pytest.raises(BudgetExceededError, match="over all runs"):
+        SmallRun(tmp_path / "c").start(book=place, data_set=DATA)
+    assert not (tmp_path / "c").exists()
+    assert balance(book) == [(0, 0, STEPS)] * 2 + [(STEPS, 0, 0)] * 2
+
+
+def test_a_run_that_stops_gives_the_rest_back_and_takes_it_again_when_it_goes_on(tmp_path, book, place):
+    run = SmallRun(tmp_path / "run")
+    run.go(run.start(book=book, data_set=DATA), steps=7)
+    assert balance(book) == [(7, 0, STEPS - 7)]
+    run.renew()
+    private = run.start(book=place, data_set=DATA, resume=True)
+    assert balance(book) == [(7, STEPS - 7, STEPS - 7)]
+    run.go(private)
+    assert balance(book) == [(STEPS, 0, STEPS - 7)]
+
+
+def test_what_was_given_back_and_taken_by_others_is_gone(tmp_path, book):
+    run = SmallRun(tmp_path / "run")
+    run.go(run.start(book=book, data_set=DATA), steps=7)
+    book.reserve("others", DATA, small_plan().event(), 2 * STEPS - 7)
+    run.renew()
+    with pytest.raises(BudgetExceededError, match="over all runs"):
+        run.start(book=book, data_set=DATA, resume=True)
+    assert Ledger.read(run.folder / "ledger.jsonl").position == 7
+
+
+def test_a_killed_run_keeps_its_reservation_and_spends_it_once(tmp_path, book, place):
+    run, taken = SmallRun(tmp_path / "run"), tmp_path / "taken"
+    taken.touch()
+
+    def train():
+        private = run.start(book=place, data_set=DATA, checkpoint_every=2)
+        for inputs, targets in private.batches():
+            private.backward(torch.nn.functional.cross_entropy(private.model(inputs), targets, reduction="none"))
+            if private.step():
+                with taken.open("a") as file:
+                    file.write("step\n")
+                time.sleep(0.02)
+
+    child = forked(train)
+    while taken.read_text().count("step") < 9:
+        time.sleep(0.005)
+    os.kill(child, signal.SIGKILL)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    assert balance(book) == [(0, STEPS, 0)]  # all of it, though the process is gone
+    with pytest.raises(BudgetExceededError):
+        book.reserve("others", DATA, small_plan().event(), STEPS + 1)
+    run.renew()
+    assert 0 < run.go(run.start(book=place, data_set=DATA, resume=True)) < STEPS - 8  # what was reserved stays spent
+    assert balance(book) == [(STEPS, 0, 0)]
+    assert sum(times for _, times in Ledger.read(run.folder / "ledger.jsonl").spent()) == STEPS
+
+
+def test_a_limit_that_falls_stops_the_run_at_its_next_block(tmp_path, book):
+    run = SmallRun(tmp_path / "run")
+    private = run.start(book=book, data_set=DATA)
+    done = 0
+    with pytest.raises(BudgetExceededError, match=r"the limit is 0\.01"):
+        for inputs, targets in private.batches():
+            private.backward(torch.nn.functional.cross_entropy(private.model(inputs), targets, reduction="none"))
+            done += private.step()
+            if done == 3:
+                book.cap(DATA, 0.01, reason="the study is over")
+    assert done == 8  # the block that was reserved when the limit fell
+    assert balance(book) == [(8, 0, STEPS - 8)]
+    assert Ledger.read(run.folder / "ledger.jsonl").settled
+
+
+def test_a_book_that_moves_and_still_has_room_stops_nobody(tmp_path, book):
+    run = SmallRun(tmp_path / "run")
+    private = run.start(book=book, data_set=DATA)
+    book.cap(DATA, ENOUGH - 1e-4, reason="a little")
+    assert run.go(private) == STEPS
+
+
+@pytest.mark.parametrize("given", [{"book": "somewhere"}, {"data_set": DATA}], ids=["book", "data set"])
+def test_book_and_data_set_come_together(tmp_path, given):
+    with pytest.raises(ValueError, match="expected both"):
+        SmallRun(tmp_path / "run").start(**given)
+
+
+def test_a_data_set_that_the_book_does_not_know_is_refused(tmp_path, book):
+    with pytest.raises(ValueError, match="one of this book"):
+        SmallRun(tmp_path / "run").start(book=book, data_set="00" * 32)
+
+
+def test_a_run_keeps_its_book(tmp_path, book):
+    run = SmallRun(tmp_path / "run")
+    run.go(run.start(book=book, data_set=DATA), steps=2)
+    run.renew()
+    with pytest.raises(ResumeError, match=r"book=None: this run is charged to [0-9a-f]{32}"):
+        run.start(resume=True)
+    free = SmallRun(tmp_path / "free")
+    free.go(free.start(), steps=2)
+    free.renew()
+    with pytest.raises(ResumeError, match="charged to no book"):
+        free.start(resume=True, book=book, data_set=DATA)
+    assert balance(book) == [(2, 0, STEPS - 2)]
+
+
+def test_a_run_without_a_guarantee_is_not_charged(tmp_path, book):
+    with pytest.raises(PrivacyError, match="no budget can hold it"):
+        SmallRun(tmp_path / "run").start(book=book, data_set=DATA, insecure_seed=1)
+    assert balance(book) == []
+
+
+def test_a_run_that_never_began_gives_everything_back(tmp_path, book):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "ledger.jsonl").write_text("somebody's")
+    with pytest.raises((OSError, PrivacyError)):
+        SmallRun(folder).start(book=book, data_set=DATA)
+    assert balance(book) == [(0, 0, STEPS)]
+
+
+def test_a_forked_worker_settles_nothing(tmp_path, book):
+    charge = Charge.to(book, DATA)
+    charge.begin("run", small_plan())
+    Ledger.create(tmp_path / "ledger.jsonl", {"run": "run"}).close()
+    if (child := os.fork()) == 0:
+        try:
+            charge.settle(tmp_path / "ledger.jsonl")
+            charge.cancel()
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
+    assert balance(book) == [(0, STEPS, 0)]
+    charge.settle(tmp_path / "ledger.jsonl")
+    assert balance(book) == [(0, 0, STEPS)]
+
+
+def test_accelerate_charges_the_book(tmp_path, book):
+    run = SmallRun(tmp_path / "run")
+    accelerator = PrivateAccelerator(
+        plan=small_plan(), run=run.folder, seal_to=[run.key], book=book, data_set=DATA, cpu=True
+    )
+    loader = torch.utils.data.DataLoader(small_data(), batch_size=16, shuffle=True)
+    model, optimizer, loader = accelerator.prepare(run.model, run.optimizer, loader)
+    inputs, targets = next(iter(loader))
+    with accelerator.accumulate(model):
+        accelerator.backward(torch.nn.functional.cross_entropy(model(inputs), targets, reduction="none"))
+        optimizer.step()
+        optimizer.zero_grad()
+    assert balance(book) == [(0, STEPS, 0)]
+    accelerator.end_training()
+    spent, still_open, returned = balance(book)[0]
+    assert (spent + returned, still_open) == (STEPS, 0)
+    assert spent == Ledger.read(run.folder / "ledger.jsonl").position
+
+
+def test_the_trainer_charges_the_book(tmp_path, book):
+    import transformers as hf
+
+    class Scored(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = torch.nn.Linear(6, 3)
+
+        def forward(self, x, labels=None):
+            return {"logits": self.layer(x)}
+
+    def losses(outputs, batch):
+        return torch.nn.functional.cross_entropy(outputs["logits"], batch["labels"], reduction="none")
+
+    rows = [{"x": x, "labels": y} for x, y in small_data()]
+    args = hf.TrainingArguments(
+        output_dir=str(tmp_path / "run"), per_device_train_batch_size=20, use_cpu=True, disable_tqdm=True,
+        save_strategy="no", report_to="none", max_steps=STEPS, dataloader_pin_memory=False, max_grad_norm=0.5,
+    )  # fmt: skip
+    trainer = PrivateTrainer(
+        Scored(), args, train_dataset=rows, plan=small_plan(), seal_to=[Key.generate_symmetric()],
+        per_example_loss=losses, book=book, data_set=DATA,
+    )  # fmt: skip
+    trainer.train()
+    assert balance(book) == [(STEPS, 0, 0)]
