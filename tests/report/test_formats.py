@@ -1,9 +1,7 @@
 """What other tools read: the JSON Schema, the model card, the comparison; and the commands that print them."""
 
 import json
-import re
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import yaml
@@ -142,14 +140,3 @@ def test_schema_card_and_comparison_by_command(call, folder, tmp_path):
     assert json.loads(both.stdout)["incomparable"] == []
     assert (tmp_path / "both.html").read_text().startswith("<!doctype html>")
     assert "may be compared" in call("compare", folder, folder).stdout
-
-
-def test_the_documented_lines_sign_and_verify(folder, tmp_path, monkeypatch, capsys):
-    page = (Path(__file__).parents[2] / "docs" / "report.md").read_text(encoding="utf-8")
-    (block,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
-    (tmp_path / "runs").mkdir()
-    folder.rename(tmp_path / "runs" / "mnist")
-    SigningKey.generate().write(tmp_path / "officer.pem")
-    monkeypatch.chdir(tmp_path)
-    exec(compile(block, "docs/report.md", "exec"), {})  # the project's own page
-    assert "named=True" in capsys.readouterr().out
