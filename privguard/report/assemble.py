@@ -92,6 +92,7 @@ def assemble(folder: str | os.PathLike[str], *, sources: Sources | None = None) 
         ledger_head=history.head,
         ledger_lines=history.size,
         findings=tuple(found.findings),
+        memberships=tuple(found.memberships),
         verdicts=tuple(found.verdicts),
         claims=tuple(found.claims),
         other_evidence=tuple(found.other),

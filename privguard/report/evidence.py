@@ -14,7 +14,7 @@ from privguard.attest.statement import PREDICATES, Envelope, Identity, Statement
 from privguard.errors import TamperedError
 from privguard.records import Claim, Finding, Outcome, Record, Verdict
 from privguard.report import record
-from privguard.report.record import Access, Act, Checkpoint, MarkClaim
+from privguard.report.record import Access, Act, Checkpoint, MarkClaim, Membership
 from privguard.report.statement import downward, upward
 
 Judge = Callable[[Envelope], Record]
@@ -30,13 +30,14 @@ class Evidence:
     """All that was found, in the order of the files' names."""
 
     findings: list[Finding] = field(default_factory=list[Finding])
+    memberships: list[Membership] = field(default_factory=list[Membership])
     verdicts: list[Verdict] = field(default_factory=list[Verdict])
     claims: list[MarkClaim] = field(default_factory=list[MarkClaim])
     other: list[str] = field(default_factory=list[str])
 
 
 def read(folder: Path, names: Sequence[str], *, judge: Judge | None = None) -> Evidence:
-    """Sort the files of these names into findings, verdicts, bundles for marks, and others.
+    """Sort the files of these names into findings, membership audits, verdicts, bundles for marks, and others.
 
     Raises:
         TamperedError: a file says that it is one of these and is not; the message names it.
@@ -49,6 +50,8 @@ def read(folder: Path, names: Sequence[str], *, judge: Judge | None = None) -> E
                 found.other.append(name)
             elif value.get("record") == "Finding":
                 found.findings.append(record.finding(value))
+            elif value.get("record") == "Membership":
+                found.memberships.append(record.membership(name, value))
             elif value.get("record") == "Verdict":
                 found.verdicts.append(record.verdict(value))
             elif "payloadType" in value and (claim := _mark_claim(name, value, judge)) is not None:

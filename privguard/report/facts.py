@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from privguard.records import Claim, Outcome, Relation, Unit
+from privguard.records import Claim, Outcome, Relation, Unit, Verdict
 from privguard.report.record import Report
 from privguard.report.statement import downward, percent, upward
 
@@ -80,13 +80,15 @@ def attacked(report: Report) -> str:
     """What the audits found, in one sentence; that none contradicts the claim is never called a proof."""
     if report.contradictions:
         return "at least one audit contradicts the claim. Read what stands above it first."
+    members = "".join(f" Membership audit: {each.leak}." for each in report.memberships)
     if not report.findings:
-        return "no audit was run, so no attack has tried to contradict the claim."
+        return f"no audit of ε was run, so no attack has tried to contradict the claim.{members}"
     best = max(report.findings, key=lambda finding: finding.epsilon_low)
     able = sum(finding.outcome is Outcome.CONSISTENT for finding in report.findings)
     return (
         f"{len(report.findings)} audited figures, none above the claim. The highest shows ε ≥ "
         f"{downward(best.epsilon_low)} ({best.method}). {able} of them could have refuted it; an audit never confirms."
+        f"{members}"
     )
 
 
@@ -104,6 +106,16 @@ def trade_off(report: Report) -> Rows:
     """A few points of the trade-off curve: (false accusations, members found at most)."""
     near = [min(report.trade_off, key=lambda pair: abs(pair[0] - rate)) for rate in _SHOWN_RATES if report.trade_off]
     return [(f"{found:.4g}", percent(tpr)) for found, tpr in near]
+
+
+def statistic(verdict: Verdict) -> str:
+    """What a mark's verdict rests on: a count of matches, or a statistic over so many trials."""
+    whole = float(verdict.matches).is_integer()
+    return (
+        f"{verdict.matches:g} of {verdict.trials}"
+        if whole
+        else f"statistic {verdict.matches:.2f}, {verdict.trials} trials"
+    )
 
 
 def examples(data: Mapping[str, Any]) -> str:

@@ -91,6 +91,35 @@ class MarkClaim(Record):
 
 @final
 @dataclass(frozen=True, kw_only=True)
+class Attack(Record):
+    """One membership attack: its area under the ROC curve with a 95 % interval, and its p-value after Holm."""
+
+    attack: str
+    auc: float
+    low: float
+    high: float
+    p_holm: float
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Membership(Record):
+    """A membership audit: what it says of the leak, and the attacks on so many members and others.
+
+    ``blind_flagged`` means that members and others differ even without the model, so that an attack's success may be
+    the data's and not the model's.
+    """
+
+    name: str
+    leak: str
+    members: int
+    non_members: int
+    blind_flagged: bool
+    attacks: tuple[Attack, ...]
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
 class Report(Record):
     """What a privacy officer signs.
 
@@ -98,8 +127,8 @@ class Report(Record):
     the words of who made the report. ``profile`` holds (ε, δ) pairs that all hold, ``trade_off`` (false-positive rate,
     highest true-positive rate) pairs that follow from them, ``curve`` (steps, ε) pairs that never fall. ``reserved``
     counts all events that are priced; ``settled`` says whether the run stopped cleanly, so that all of them took
-    effect, or crashed, so that some may not have. ``other_evidence`` names files in ``evidence/`` that are neither
-    findings, verdicts nor claims. ``access`` is None where no journal was at hand.
+    effect, or crashed, so that some may not have. ``other_evidence`` names the files in ``evidence/`` that none of the
+    fields before it holds. ``access`` is None where no journal was at hand.
     """
 
     format: str = FORMAT
@@ -117,6 +146,7 @@ class Report(Record):
     ledger_head: str
     ledger_lines: int
     findings: tuple[Finding, ...]
+    memberships: tuple[Membership, ...]
     verdicts: tuple[Verdict, ...]
     claims: tuple[MarkClaim, ...]
     other_evidence: tuple[str, ...]
@@ -148,6 +178,25 @@ def finding(value: Mapping[str, Any]) -> Finding:
     return _build(Finding, value, **numbers, claimed=claimed, outcome=Outcome(value["outcome"]))
 
 
+def membership(name: str, value: Mapping[str, Any]) -> Membership:
+    """A membership audit from the JSON that it left; raises as :func:`finding` does."""
+    return Membership(
+        name=name,
+        leak=str(value["leak"]),
+        members=int(value["members"]),
+        non_members=int(value["non_members"]),
+        blind_flagged=bool(value["blind"]["flagged"]),
+        attacks=tuple(
+            Attack(
+                attack=str(each["attack"]),
+                **{part: _real(each["auc"][of]) for part, of in (("auc", "value"), ("low", "low"), ("high", "high"))},
+                p_holm=_real(each["p_holm"]),
+            )
+            for each in value["attacks"]
+        ),
+    )
+
+
 def verdict(value: Mapping[str, Any]) -> Verdict:
     """A verdict from its JSON; what is none raises ``KeyError``, ``TypeError`` or ``ValueError``."""
     numbers = {name: _real(value[name]) for name in ("log10_p", "matches", "multiplicity")}
@@ -176,6 +225,10 @@ def _report(value: Mapping[str, Any]) -> Report:
         ),
         findings=tuple(map(finding, value["findings"])),
         verdicts=tuple(map(verdict, value["verdicts"])),
+        memberships=tuple(
+            _build(Membership, item, attacks=tuple(_build(Attack, each) for each in item["attacks"]))
+            for item in value["memberships"]
+        ),
         claims=tuple(_build(MarkClaim, item) for item in value["claims"]),
         checkpoints=tuple(_build(Checkpoint, item) for item in value["checkpoints"]),
         access=None

@@ -49,12 +49,14 @@ def page(name: str, **values: Any) -> str:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
     pages.filters |= {
         "upward": statement.upward,
         "down": statement.downward,
         "sized": _sized,
         "cell": _cell,
+        "thousands": "{:,}".format,
     }
     return pages.get_template(name).render(facts=facts, **values)
 

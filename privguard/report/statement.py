@@ -146,5 +146,5 @@ def downward(epsilon: float) -> str:
 
 
 def percent(share: float) -> str:
-    """A share as per cent, rounded up to one decimal."""
-    return f"{math.ceil(share * 1000) / 10:.1f} %"
+    """A share as per cent, rounded up to one decimal; the sign stays on the number's line."""
+    return f"{math.ceil(share * 1000) / 10:.1f}\N{NO-BREAK SPACE}%"

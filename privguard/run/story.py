@@ -13,12 +13,13 @@ from privguard.integrations.audited_step import audit_step
 from privguard.integrations.evidence import keep
 from privguard.records import Claim, Finding, Record
 from privguard.report import render
-from privguard.report.assemble import assemble
+from privguard.report.assemble import Sources, assemble
 from privguard.run import chapters
 from privguard.run.chapters import Stage, Theft
 from privguard.run.digits import Digits
 from privguard.run.settings import Settings
-from privguard.watermark import theft
+from privguard.watermark import evidence, theft
+from privguard.watermark.claim import Trust
 
 Watch: TypeAlias = Callable[[str, float], None]
 
@@ -98,7 +99,7 @@ def demo(
     membership = chapters.attack_membership(stage, model)
     ordinary = stage.accuracy(chapters.train_ordinarily(stage))
     watch("report", 0.95)
-    render.write(assemble(folder), folder)
+    render.write(assemble(folder, sources=_sources(folder)), folder)
     told = Demonstration(
         folder=str(folder),
         page=str(folder / "report.html"),
@@ -115,6 +116,14 @@ def demo(
     (folder / _MARKER).write_text(json.dumps(told.to_json(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     watch("done", 1.0)
     return told
+
+
+def _sources(folder: Path) -> Sources:
+    """What the report cannot find by itself: whose data it was, and whom this demonstration's reader believes."""
+    trust = Trust.read(folder / "claim" / "trust.json")
+    return Sources(
+        data_name="scikit-learn's handwritten digits", judge=lambda bundle: evidence.verify(bundle, trust=trust)
+    )
 
 
 def _make_room(folder: Path) -> None:

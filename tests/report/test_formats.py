@@ -1,14 +1,12 @@
 """What other tools read: the JSON Schema, the model card, the comparison; and the commands that print them."""
 
 import json
-import re
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import yaml
 from huggingface_hub import ModelCard
-from reported import finding, keep
+from reported import finding, keep, membership
 from small import SmallRun, small_plan
 from typer.testing import CliRunner
 
@@ -42,6 +40,7 @@ def written(report):
 def test_a_report_with_everything_meets_the_schema(folder, trained, valid):
     keep(folder, finding(50.0, outcome=Outcome.REFUTED, cap=float("inf"), claimed=2.0), "loud.json")
     keep(folder, Verdict(scheme="s", null_model="n", log10_p=-9.0, trials=9, matches=9.0, log10_e=1.0), "mark.json")
+    keep(folder, membership(), "membership.json")
     (folder / "checkpoints" / "clear").write_bytes(b"x")
     assert valid(written(assemble(folder, sources=Sources(data_name="d", journal=trained / "journal"))))
 
@@ -141,14 +140,3 @@ def test_schema_card_and_comparison_by_command(call, folder, tmp_path):
     assert json.loads(both.stdout)["incomparable"] == []
     assert (tmp_path / "both.html").read_text().startswith("<!doctype html>")
     assert "may be compared" in call("compare", folder, folder).stdout
-
-
-def test_the_documented_lines_sign_and_verify(folder, tmp_path, monkeypatch, capsys):
-    page = (Path(__file__).parents[2] / "docs" / "report.md").read_text(encoding="utf-8")
-    (block,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
-    (tmp_path / "runs").mkdir()
-    folder.rename(tmp_path / "runs" / "mnist")
-    SigningKey.generate().write(tmp_path / "officer.pem")
-    monkeypatch.chdir(tmp_path)
-    exec(compile(block, "docs/report.md", "exec"), {})  # the project's own page
-    assert "named=True" in capsys.readouterr().out

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 from chromium import Chromium
-from reported import finding, keep
+from reported import finding, keep, membership
 
 from privguard.records import Outcome, Verdict
 from privguard.report import compare, render, statement
@@ -32,6 +32,7 @@ def full(trained, tmp_path_factory):
     """A report with something in every section, a contradiction among it."""
     folder = shutil.copytree(trained / "run", tmp_path_factory.mktemp("page") / "run")
     keep(folder, finding(50.0, outcome=Outcome.REFUTED, cap=60.0, method="loud " + "x" * 80), "loud.json")
+    keep(folder, membership(), "membership.json")
     mark = Verdict(scheme="triggers", null_model="labels at random", log10_p=-31.25, trials=64, matches=60)
     keep(folder, mark, "mark.json")
     (folder / "checkpoints" / "weights.bin").write_bytes(b"in clear")

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from reported import finding, keep
+from reported import finding, keep, membership
 from scipy.stats import norm
 from small import SmallRun, small_plan
 
@@ -64,7 +64,7 @@ def test_rates_lie_between_guessing_and_certainty(epsilon, fpr, delta):
 
 def test_printed_numbers_are_never_below_the_computed_ones():
     assert statement.upward(2.0000001) == "2.001"
-    assert statement.percent(0.95001) == "95.1 %"
+    assert statement.percent(0.95001) == "95.1\N{NO-BREAK SPACE}%"
     assert float(statement.factor(1.0)) >= math.e
     assert statement.factor(40) == "more than 400 million"
     assert statement.upward(math.inf) == "∞"
@@ -158,6 +158,19 @@ def test_a_finding_that_is_not_a_number_is_no_evidence(folder):
     keep(folder, finding(float("nan")), "nan.json")
     with pytest.raises(TamperedError, match=r"nan\.json"):
         assemble(folder)
+
+
+def test_a_membership_audit_is_shown_as_what_it_is_no_bound(folder):
+    found = membership()
+    keep(folder, found, "membership.json")
+    report = assemble(folder)
+    (shown,) = report.memberships
+    assert (shown.leak, shown.members, shown.non_members) == (found.leak.value, 60, 60)
+    assert [each.auc for each in shown.attacks] == [each.auc.value for each in found.attacks]
+    assert report.contradictions == ()
+    for text in (render.to_html(report), render.to_markdown(report)):
+        assert f"60 members against 60 others: {found.leak.value}." in text
+        assert "no bound on ε" in text
 
 
 def test_a_bundle_for_a_mark_is_judged_by_who_makes_the_report(folder):
