@@ -83,7 +83,8 @@ def run(block, names):
         console(block.body)
     elif block.language == "diff":
         new = [line[1:] for line in block.body.splitlines() if not line.startswith("-")]
-        ast.parse(textwrap.dedent("\n".join(new)).replace("…", ""))
+        whole = re.sub(r"^( *)…", r"\1...", textwrap.dedent("\n".join(new)), flags=re.MULTILINE)
+        ast.parse(whole.replace("…", ""))  # a body, or arguments, left out
     elif block.language in {"json", "toml"}:
         {"json": json.loads, "toml": tomllib.loads}[block.language](block.body)
     else:
