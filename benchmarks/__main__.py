@@ -24,7 +24,7 @@ from benchmarks import page
 
 HERE = Path(__file__).parent
 PARTS = {"__main__", "models", "page"}  # not benchmarks themselves
-SHARED = ("text_corpus", "text_writer", "model_mark_")  # parts of others
+SHARED = ("text_corpus", "text_writer", "model_mark_", "seal_")  # parts of others
 QUICK: Mapping[str, list[str]] = {
     "audit": ["times"],
     "book": ["--kills", "20"],

@@ -16,7 +16,7 @@ from privguard.watermark.model import fingerprints, language
 from privguard.watermark.model.embed import Lesson, Thief
 from privguard.watermark.model.language import FirstToken, PublicText
 
-STEPS = 800
+STEPS, SEEDS = 800, 5
 LESSON = Lesson(
     steps=150, learning_rate=1e-3, keep=20.0, rehearse_every=50,
     thieves=(Thief(learning_rate=3e-4, steps=40), Thief(learning_rate=1e-3, steps=40)),
@@ -56,7 +56,7 @@ def measure() -> dict[str, Any]:
     tokens = text()
     owner, thief, test = tokens[:600_000], tokens[600_000:1_000_000], tokens[1_000_000:]
     rows = []
-    for seed in range(2):
+    for seed in range(SEEDS):
         model = train(small_llama(seed), owner, steps=STEPS, rate=2e-3, seed=seed)
         plan = fingerprints.plan(range(65), range(65), length=12, leaves=64)
         rng = np.random.default_rng(seed)

@@ -92,7 +92,6 @@ class WithoutNoise(Private):
         clipped = NoisySum(self.clipper.take().gradients, 0.0)
         hand_over(self.parameters, clipped, denominator=self.case.batch)
         self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
 
 
 class Opacus:
@@ -119,7 +118,7 @@ class Opacus:
 
     def __call__(self, batch: Batch) -> None:
         self.optimizer.zero_grad()
-        losses = self.case.losses(self.model, batch)
+        losses = (self.case.spelt_out or self.case.losses)(self.model, batch)
         if self.criterion is None:
             losses.mean().backward()
         else:

@@ -1,10 +1,11 @@
-"""Attacks on the text marks: key recovery, forging by list stealing, telling marked draws from others.
+"""Attacks on the text marks: key recovery, and forging by list stealing.
 
 Key recovery runs three attacks on a million marked n-grams: the Fourier correlation with the public g-table that finds
-transformers' SynthID keys (its own processor is the control), token frequencies, and a search over small seeds.
+transformers' SynthID keys, token frequencies, and a search over small seeds. Each has a control that it has to find:
+transformers' own processor, a green list that looks at one token of context, and a secret that is a small number.
 Forging learns from a million marked tokens of a bigram language of 1.0 nats, in which likely contexts come back some
-forty times. Distribution: randomised probability integral transforms of a million draws (KS) and a fixed law (χ²).
-Run: ``python -m benchmarks.text_attack`` (``--tokens 1e5`` for a quick look, ``--section forging`` for one part).
+forty times. Run: ``python -m benchmarks.text_attack`` (``--tokens 1e5`` for a quick look, ``--section forging`` for one
+part).
 """
 
 import argparse
@@ -18,36 +19,19 @@ from scipy import stats
 from transformers import SynthIDTextWatermarkLogitsProcessor
 
 from benchmarks.text_corpus import WIDTH, scale_for, step_logits
+from benchmarks.text_writer import SECRET, choose, profile_of
+from privguard.watermark import statistic
 from privguard.watermark.secret import Secret
-from privguard.watermark.text import device
 from privguard.watermark.text.detect import Detector
 from privguard.watermark.text.ngrams import Documents
+from privguard.watermark.text.prf import AesStream
 from privguard.watermark.text.profile import Profile
 from privguard.watermark.text.scheme import GreenList, Gumbel, Tournament
 from privguard.watermark.text.spoof import Thief
 
 RESULT = Path(__file__).parent / "results" / "text_attack.json"
-SECRET = Secret(bytes(range(32)))
 TABLE = 1 << 16
-
-
-def profile_of(scheme, *, width: int = 4, subkeys: int = 1) -> Profile:
-    return Profile(
-        scheme=scheme,
-        key_id=SECRET.key_id,
-        vocabulary="synthetic",
-        logits_width=WIDTH,
-        context_width=width,
-        subkeys=subkeys,
-    )
-
-
-def choose(profile: Profile, streams, logits: np.ndarray, contexts: np.ndarray) -> np.ndarray:
-    scores = torch.from_numpy(logits)
-    if isinstance(profile.scheme, GreenList):
-        raised = device.raise_green(scores, contexts, streams, scheme=profile.scheme)
-        return torch.multinomial(torch.softmax(raised, -1), 1)[:, 0].numpy()
-    return device.choose(scores, contexts, streams, profile=profile, repeated=np.zeros(len(logits), np.bool_)).numpy()
+SEEDS = 20_000
 
 
 # ---------------------------------------------------------------------------------------------------------------- keys
@@ -77,12 +61,13 @@ def synthid_ngrams(keys: list[int], count: int) -> np.ndarray:
     return torch.cat(out).numpy()
 
 
-def our_ngrams(scheme, count: int) -> np.ndarray:
-    profile, rng, out = profile_of(scheme), np.random.default_rng(2), []
-    stream = profile.stream(SECRET, subkey=0)
+def our_ngrams(scheme, count: int, *, secret: Secret = SECRET, width: int = 4) -> np.ndarray:
+    """(count, 5) marked n-grams; of a context narrower than four only the last ``width`` tokens choose."""
+    profile, rng, out = profile_of(scheme, width=width), np.random.default_rng(2), []
+    stream = profile.stream_of_any(secret, subkey=0)
     for _ in range(count // 1000):
         contexts = rng.integers(0, WIDTH, (1000, 4))
-        tokens = choose(profile, [stream] * 1000, step_logits(rng, 1000, 1.0), contexts)
+        tokens = choose(profile, [stream] * 1000, step_logits(rng, 1000, 1.0), contexts[:, -width:])
         out.append(np.concatenate([contexts, tokens[:, None]], 1))
     return np.concatenate(out)
 
@@ -106,71 +91,46 @@ def fourier_peaks(ngrams: np.ndarray, *, z: float = 5.5) -> np.ndarray:
     return np.flatnonzero(correlation > z * np.sqrt((counts**2).sum()))
 
 
-def frequency_peaks(ngrams: np.ndarray, *, z: float = 5.5) -> int:
-    """Tokens, and pairs of last context token and token, that are too frequent for a mark without a fixed list."""
-    found = 0
+def frequencies(ngrams: np.ndarray) -> float:
+    """log10 p that tokens, and pairs of last context token and token, are spread as evenly as without a fixed list."""
+    found = []
     for codes, cells in ((ngrams[:, 4], WIDTH), (ngrams[:, 3] * WIDTH + ngrams[:, 4], WIDTH**2)):
-        counts = np.bincount(codes, minlength=cells)
-        found += int((stats.poisson.sf(counts - 1, len(ngrams) / cells) < stats.norm.sf(z) / cells).sum())
-    return found
+        counts, expected = np.bincount(codes, minlength=cells), len(ngrams) / cells
+        found.append(stats.chi2.logsf(((counts - expected) ** 2).sum() / expected, cells - 1) * np.log10(np.e))
+    return round(float(statistic.bonferroni(min(found), len(found))), 2)
 
 
 def seed_search(ngrams: np.ndarray, scheme, *, seeds: int) -> int:
     """Secrets that are small whole numbers, tried on 300 n-grams: how many reach p ≤ 10⁻⁹."""
     hits = 0
-    grams = ngrams[:300]
+    grams, profile = ngrams[:300], profile_of(scheme)
+    lookup = scheme.lookup(grams[:, :4], grams[:, 4], block_bytes=AesStream.block_bytes)
     for seed in range(seeds):
-        guess = Secret(seed.to_bytes(32, "little"))
-        profile = Profile(scheme=scheme, key_id=guess.key_id, vocabulary="synthetic", logits_width=WIDTH, subkeys=1)
-        stream = profile.stream_of_any(guess, subkey=0)
-        score = scheme.scores(scheme.lookup(grams[:, :4], grams[:, 4], block_bytes=16).read(stream)).sum()
-        hits += bool(scheme.null.log10_tail(score, len(grams)) < -9)
+        stream = profile.stream_of_any(Secret(seed.to_bytes(32, "little")), subkey=0)
+        hits += bool(scheme.null.log10_tail(scheme.scores(lookup.read(stream)).sum(), len(grams)) < -9)
     return hits
 
 
 def key_recovery(count: int) -> dict[str, object]:
-    keys = [
-        654,
-        400,
-        836,
-        123,
-        340,
-        443,
-        597,
-        160,
-        57,
-        29,
-        590,
-        639,
-        13,
-        715,
-        468,
-        990,
-        966,
-        226,
-        324,
-        585,
-        118,
-        504,
-        421,
-        521,
-        129,
-        669,
-        732,
-        225,
-        90,
-        960,
-    ]
+    keys = [int(key) for key in np.random.default_rng(0).choice(1000, 30, replace=False)]
     control = set(fourier_peaks(synthid_ngrams(keys, 4096)).tolist())
+    listed = our_ngrams(GreenList(), count, width=1)
+    small = our_ngrams(Gumbel(), 1000, secret=Secret((SEEDS // 2).to_bytes(32, "little")))
     out: dict[str, object] = {
-        "transformers SynthID, 4,096 n-grams": {"Fourier": f"{len(control & set(keys))} of {len(keys)} keys"}
+        "control: transformers SynthID, 4,096 n-grams": {"Fourier": f"{len(control & set(keys))} of {len(keys)} keys"},
+        f"control: green list of one token of context, {len(listed):,} n-grams": {
+            "frequencies, log10 p": frequencies(listed)
+        },
+        "control: a secret that is a small number": {
+            f"seeds below {SEEDS:,}": seed_search(small, Gumbel(), seeds=SEEDS)
+        },
     }
     for scheme in (Gumbel(), Tournament(), GreenList()):
         ngrams = our_ngrams(scheme, count)
         out[f"ours, {scheme.name}, {len(ngrams):,} n-grams"] = {
             "Fourier": len(fourier_peaks(ngrams)),
-            "frequencies": frequency_peaks(ngrams),
-            "seeds below 20,000": seed_search(ngrams, scheme, seeds=20_000),
+            "frequencies, log10 p": frequencies(ngrams),
+            f"seeds below {SEEDS:,}": seed_search(ngrams, scheme, seeds=SEEDS),
         }
     return out
 
@@ -235,40 +195,7 @@ def forging(tokens: int) -> list[dict[str, object]]:
     return rows
 
 
-# -------------------------------------------------------------------------------------------------------- distribution
-
-
-def distribution(draws: int) -> dict[str, dict[str, float]]:
-    """A hundred keys, fresh contexts: p-values of KS on randomised integral transforms and of χ² on a fixed law."""
-    out: dict[str, dict[str, float]] = {}
-    fixed = np.log(1.0 / np.arange(1, 41) / (1.0 / np.arange(1, 41)).sum()).astype(np.float32)
-    fixed = np.concatenate([fixed, np.full(WIDTH - 40, -np.inf, np.float32)])
-    for scheme in (Gumbel(), Tournament()):
-        rng, uniform, counts = np.random.default_rng(14), [], np.zeros(WIDTH)
-        profile = profile_of(scheme)
-        for batch in range(draws // 1000):
-            secret = Secret((batch % 100 + 1).to_bytes(32, "big"))
-            streams = [profile.stream_of_any(secret, subkey=0)] * 1000
-            logits = step_logits(rng, 1000, 1.0)
-            tokens = choose(profile, streams, logits, rng.integers(0, 1 << 23, (1000, 4)))
-            p = np.exp(logits - logits.max(1, keepdims=True), dtype=np.float64)
-            p /= p.sum(1, keepdims=True)
-            below = np.cumsum(p, 1)[np.arange(1000), tokens]
-            uniform.append(below - rng.random(1000) * p[np.arange(1000), tokens])
-            again = choose(profile, streams, np.tile(fixed, (1000, 1)), rng.integers(0, 1 << 23, (1000, 4)))
-            counts += np.bincount(again, minlength=WIDTH)
-        expected = np.exp(fixed[:40], dtype=np.float64)
-        out[scheme.name] = {
-            "draws": draws,
-            "KS p": float(stats.kstest(np.concatenate(uniform), "uniform").pvalue),
-            "χ² p": float(stats.chisquare(counts[:40], expected / expected.sum() * counts.sum()).pvalue),
-        }
-        print(scheme.name, out[scheme.name], flush=True)
-        save("distribution", out, draws)
-    return out
-
-
-SECTIONS = {"forging": forging, "distribution": distribution, "keys": key_recovery}
+SECTIONS = {"forging": forging, "keys": key_recovery}
 
 
 def save(section: str, rows: object, tokens: int) -> None:

@@ -59,10 +59,10 @@ def templated(*, count: int, tokens: int) -> np.ndarray:
     return np.array(out)
 
 
-def step_logits(rng: np.random.Generator, rows: int, scale: float) -> np.ndarray:
-    """(rows, WIDTH) float32 logits of independent steps."""
+def step_logits(rng: np.random.Generator, rows: int, scale: float, *, tokens: int = WIDTH) -> np.ndarray:
+    """(rows, tokens) float32 logits of independent steps."""
     factor = np.where(rng.random((rows, 1)) < SHARP_SHARE, SHARPENING, 1.0) * scale
-    return (rng.standard_normal((rows, WIDTH)) * factor).astype(np.float32)
+    return (rng.standard_normal((rows, tokens)) * factor).astype(np.float32)
 
 
 def entropy(logits: np.ndarray) -> np.ndarray:

@@ -2,54 +2,31 @@
 
 The writer is the product's own torch chooser over synthetic steps (benchmarks/text_corpus.py); the test is the exact
 p-value on unique n-grams under one sub-key. "Tokens" is the least number at which 99 % of documents reach p ≤ 10⁻⁵.
-Run: ``python -m benchmarks.text_power``.
+Run: ``python -m benchmarks.text_power`` (``--section tracing`` for one part).
 """
 
 import argparse
 import json
-import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from scipy import special
+from scipy import special, stats
 
 from benchmarks.text_corpus import WIDTH, entropy, scale_for, step_logits
-from privguard.watermark.secret import Secret
-from privguard.watermark.text import device, payload
+from benchmarks.text_writer import SECRET, choose, profile_of
+from privguard.watermark.text import payload
 from privguard.watermark.text.detect import Detector
 from privguard.watermark.text.drill import Edit
 from privguard.watermark.text.generate import MarkProcessor
 from privguard.watermark.text.ngrams import Documents
-from privguard.watermark.text.profile import Profile
 from privguard.watermark.text.scheme import GreenList, Gumbel, Payload, Tournament
 from privguard.watermark.text.trace import trace
 
 RESULT = Path(__file__).parent / "results" / "text_power.json"
-SECRET = Secret(bytes(range(32)))
 BARS = {"gumbel": (260, 115, 58), "tournament": (365, 140, 72), "green-list": (840, 330, 207)}
 NATS = (0.6, 1.0, 1.5)
-
-
-def profile_of(scheme, *, width: int = 4, subkeys: int = 1) -> Profile:
-    return Profile(
-        scheme=scheme,
-        key_id=SECRET.key_id,
-        vocabulary="synthetic",
-        logits_width=WIDTH,
-        context_width=width,
-        subkeys=subkeys,
-    )
-
-
-def choose(profile: Profile, stream, logits: np.ndarray, contexts: np.ndarray) -> np.ndarray:
-    """One marked token for each row."""
-    rows, scores = [stream] * len(logits), torch.from_numpy(logits)
-    if isinstance(profile.scheme, GreenList):
-        raised = device.raise_green(scores, contexts, rows, scheme=profile.scheme)
-        return torch.multinomial(torch.softmax(raised, -1), 1)[:, 0].numpy()
-    none = np.zeros(len(logits), np.bool_)
-    return device.choose(scores, contexts, rows, profile=profile, repeated=none).numpy()
 
 
 def pool(scheme, nats: float, *, steps: int = 40_000) -> np.ndarray:
@@ -58,7 +35,7 @@ def pool(scheme, nats: float, *, steps: int = 40_000) -> np.ndarray:
     stream, scale, out = profile.stream(SECRET, subkey=0), scale_for(nats), []
     for _ in range(steps // 1000):
         contexts = rng.integers(0, 1 << 23, (1000, 4))
-        tokens = choose(profile, stream, step_logits(rng, 1000, scale), contexts)
+        tokens = choose(profile, [stream] * 1000, step_logits(rng, 1000, scale), contexts)
         out.append(scheme.scores(scheme.lookup(contexts, tokens, block_bytes=16).read(stream)))
     return np.concatenate(out)
 
@@ -77,13 +54,17 @@ def tokens_needed(scheme, scores: np.ndarray, *, log10_level: float = -5.0, docu
     return high
 
 
-def texts(scheme, nats: float, *, documents: int, tokens: int, width: int = 4) -> np.ndarray:
-    """(documents, tokens) of marked text with the contexts that it really has."""
+def texts(
+    scheme, nats: float, *, documents: int, tokens: int, width: int = 4, users: Sequence[str | None] = ()
+) -> np.ndarray:
+    """(documents, tokens) of marked text with the contexts that it really has; ``users`` names each one's user."""
     profile, rng = profile_of(scheme, width=width), np.random.default_rng(9)
-    stream, scale = profile.stream(SECRET, subkey=0), scale_for(nats)
+    scale, owners = scale_for(nats), users or [None] * documents
+    of = {user: profile.stream(SECRET, subkey=0, user=user) for user in set(owners)}
+    streams = [of[user] for user in owners]
     out = rng.integers(0, WIDTH, (documents, width + tokens))
     for t in range(width, width + tokens):
-        out[:, t] = choose(profile, stream, step_logits(rng, documents, scale), out[:, t - width : t])
+        out[:, t] = choose(profile, streams, step_logits(rng, documents, scale), out[:, t - width : t])
     return out[:, width:]
 
 
@@ -127,7 +108,7 @@ def payload_tokens(nats: float) -> int:
     return high
 
 
-def payload_check(nats: float, tokens: int, *, documents: int = 50) -> float:
+def payload_check(nats: float, tokens: int, *, documents: int = 500) -> float:
     """The share of whole 32-bit messages read back from really written texts of this length."""
     profile, message = profile_of(Payload(bits=32)), 0xDEADBEEF
     stream, rng, scale = profile.stream(SECRET, subkey=0), np.random.default_rng(12), scale_for(nats)
@@ -142,13 +123,35 @@ def payload_check(nats: float, tokens: int, *, documents: int = 50) -> float:
     return float(np.mean([m.value == message for m in found]))
 
 
-def false_accusations(*, documents: int = 2000, users: int = 1000) -> dict[str, float]:
-    """Plain documents tested against a thousand users' keys: how often anybody is accused at 10⁻³ over all users."""
-    profile = profile_of(Gumbel())
-    text = Documents.of_batch(np.random.default_rng(13).integers(0, WIDTH, (documents, 60)))
-    found = trace(profile, SECRET, text, users=[f"user {i}" for i in range(users)])
-    accused = sum(t.verdict.log10_p_corrected <= -3 for t in found)
-    return {"documents": documents, "users": users, "accused": accused, "rate": accused / documents}
+def tracing(*, documents: int = 20_000, users: int = 1000, batch: int = 2000) -> dict[str, float]:
+    """Plain documents against a thousand users' keys: how often anybody is accused at 10⁻³ over all users.
+
+    "p of so many" is the chance of this count or more where the rate is 10⁻³. Then 200 documents written for one of
+    the users at 1.0 nats and of 150 tokens: how often that user is accused, and how often another.
+    """
+    profile, names, rng, accused = (
+        profile_of(Gumbel()),
+        [f"user {i}" for i in range(users)],
+        np.random.default_rng(13),
+        0,
+    )
+    for _ in range(documents // batch):
+        found = trace(profile, SECRET, Documents.of_batch(rng.integers(0, WIDTH, (batch, 60))), users=names)
+        accused += sum(t.verdict.log10_p_corrected <= -3 for t in found)
+    guilty = rng.integers(0, users, 200)
+    marked = texts(Gumbel(), 1.0, documents=len(guilty), tokens=150, users=[names[i] for i in guilty])
+    named = trace(profile, SECRET, Documents.of_batch(marked), users=names)
+    hits = [t.user == names[i] for t, i in zip(named, guilty, strict=True) if t.verdict.log10_p_corrected <= -3]
+    return {
+        "plain documents": documents,
+        "users": users,
+        "accused": accused,
+        "rate": accused / documents,
+        "p of so many": float(stats.binom.sf(accused - 1, documents, 1e-3)),
+        "written for a user": len(guilty),
+        "that user accused": sum(hits),
+        "another accused": len(hits) - sum(hits),
+    }
 
 
 def edits() -> list[dict[str, float]]:
@@ -165,34 +168,41 @@ def edits() -> list[dict[str, float]]:
     return rows
 
 
-def main() -> None:
-    torch.set_num_threads(1)
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only-edits", action="store_true")
-    if parser.parse_args().only_edits:
-        kept = json.loads(RESULT.read_text()) if RESULT.exists() else {}
-        RESULT.write_text(json.dumps({**kept, "edits": edits()}, indent=1, ensure_ascii=False) + "\n")
-        return
-    start, out = time.process_time(), {"power": [], "entropy": {}}
-    for nats in NATS:
-        out["entropy"][nats] = float(entropy(step_logits(np.random.default_rng(3), 20_000, scale_for(nats))).mean())
+def power() -> list[dict[str, float]]:
+    """Tokens needed by scheme and entropy, under one sub-key and under sixteen."""
+    rows = []
     for scheme in (Gumbel(), Tournament(), GreenList(green=64, bias=2.0)):
         for nats, bar in zip(NATS, BARS[scheme.name], strict=True):
             scores = pool(scheme, nats)
             row = {"scheme": scheme.name, "nats": nats, "tokens": tokens_needed(scheme, scores), "bar": bar}
             row["with 16 sub-keys"] = tokens_needed(scheme, scores, log10_level=-5 - np.log10(16))
-            out["power"].append(row)
+            row["entropy of the steps"] = float(
+                entropy(step_logits(np.random.default_rng(3), 20_000, scale_for(nats))).mean()
+            )
+            rows.append(row)
             print(row, flush=True)
-            RESULT.write_text(json.dumps(out, indent=1, ensure_ascii=False) + "\n")
-    out["payload"] = {"nats": 1.0, "bits": 32, "tokens for 99 %": payload_tokens(1.0)}
-    out["payload"]["read back in 50 texts of that length"] = payload_check(1.0, out["payload"]["tokens for 99 %"])
-    print(out["payload"], flush=True)
-    out["tracing"] = false_accusations()
-    print(out["tracing"], flush=True)
-    RESULT.write_text(json.dumps(out, indent=1, ensure_ascii=False) + "\n")
-    out["edits"] = edits()
-    out["cpu_s"] = time.process_time() - start
-    RESULT.write_text(json.dumps(out, indent=1, ensure_ascii=False) + "\n")
+    return rows
+
+
+def message() -> dict[str, float]:
+    """A 32-bit payload at 1.0 nats."""
+    tokens = payload_tokens(1.0)
+    return {"nats": 1.0, "bits": 32, "tokens for 99 %": tokens, "read back in 500 texts": payload_check(1.0, tokens)}
+
+
+SECTIONS = {"power": power, "payload": message, "tracing": tracing, "edits": edits}
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--section", choices=[*SECTIONS, "all"], default="all")
+    chosen = parser.parse_args().section
+    for name in SECTIONS if chosen == "all" else [chosen]:
+        found = SECTIONS[name]()
+        print(name, found, flush=True)
+        out = json.loads(RESULT.read_text()) if RESULT.exists() else {}
+        RESULT.write_text(json.dumps({**out, name: found}, indent=1, ensure_ascii=False) + "\n")
 
 
 if __name__ == "__main__":

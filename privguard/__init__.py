@@ -21,37 +21,73 @@ if TYPE_CHECKING:
     from privguard.records import Verdict as Verdict
     from privguard.training.plan import Plan as Plan
     from privguard.training.plan import Speed as Speed
+    from privguard.watermark.claim import Commitment as Commitment
+    from privguard.watermark.claim import Trust as Trust
+    from privguard.watermark.model.bundle import Bundle as Bundle
+    from privguard.watermark.secret import Secret as Secret
+    from privguard.watermark.text.detect import Detector as Detector
+    from privguard.watermark.text.generate import GreenListProcessor as GreenListProcessor
+    from privguard.watermark.text.generate import MarkedGeneration as MarkedGeneration
+    from privguard.watermark.text.profile import Profile as Profile
+    from privguard.watermark.text.scheme import GreenList as GreenList
+    from privguard.watermark.text.scheme import Gumbel as Gumbel
+    from privguard.watermark.text.scheme import Payload as Payload
+    from privguard.watermark.text.scheme import Tournament as Tournament
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "Budget": "privguard.accounting.calibrate",
+    "Bundle": "privguard.watermark.model.bundle",
     "Claim": "privguard.records",
+    "Commitment": "privguard.watermark.claim",
+    "Detector": "privguard.watermark.text.detect",
     "Finding": "privguard.records",
+    "GreenList": "privguard.watermark.text.scheme",
+    "GreenListProcessor": "privguard.watermark.text.generate",
+    "Gumbel": "privguard.watermark.text.scheme",
     "Key": "privguard.checkpoint.key",
     "Ledger": "privguard.accounting.ledger",
     "Manifest": "privguard.records",
+    "MarkedGeneration": "privguard.watermark.text.generate",
+    "Payload": "privguard.watermark.text.scheme",
     "Plan": "privguard.training.plan",
     "PrivateAccelerator": "privguard.integrations.accelerate",
     "PrivateTrainer": "privguard.integrations.transformers",
+    "Profile": "privguard.watermark.text.profile",
     "Recipient": "privguard.checkpoint.key",
+    "Secret": "privguard.watermark.secret",
     "Speed": "privguard.training.plan",
+    "Tournament": "privguard.watermark.text.scheme",
+    "Trust": "privguard.watermark.claim",
     "Verdict": "privguard.records",
     "privatize": "privguard.integrations.plain",
 }
 
 __all__ = [
     "Budget",
+    "Bundle",
     "Claim",
+    "Commitment",
+    "Detector",
     "Finding",
+    "GreenList",
+    "GreenListProcessor",
+    "Gumbel",
     "Key",
     "Ledger",
     "Manifest",
+    "MarkedGeneration",
+    "Payload",
     "Plan",
     "PrivateAccelerator",
     "PrivateTrainer",
+    "Profile",
     "Recipient",
+    "Secret",
     "Speed",
+    "Tournament",
+    "Trust",
     "Verdict",
     "privatize",
 ]  # tests/test_surface.py holds it equal to the table

@@ -1,7 +1,7 @@
 """A loop for accelerate on scikit-learn's digits, made private; the changed lines are marked with #.
 
 python recipes/accelerate_loop.py --run runs/digits
-torchrun --nproc-per-node 2 recipes/accelerate_loop.py --run runs/digits        (see two_processes.sh)
+torchrun --nproc-per-node 2 -- recipes/accelerate_loop.py --run runs/digits     (see two_processes.sh)
 """
 
 import argparse

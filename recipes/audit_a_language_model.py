@@ -106,17 +106,19 @@ def exposures(model: nn.Module, letters: Letters, number: int, secrets: Sequence
 def planted_exposures(
     path: Path, *, insertions: int, secrets: int, steps: int = 800
 ) -> tuple[list[float], list[float]]:
-    """Exposure of secrets never inserted (one of each of many carriers) and of those inserted many times."""
+    """Exposure of secrets never inserted (ten behind each of many carriers) and of those inserted many times."""
     text = path.read_text(encoding="utf-8")[:200_000].lower()
     letters = Letters.of(text)
     random = np.random.default_rng(0)
     told = random.integers(0, 10_000, secrets)
-    untold = random.integers(0, 10_000, 4 * secrets)
+    untold = random.integers(0, 10_000, (4 * secrets, 10))
     chunks = [letters.ids(text[i : i + CHUNK]) for i in range(0, len(text) - CHUNK, CHUNK)]
     chunks += [letters.ids(f"{carrier(i)}{told[i]:04d}") for i in range(secrets)] * insertions
     model = character_model(len(letters.known), seed=0)
     fit(model, chunks, steps=steps, seed=1)
-    never = [exposures(model, letters, secrets + i, [int(secret)])[0] for i, secret in enumerate(untold)]
+    never = [
+        bits for i, some in enumerate(untold) for bits in exposures(model, letters, secrets + i, [int(s) for s in some])
+    ]
     return never, [exposures(model, letters, i, [int(told[i])])[0] for i in range(secrets)]
 
 

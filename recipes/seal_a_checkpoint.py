@@ -12,10 +12,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from privguard.attest.journal import Journal, verify
+from privguard.attest.journal import Journal, recorded_in, verify
 from privguard.attest.statement import SigningKey
 from privguard.checkpoint import Key, Snapshot, inspect, load, open_sealed, rewrap, save
-from privguard.checkpoint.watch import recorded_in
 from privguard.errors import TamperedError
 
 

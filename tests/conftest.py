@@ -13,6 +13,12 @@ settings.register_profile(
 settings.load_profile("ci" if os.environ.get("CI") else "dev")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def home_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """A user's own signing key is made on first use; the tests make theirs elsewhere, commands that they run too."""
+    os.environ["XDG_DATA_HOME"] = str(tmp_path_factory.mktemp("home"))
+
+
 @pytest.fixture(scope="session")
 def data() -> Path:
     """The folder of real data; a test that needs it is skipped where it is not."""

@@ -4,6 +4,12 @@ Keys decide who can open a file; the journal lets others see that it was done. E
 line before it and a signature, so a changed, dropped or reordered line is found. A tail that was cut off is found
 against an anchor: the size and head that somebody noted elsewhere. What a journal cannot show is an opening on a
 machine that does not keep one.
+
+    with recorded_in(Journal("access.jsonl", by=signing_key)):
+        save(snapshot, "run.sealed", to=["team.pub"])
+
+Every way in which a file is sealed, opened or re-wrapped, and a model marked, inside the block is recorded, whichever
+adapter does it; with a strict journal it does not happen where it cannot be recorded.
 """
 
 import base64
@@ -16,6 +22,7 @@ import os
 import socket
 import warnings
 from collections.abc import Generator, Iterator, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -131,6 +138,35 @@ class Journal:
             if self.strict:
                 raise
             warnings.warn(f"{self.path}: {action} of {subject} is not recorded ({error})", stacklevel=4)
+
+
+_JOURNAL: ContextVar[Journal | None] = ContextVar("privguard journal", default=None)
+
+
+def current() -> Journal | None:
+    """The journal of the block around this, for who goes on in another thread and enters it there."""
+    return _JOURNAL.get()
+
+
+@contextlib.contextmanager
+def recorded_in(journal: Journal | None) -> Generator[None]:
+    """Record what is sealed, opened, re-wrapped and marked until the block ends, in this thread and task."""
+    token = _JOURNAL.set(journal)
+    try:
+        yield
+    finally:
+        _JOURNAL.reset(token)
+
+
+@contextlib.contextmanager
+def acting(action: str, subject: object) -> Generator[Act]:
+    """One act on one file or thing, in the journal of the block around it; without one nothing is recorded."""
+    journal = _JOURNAL.get()
+    if journal is None:
+        yield Act()
+    else:
+        with journal.around(action, str(subject)) as act:
+            yield act
 
 
 def read(path: str | os.PathLike[str]) -> Iterator[Entry]:

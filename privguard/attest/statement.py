@@ -128,6 +128,11 @@ class SigningKey:
         return cls(ed25519.Ed25519PrivateKey.generate())
 
     @classmethod
+    def from_seed(cls, seed: bytes) -> "SigningKey":
+        """The Ed25519 key of a secret seed of 32 bytes (RFC 8032, section 5.1.5), for keys that are derived."""
+        return cls(ed25519.Ed25519PrivateKey.from_private_bytes(seed))
+
+    @classmethod
     def generate_p256(cls) -> "SigningKey":
         """A fresh ECDSA P-256 key from the operating system's entropy."""
         return cls(ec.generate_private_key(ec.SECP256R1()))

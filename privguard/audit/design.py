@@ -75,7 +75,14 @@ class Design(Record):
 
     @classmethod
     def for_claim(
-        cls, claim: Claim, *, canaries: int, per_side: int, unit: Unit, bounds: tuple[Bound, ...] = (Bound.STEINKE,)
+        cls,
+        claim: Claim,
+        *,
+        canaries: int,
+        per_side: int,
+        unit: Unit,
+        bounds: tuple[Bound, ...] = (Bound.STEINKE,),
+        threshold: float | None = None,
     ) -> "Design":
         """A design against a claim of the same unit.
 
@@ -94,7 +101,13 @@ class Design(Record):
                 "state the claim for add-or-remove-one"
             )
         return cls(
-            canaries=canaries, per_side=per_side, claimed=claim.epsilon, delta=claim.delta, bounds=bounds, unit=unit
+            canaries=canaries,
+            per_side=per_side,
+            claimed=claim.epsilon,
+            delta=claim.delta,
+            bounds=bounds,
+            threshold=threshold,
+            unit=unit,
         )
 
     @property

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from privguard import _check
 from privguard.audit import roc, score
 from privguard.audit.attack import Attack, Evidence, LiRA, Loss, tune_rmia
-from privguard.audit.blind import Baseline, Blind, blind_baseline
+from privguard.audit.blind import SHARED, Baseline, Blind, blind_baseline
 from privguard.audit.reference import References
 from privguard.audit.roc import Auc, Rate
 from privguard.records import Measurement
@@ -68,7 +68,7 @@ class AttackResult(Measurement):
     """One attack: its ranking, the p-value that members do not score higher, and that value after Holm.
 
     Holm is taken over all attacks of the audit. ``beyond_blind`` is the one-sided 99 % lower end of its AUC less the
-    blind baseline's, None where none was run.
+    blind baseline's, for all attacks together; None where no baseline was run.
     """
 
     attack: str
@@ -169,7 +169,9 @@ def weigh(
             rates=tuple(roc.rates(values, members)),
             p_value=p_values[name],
             p_holm=adjusted[name],
-            beyond_blind=None if blind is None else roc.auc_gain_low99(values, blind.scores, members),
+            beyond_blind=None
+            if blind is None
+            else roc.auc_gain_low99(values, blind.scores, members, tests=len(statistics), inflation=SHARED),
         )
         for name, values in statistics.items()
     )

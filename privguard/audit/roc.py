@@ -65,33 +65,35 @@ class Roc:
     high: FloatArray
 
 
-def auc(scores: ArrayLike, members: ArrayLike, *, inflation: float = 1.0) -> Auc:
+def auc(scores: ArrayLike, members: ArrayLike) -> Auc:
     """Area under the curve, with the variance of DeLong et al. 1988 on the logit scale (Qin and Hotilovac 2008).
-
-    ``inflation`` multiplies the variance, where scores come from several classifiers that share training records.
 
     >>> auc([3.0, 2.0, 1.0, 0.0], [True, True, False, False]).value
     1.0
     """
     inside, outside = _split(scores, members)
-    above = _placements(inside, outside)
+    above = placements(inside, outside)
     value = float(above.mean())
-    variance = above.var(ddof=1) / len(inside) + _placements(-outside, -inside).var(ddof=1) / len(outside)
-    ends = [
-        _shifted(value, inflation * float(variance), z, len(inside) + len(outside))
-        for z in (-1.959964, 1.959964, -2.326348)
-    ]
+    variance = above.var(ddof=1) / len(inside) + placements(-outside, -inside).var(ddof=1) / len(outside)
+    ends = [_shifted(value, float(variance), z, len(inside) + len(outside)) for z in (-1.959964, 1.959964, -2.326348)]
     return Auc(value=value, low=ends[0], high=ends[1], low99=ends[2])
 
 
-def auc_gain_low99(scores: ArrayLike, baseline: ArrayLike, members: ArrayLike) -> float:
-    """One-sided 99 % lower end of AUC(scores) - AUC(baseline) on the same records (DeLong et al. 1988, paired)."""
+def auc_gain_low99(
+    scores: ArrayLike, baseline: ArrayLike, members: ArrayLike, *, tests: int = 1, inflation: float = 1.0
+) -> float:
+    """One-sided 99 % lower end of AUC(scores) - AUC(baseline) on the same records (DeLong et al. 1988, paired).
+
+    ``tests`` comparisons share the 1 % (Bonferroni). ``inflation`` multiplies the variance, where the baseline's scores
+    come from classifiers that share training records.
+    """
     inside, outside = _split(scores, members)
     base_inside, base_outside = _split(baseline, members)
-    over_members = _placements(inside, outside) - _placements(base_inside, base_outside)
-    over_others = _placements(-outside, -inside) - _placements(-base_outside, -base_inside)
+    over_members = placements(inside, outside) - placements(base_inside, base_outside)
+    over_others = placements(-outside, -inside) - placements(-base_outside, -base_inside)
     variance = over_members.var(ddof=1) / len(inside) + over_others.var(ddof=1) / len(outside)
-    return float(over_members.mean() - 2.326348 * math.sqrt(variance))
+    z = float(special.ndtri(0.01 / _check.count("tests", tests)))
+    return float(over_members.mean() + z * math.sqrt(inflation * variance))
 
 
 def true_positive_rate(scores: ArrayLike, members: ArrayLike, *, at: float) -> Rate:
@@ -162,7 +164,7 @@ def _split(scores: ArrayLike, members: ArrayLike) -> tuple[FloatArray, FloatArra
     return values[mask], values[~mask]
 
 
-def _placements(these: FloatArray, those: FloatArray) -> FloatArray:
+def placements(these: FloatArray, those: FloatArray) -> FloatArray:
     """For each of ``these``, the share of ``those`` below it, ties counting one half."""
     ordered = np.sort(those)
     return (np.searchsorted(ordered, these, "left") + np.searchsorted(ordered, these, "right")) / (2 * len(ordered))

@@ -23,12 +23,14 @@ if TYPE_CHECKING:
     from privguard.checkpoint.store import Snapshot as Snapshot
     from privguard.checkpoint.store import load as load
     from privguard.checkpoint.store import save as save
+    from privguard.checkpoint.trust import Trust as Trust
 
 _HOMES = {
     "Key": "key",
     "Recipient": "key",
     "Sealed": "opened",
     "Snapshot": "store",
+    "Trust": "trust",
     "inspect": "access",
     "load": "store",
     "open_into": "files",
@@ -43,6 +45,7 @@ __all__ = [
     "Recipient",
     "Sealed",
     "Snapshot",
+    "Trust",
     "inspect",
     "load",
     "open_into",

@@ -15,10 +15,11 @@ from typing import final
 
 from cryptography.exceptions import InvalidTag
 
-from privguard.checkpoint import durable, envelope, watch
+from privguard.attest import journal
+from privguard.checkpoint import durable, envelope
 from privguard.checkpoint.envelope import Form, Secrets
 from privguard.checkpoint.key import Key, Kind, One, Recipient, To, recipients
-from privguard.checkpoint.opened import Head, head_path, refuse_plain
+from privguard.checkpoint.opened import Head, head_of, head_path, refuse_plain
 from privguard.checkpoint.payload import one_failure
 from privguard.checkpoint.stanza import Role, Stanza
 from privguard.errors import NoRecipientError, SealError
@@ -56,14 +57,8 @@ def inspect(path: str | os.PathLike[str]) -> Inspection:
         PlainCheckpointError: a checkpoint in clear.
     """
     path = Path(path)
-    descriptor = os.open(head_path(path), os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        refuse_plain(descriptor, path)
-        with one_failure(path):
-            head = Head.read(descriptor)
-    finally:
-        os.close(descriptor)
-    listed = {role: tuple(_name(one) for one in head.slot.stanzas if one.role is role) for role in Role}
+    head = head_of(path)
+    listed = {role: tuple(one.name for one in head.slot.stanzas if one.role is role) for role in Role}
     return Inspection(
         path=str(path),
         form=head.preamble.form.name.lower(),
@@ -102,12 +97,12 @@ def rewrap(
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         refuse_plain(descriptor, path)
-        with watch.act("rewrap", path) as act, contextlib.ExitStack() as grants:
+        with journal.acting("rewrap", path) as act, contextlib.ExitStack() as grants:
             for one in (*to, *auditors):
-                grants.enter_context(watch.act("grant", Path(f"{path} to {one.kind.label} {one.id}")))
+                grants.enter_context(journal.acting("grant", f"{path} to {one.kind.label} {one.id}"))
             with one_failure(path):
                 head, secrets = _unlock(descriptor, key, path)
-            act.role, act.sha256 = secrets.role.name.lower(), watch.digest(head.preamble)
+            act.role, act.sha256 = secrets.role.name.lower(), head.preamble.digest()
             stanzas = _changed(head.slot.stanzas, envelope.wrap(secrets, to, auditors), remove, path)
             slot = envelope.pack_slot(head.preamble, secrets, stanzas, sequence=head.slot.sequence + 1)
             _switch(descriptor, path, head, slot)
@@ -150,22 +145,18 @@ def _without(stanzas: Iterable[Stanza], remove: To, path: Path) -> list[Stanza]:
     kept = list(stanzas)
     for wanted in (remove,) if isinstance(remove, str | os.PathLike | Recipient | Key) else remove:
         name = _wanted(wanted)
-        if not any(_name(one) == name for one in kept):
+        if not any(one.name == name for one in kept):
             raise SealError(f"{path}: {name} is not among its recipients; `privguard inspect` lists them")
-        kept = [one for one in kept if _name(one) != name]
+        kept = [one for one in kept if one.name != name]
     return kept
 
 
 def _wanted(one: One) -> str:
-    """How :func:`_name` names what is to be removed."""
+    """How :attr:`Stanza.name` names what is to be removed."""
     if isinstance(one, str) and (one == Kind.PASSPHRASE.label or " " in one):
         return one
     recipient = recipients([one])[0]
     return Kind.PASSPHRASE.label if recipient.kind is Kind.PASSPHRASE else f"{recipient.kind.label} {recipient.id}"
-
-
-def _name(one: Stanza) -> str:
-    return one.kind.label if one.kind is Kind.PASSPHRASE else f"{one.kind.label} {one.key_id.hex()}"
 
 
 def _identity(one: Stanza) -> tuple[Kind, Role, bytes]:

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any, final
 
 from privguard import _canon
+from privguard.attest import journal
 from privguard.attest.statement import PREDICATES, SigningKey, Statement, sign
-from privguard.checkpoint import durable, envelope, watch
+from privguard.checkpoint import durable, envelope
 from privguard.checkpoint.envelope import Form, Preamble, Secrets
 from privguard.checkpoint.key import Recipient, To, recipients
 from privguard.checkpoint.payload import Bytes, Content, Member, Place, sealed_size
@@ -51,7 +52,8 @@ class Contents:
         """Index, ledger and manifest as bytes, the manifest with the signature where there is a signer."""
         manifest = dict(self.manifest)
         if self.signer is not None:
-            manifest["signature"] = sign(statement(secrets, self.manifest), by=self.signer).to_json()
+            manifest["signer"] = self.signer.identity.to_json()
+            manifest["signature"] = sign(statement(secrets, manifest), by=self.signer).to_json()
         return _small({name: member.size for name, member in self.members.items()}, manifest, self.ledger)
 
 
@@ -79,7 +81,7 @@ def write_file(path: Path, contents: Contents, audience: Audience, *, advance: A
     stanzas = envelope.wrap(secrets, audience.to, audience.auditors)
     small = contents.small(secrets)
     draft = _draft(Form.FILE, secrets, stanzas, contents.sizes, small)
-    with watch.act("seal", path) as act, durable.replacing(path) as descriptor:
+    with journal.acting("seal", path) as act, durable.replacing(path) as descriptor:
         _seal_members(secrets, contents, places_in_file(path, descriptor, draft, contents.sizes), advance)
         act.sha256 = _complete(path, descriptor, secrets, stanzas, draft=draft, small=small)
 
@@ -102,14 +104,14 @@ def complete_file(
 def write_folder(path: Path, contents: Contents, audience: Audience, *, advance: Advance | None = None) -> None:
     """Seal ``contents`` into a folder; what the folder held before opens until the new head is in place."""
     secrets = Secrets.fresh()
-    with watch.act("seal", path) as act:
+    with journal.acting("seal", path) as act:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         try:
             preamble = _write_parts(path, contents, secrets, audience, advance)
         except BaseException:
             _delete_parts(path, lambda file_id: file_id == secrets.file_id.hex())
             raise
-        act.sha256 = watch.digest(preamble)
+        act.sha256 = preamble.digest()
     _delete_parts(path, lambda file_id: file_id != secrets.file_id.hex())
     durable.sync_folder(path)
 
@@ -217,7 +219,7 @@ def _complete(
     preamble = _seal_small(secrets, small, places_in_file(path, descriptor, draft, []), draft=draft)
     slot = envelope.pack_slot(preamble, secrets, stanzas, sequence=1)
     durable.pwrite_all(descriptor, preamble.pack() + slot + bytes(preamble.slot_bytes), 0)
-    return watch.digest(preamble)
+    return preamble.digest()
 
 
 def digest(place: Place) -> bytes:

@@ -74,7 +74,12 @@ def sync_folder(folder: Path) -> None:
 
 def sweep(path: Path) -> None:
     """Take away temporary files of ``path`` that no living process holds."""
-    for orphan in path.parent.glob(f".{_literal(path.name)}.*{_SUFFIX}"):
+    sweep_folder(path.parent, _literal(path.name))
+
+
+def sweep_folder(folder: Path, pattern: str) -> None:
+    """Take away temporary files in ``folder`` that no living process holds, of all names that match ``pattern``."""
+    for orphan in folder.glob(f".{pattern}.*{_SUFFIX}"):
         with contextlib.suppress(OSError):
             descriptor = os.open(orphan, os.O_RDONLY | os.O_CLOEXEC)
             try:

@@ -96,6 +96,10 @@ class Preamble:
         names = ("data_bytes", "index_bytes", "ledger_bytes", "manifest_bytes", "ledger_digest", "manifest_digest")
         return cls(form=Form(form), slot_bytes=slot_bytes, file_id=file_id, **dict(zip(names, rest, strict=True)))
 
+    def digest(self) -> str:
+        """SHA-256 of these bytes, in hexadecimal: names one save of one file, whoever may open it by now."""
+        return hashlib.sha256(self.pack()).hexdigest()
+
     @property
     def slots(self) -> int:
         """How many slots follow: two in a file, so that one is whole at any moment; one in a folder's head."""
@@ -215,7 +219,7 @@ def unpack_slot(data: bytes) -> Slot | None:
     except ValueError as error:
         raise MalformedError(str(error)) from None
     names = {(one.kind, one.role, one.key_id) for one in stanzas}
-    if any(rest) or not sequence or len(names) < len(stanzas) or _passphrases(stanzas) > 1:
+    if rest.strip(b"\0") or not sequence or len(names) < len(stanzas) or _passphrases(stanzas) > 1:
         raise MalformedError("padding, sequence, a key named twice or a second passphrase")
     return Slot(sequence, tuple(stanzas), body, {Role.RESUME: resume, Role.AUDIT: audit})
 

@@ -20,8 +20,11 @@ from typing import Any, Protocol, final
 
 from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+from cryptography.hazmat.primitives.hashes import SHA512
+from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 
 from privguard import _check
+from privguard.attest.statement import SigningKey
 from privguard.checkpoint import durable
 from privguard.errors import NoRecipientError, SealError
 
@@ -206,6 +209,17 @@ class Key(_Opaque):
     def recipient(self) -> Recipient:
         """Who has to be sealed to so that this key opens: the public half, where there is one."""
         return Recipient(self.kind, self._public() if self.kind in _PUBLIC_BYTES else self._material)
+
+    def signer(self) -> SigningKey | None:
+        """The Ed25519 key of whoever holds this key, derived from it one way; None where it has no bytes of its own.
+
+        Its public half tells nothing about the key. Passphrases have none, because a derived key could be guessed at
+        without the salt of a file. Specification: checkpoint-v1, section 8.
+        """
+        if self.kind not in _SECRET_BYTES:
+            return None
+        info = b"privguard/v1 signer\0" + bytes([self.kind])
+        return SigningKey.from_seed(HKDFExpand(SHA512(), 32, info).derive(self._material))
 
     def _public(self) -> bytes:
         if self.kind is Kind.X25519:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, final
 
 from cryptography.exceptions import InvalidTag
 
+from privguard.attest import journal
 from privguard.attest.statement import Envelope, Identity, verify
-from privguard.checkpoint import archive, envelope, watch
+from privguard.checkpoint import archive, envelope
 from privguard.checkpoint.archive import HEAD, SMALL, Advance, Places
 from privguard.checkpoint.envelope import MAGIC, PREAMBLE_BYTES, Form, Preamble
 from privguard.checkpoint.key import Key
@@ -71,9 +72,9 @@ class Sealed:
         self._descriptors: list[int] = []
         self._tensors: TensorFile | None = None
         try:
-            with watch.act("open", self.path) as act, one_failure(self.path):
+            with journal.acting("open", self.path) as act, one_failure(self.path):
                 self._open(key)
-                act.role, act.sha256 = self.role.name.lower(), watch.digest(self.preamble)
+                act.role, act.sha256 = self.role.name.lower(), self.preamble.digest()
         except BaseException:
             self.close()
             raise
@@ -107,19 +108,45 @@ class Sealed:
         """The ledger's lines as they were when the file was sealed."""
         return bytes(self._small("ledger"))
 
-    def verify_signer(self, signer: Identity) -> None:
-        """Return when ``signer`` sealed this file; anybody can seal to a public key, so resume from no one else's.
+    def signer(self) -> Identity | None:
+        """Who signed this file, or None; a signature says who sealed it and not whether they may be believed.
 
         Raises:
-            TamperedError: it is not signed, or not by ``signer``, or what is signed is another file.
+            TamperedError: the signature does not hold, or belongs to another file.
         """
         manifest = dict(self.manifest)
         signature = manifest.pop("signature", None)
         if signature is None:
-            raise TamperedError(f"{self.path}: is not signed, and {signer} was expected to have sealed it")
+            return None
+        try:
+            signer = Identity.from_json(manifest["signer"])
+        except (KeyError, TypeError, ValueError):
+            raise TamperedError(f"{self.path}: carries a signature without a signer") from None
         said = verify(Envelope.from_json(signature), by=signer)
         if said.to_json() != archive.statement(self._secrets, manifest).to_json():
             raise TamperedError(f"{self.path}: carries the signature of another file")
+        return signer
+
+    def verify_signer(self, *expected: Identity | str) -> None:
+        """Return when one of ``expected`` sealed this file; anybody can seal to a public key, so resume from no others.
+
+        Each is an identity or its key id, 64 hexadecimal characters.
+
+        Raises:
+            TamperedError: it is not signed, or by somebody else, or what is signed is another file.
+        """
+        wanted = [one if isinstance(one, str) else one.key_id for one in expected]
+        signer = self.signer()
+        if signer is None:
+            raise TamperedError(
+                f"{self.path}: is not signed, and anybody who knows a recipient could have sealed it; expected "
+                f"{_signers(wanted)}. Where you know whose it is, load it by itself and save it again with your signer"
+            )
+        if signer.key_id not in wanted:
+            raise TamperedError(
+                f"{self.path}: is signed by {signer.key_id}; expected {_signers(wanted)}. Where you know this signer "
+                "as the run's own, pass trust=Trust(sealed_by=...) with that name or the signer's public file"
+            )
 
     def names(self) -> list[str]:
         """The members' names, in the order they were written; refused to an auditor."""
@@ -228,6 +255,10 @@ class Sealed:
         return {name: (number, size) for number, (name, size) in enumerate(listed)}
 
 
+def _signers(key_ids: list[str]) -> str:
+    return " or ".join(key_ids) or "the run's own signer, of which this user has no key"
+
+
 def _json_object(text: bytearray) -> dict[str, Any]:
     try:
         return dict(json.loads(text))
@@ -243,6 +274,22 @@ def open_sealed(path: str | os.PathLike[str], key: Key) -> Sealed:
         PlainCheckpointError: the file holds a checkpoint in clear.
     """
     return Sealed(path, key)
+
+
+def head_of(path: Path) -> Head:
+    """The head of a sealed file or folder; without a key nothing of it is authenticated.
+
+    Raises:
+        TamperedError: no sealed file of privguard, or a damaged one.
+        PlainCheckpointError: a checkpoint in clear.
+    """
+    descriptor = os.open(head_path(path), os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        refuse_plain(descriptor, path)
+        with one_failure(path):
+            return Head.read(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def head_path(path: Path) -> Path:

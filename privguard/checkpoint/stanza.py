@@ -52,6 +52,11 @@ class Stanza:
     key_id: bytes
     body: bytes
 
+    @property
+    def name(self) -> str:
+        """Whom it is for, as people read it: the kind of key and its identity; a passphrase has none."""
+        return self.kind.label if self.kind is Kind.PASSPHRASE else f"{self.kind.label} {self.key_id.hex()}"
+
     def pack(self) -> bytes:
         """The stanza's bytes."""
         return _HEAD.pack(self.kind, self.role, self.key_id, len(self.body)) + self.body

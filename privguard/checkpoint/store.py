@@ -1,7 +1,7 @@
 """A training state at one step, sealed whole, and loaded whole or not at all."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,6 +18,7 @@ from privguard.checkpoint.archive import Advance, Audience, Contents
 from privguard.checkpoint.key import Key, To
 from privguard.checkpoint.opened import Sealed
 from privguard.checkpoint.payload import Bytes
+from privguard.checkpoint.trust import is_digest, require_step
 from privguard.errors import RollbackError, TamperedError
 
 WEIGHTS, STATE, STATE_TENSORS = "weights.safetensors", "state.json", "state.safetensors"
@@ -48,8 +49,7 @@ class Snapshot:
     def __post_init__(self) -> None:
         _check.count("step", self.step, least=0)
         _check.count("ledger_size", self.ledger_size, least=0)
-        hexadecimal = len(self.ledger_head) == 64 and set(self.ledger_head) <= set("0123456789abcdef")  # noqa: PLR2004 — SHA-256
-        _check.require(hexadecimal, "ledger_head", self.ledger_head, wanted="64 hexadecimal characters")
+        _check.require(is_digest(self.ledger_head), "ledger_head", self.ledger_head, wanted="64 hexadecimal characters")
 
 
 _STATE_FIELDS = ("optimizer", "scheduler", "generators", "extra")
@@ -85,14 +85,15 @@ def load(
     path: str | os.PathLike[str],
     key: Key,
     *,
-    signer: Identity | None = None,
+    signer: Identity | Sequence[str] | None = None,
     min_step: int = 0,
     expect: Callable[[int], str] | None = None,
     advance: Advance | None = None,
 ) -> Snapshot:
     """The snapshot in the sealed file ``path``.
 
-    ``signer`` is who must have sealed it: anybody can seal to a public key. ``expect`` gives the head of the ledger at
+    ``signer`` is who must have sealed it, an identity or several key ids: anybody can seal to a public key.
+    :class:`~privguard.checkpoint.trust.Trust` tells whom a run believes. ``expect`` gives the head of the ledger at
     hand when it had so many entries; a snapshot whose head is another one does not belong to that ledger.
 
     Raises:
@@ -103,9 +104,8 @@ def load(
     with Sealed(path, key) as sealed:
         public = _public_facts(sealed)
         if signer is not None:
-            sealed.verify_signer(signer)
-        if public["step"] < min_step:
-            raise RollbackError(f"{path}: step {public['step']} stands where at least step {min_step} is wanted")
+            sealed.verify_signer(*([signer] if isinstance(signer, Identity) else signer))
+        require_step(sealed, min_step)
         if expect is not None and expect(public["ledger_size"]) != public["ledger_head"]:
             raise RollbackError(
                 f"{path}: the ledger at hand does not extend the one of this snapshot; find the right one"

@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, final
 
-from privguard.checkpoint import archive, durable, envelope, watch
+from privguard.attest import journal
+from privguard.checkpoint import archive, durable, envelope
 from privguard.checkpoint.archive import Audience
 from privguard.checkpoint.envelope import Secrets
 from privguard.checkpoint.opened import Sealed
@@ -50,7 +51,7 @@ def sealing(path: Path, name: str, audience: Audience, *, manifest: Mapping[str,
     secrets = Secrets.fresh()
     stanzas = envelope.wrap(secrets, audience.to, audience.auditors)
     head_bytes = envelope.PREAMBLE_BYTES + 2 * envelope.slot_bytes_for(stanzas)
-    with watch.act("seal", path) as act, durable.replacing(path) as descriptor:
+    with journal.acting("seal", path) as act, durable.replacing(path) as descriptor:
         writer = archive.member(secrets, 0).writer(Place(path, descriptor, head_bytes, 0))
         yield SealingStream(writer)
         size = writer.finish()

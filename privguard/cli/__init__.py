@@ -36,7 +36,7 @@ app.add_typer(mark.app, name="mark")
 app.add_typer(audit.app, name="audit")
 app.add_typer(ledger.app, name="ledger")
 app.add_typer(journal.app, name="journal")
-app.command("report")(report.report)
+app.add_typer(report.app, name="report")
 teach(app)
 
 

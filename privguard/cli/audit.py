@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from privguard.cli._output import AsJson, emit, progress, stderr
+from privguard.errors import AuditError
 from privguard.records import Finding, Outcome, Unit
 
 if TYPE_CHECKING:
@@ -199,16 +200,25 @@ def scores(
 
 
 def _keep(findings: Sequence[Finding], run: Path | None) -> None:
-    """Leave findings where ``privguard report`` finds them; one above its claim then heads the report."""
+    """Leave findings where ``privguard report`` finds them; one above its claim then heads the report.
+
+    Raises:
+        AuditError: where the canaries were not what one neighbour of the run's claim is.
+    """
     if run is None:
         return
     from privguard.integrations.evidence import keep
 
     try:
+        claimed = json.loads((run / "run.json").read_text(encoding="utf-8"))["plan"]["unit"]
+        for unit in {finding.settings.get("unit", claimed) for finding in findings} - {claimed}:
+            raise AuditError(
+                f"unit={unit!r}: the run's claim speaks of one {claimed}; use canaries that are whole {claimed}s"
+            )
         for finding in findings:
             keep([finding], run, name=f"audit-{finding.method}")
     except FileNotFoundError as error:
-        raise typer.BadParameter(str(error), param_hint="--run") from error
+        raise typer.BadParameter(f"{run} is no run folder: it has no run.json", param_hint="--run") from error
 
 
 def _flip(design: "Design", out: Path) -> str:

@@ -5,22 +5,14 @@ Models come as safetensors files. A plain chain of linear layers with ReLU needs
 """
 
 import json
-from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
+from privguard.cli import _mark_files as files
 from privguard.cli._output import AsJson, emit, progress, stderr
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-    from torch import nn
-
-    from privguard.attest.notary import LocalNotary
-    from privguard.watermark.claim import Standing, Trust
-    from privguard.watermark.model.classifier import Public
-    from privguard.watermark.offline import Table
+from privguard.cli._recording import recorded
 
 app = typer.Typer(no_args_is_help=True, help="Marks in models, and claims that hold up.")
 
@@ -59,7 +51,7 @@ def commit(
     else:
         made = Commitment.read(place)
     if notary is not None and made.timestamp is None:
-        authority = _notary(notary)
+        authority = files.local_notary(notary)
         made = offline.notarise(made, authority)
         authority.write(notary)
     if timestamp is not None:
@@ -134,17 +126,18 @@ def embed(
     from privguard.watermark.model.bundle import Bundle
     from privguard.watermark.model.embed import Lesson
 
-    standing, tree = _standing(claim, _trust(trust, notary)), _tree(claim)
-    state = _tensors(weights)
-    _committed(standing, state)
-    model = _network(network, state)
+    standing, tree = files.standing(claim, files.trusted(trust, notary)), files.leaves(claim)
+    state = files.tensors(weights)
+    files.require_committed(standing, state)
+    model = files.network(network, state)
     bundle = Bundle(standing=standing, tree=tree, unmarked=state)
-    marked = bundle.embed(model, public=_public(public), lesson=Lesson(steps=steps), margin=margin)
-    tensors = theft.tensors(marked)
-    if recipient is not None:
-        tensors = bundle.recipient_copy(tensors, recipient)
+    with recorded():
+        marked = bundle.embed(model, public=files.public(public), lesson=Lesson(steps=steps), margin=margin)
+        tensors = theft.tensors(marked)
+        if recipient is not None:
+            tensors = bundle.recipient_copy(tensors, recipient)
     safetensors.numpy.save_file(tensors, output)
-    found = bundle.read_triggers(_answers(theft.load(model, tensors)))
+    found = bundle.read_triggers(files.answerer(theft.load(model, tensors)))
     facts = {
         "model": offline.tensors_digest("marked", tensors).sha256,
         "triggers": found.matches,
@@ -173,17 +166,17 @@ def challenge(
 
     from privguard.watermark import evidence, offline, theft
 
-    state = _tensors(suspect)
-    model = _network(network, state)
-    table = _table(claim, notary, verifier)
+    state = files.tensors(suspect)
+    model = files.network(network, state)
+    table = files.table(claim, notary, verifier)
     digest = offline.tensors_digest(suspect.name, theft.tensors(model))
     sizes, white_box = {"triggers": triggers}, None
     if unmarked is not None:
-        ours = _tensors(unmarked)
-        sizes["weights"], white_box = leaves, (_aligned(state, ours), ours)
+        ours = files.tensors(unmarked)
+        sizes["weights"], white_box = leaves, (files.aligned(state, ours), ours)
     extra = None if natural is None else np.load(natural)["inputs"].astype(np.float32)
     plan = table.draw(digest, sizes, natural=0 if extra is None else len(extra))
-    file = table.prove(plan, suspect=_answers(model), natural=extra, white_box=white_box)
+    file = table.prove(plan, suspect=files.answerer(model), natural=extra, white_box=white_box)
     table.notary.write(notary)
     file.write(output)
     _show(evidence.verify(file, trust=table.trust, suspect=digest), as_json=as_json)
@@ -194,6 +187,7 @@ def verify(
     evidence: Annotated[Path, typer.Argument(help="The evidence, one signed file.")],
     trust: Annotated[Path, typer.Option(help="Whom you believe: a trust file of your own.")],
     suspect: Annotated[Path | None, typer.Option(help="The model you have in mind, safetensors.")] = None,
+    candidates: Annotated[int, typer.Option(min=1, help="Models that the owner may have searched to find it.")] = 1,
     as_json: AsJson = False,
 ) -> None:
     """Get the verdict again from the evidence: offline, without secrets. Exit 0 proven, 1 not proven, 3 invalid."""
@@ -202,8 +196,9 @@ def verify(
     from privguard.watermark import offline
     from privguard.watermark.claim import Trust
 
-    digest = None if suspect is None else offline.tensors_digest(suspect.name, _tensors(suspect))
-    _show(judging.verify(Envelope.read(evidence), trust=Trust.read(trust), suspect=digest), as_json=as_json)
+    digest = None if suspect is None else offline.tensors_digest(suspect.name, files.tensors(suspect))
+    file, whom = Envelope.read(evidence), Trust.read(trust)
+    _show(judging.verify(file, trust=whom, suspect=digest, candidates=candidates), as_json=as_json)
 
 
 @app.command()
@@ -227,19 +222,19 @@ def drill(
     from privguard.watermark import survival, theft
     from privguard.watermark.model.bundle import Bundle
 
-    standing, tree = _standing(claim, _trust(trust, notary)), _tree(claim)
-    ours, state = _tensors(unmarked), _tensors(weights)
-    _committed(standing, ours)
-    model, tests, data = _network(network, state), _public(test), _public(thief)
+    standing, tree = files.standing(claim, files.trusted(trust, notary)), files.leaves(claim)
+    ours, state = files.tensors(unmarked), files.tensors(weights)
+    files.require_committed(standing, ours)
+    model, tests, data = files.network(network, state), files.public(test), files.public(thief)
     bundle = Bundle(standing=standing, tree=tree, unmarked=ours)
     work = trained_on or epochs * len(data.inputs)
     exercise = survival.Drill(
         bundle=bundle, marked=model, inputs=tests.inputs, labels=tests.labels, owner_examples=work
     )
     means = theft.Means(inputs=data.inputs, labels=data.labels, generator=torch.Generator().manual_seed(0))
-    suite = survival.attacks(lambda: _fresh(model), lambda: _fresh(model), epochs=epochs)
+    suite = survival.attacks(lambda: files.untrained_twin(model), lambda: files.untrained_twin(model), epochs=epochs)
     with progress() as bar:
-        task = bar.add_task("attacking", total=len(suite) + 2)
+        task = bar.add_task("attacking", total=len(suite) + len(survival.FRONTS))
         rows = exercise.run(suite, means=means, done=lambda _: bar.advance(task))
     output.mkdir(parents=True, exist_ok=True)
     (output / "survival.md").write_text(survival.markdown(rows), encoding="utf-8")
@@ -260,11 +255,15 @@ def trace(
     """Find out whose copy leaked, also from the average of several copies. Exit 1 when nobody is accused."""
     from privguard.watermark.model import weights
 
-    standing, tree, ours = _standing(claim, _trust(trust, notary)), _tree(claim), _tensors(unmarked)
-    _committed(standing, ours)
+    standing, tree, ours = (
+        files.standing(claim, files.trusted(trust, notary)),
+        files.leaves(claim),
+        files.tensors(unmarked),
+    )
+    files.require_committed(standing, ours)
     mark = standing.manifest.mark("recipients")
     accused, verdicts = weights.trace(
-        _aligned(_tensors(suspect), ours),
+        files.aligned(files.tensors(suspect), ours),
         tree.leaves["recipients"],
         unmarked=ours,
         pulse=standing.pulse.output,
@@ -286,7 +285,7 @@ def _show(report: Any, *, as_json: bool) -> None:
         sign = "≤" if found.bound != "exact" else "="
         lines.append(f"  {found.scheme}: {found.matches:.4g} in {found.trials}, p {sign} 10^{found.log10_p:.1f}")
     if report.verdicts:
-        lines.append(f"  claims and challenges of {report.owner} that this pays for: {report.multiplicity:.4g}")
+        lines.append(f"  tests that this pays for, by the log of {report.owner}: {report.multiplicity:.4g}")
     lines += [f"  {line}" for line in report.basis]
     emit(report, as_json=as_json, lines=lines)
     codes = {Outcome.PROVEN: 0, Outcome.NOT_PROVEN: 1, Outcome.PROTOCOL_INVALID: 3}
@@ -306,160 +305,13 @@ def _first_commitment(
     if weights is None or identity is None or not sizes[1]:
         raise ValueError("--weights, --identity, --shape: expected all three for a new claim")
     classes, shape, triggers, recipients = sizes
-    state = _tensors(weights)
+    state = files.tensors(weights)
     matrices = {name: value.shape for name, value in state.items() if value.ndim > 1}
     domain = trigger_marks.Domain(shape=tuple(int(size) for size in shape.split(",")))
     marks = [trigger_marks.plan(domain, classes=classes, leaves=triggers), weight_marks.plan(matrices)]
     if recipients:
         marks.append(weight_marks.recipients_plan(matrices, recipients=recipients))
-    secret, owner = Secret.generate(), _signing_key(identity)
+    secret, owner = Secret.generate(), files.signing_key(identity)
     folder.mkdir(parents=True, exist_ok=True)
     secret.write(folder / "secret")
     return claims.commit(secret, model=offline.tensors_digest(weights.name, state), marks=tuple(marks), by=owner)
-
-
-def _signing_key(path: Path) -> Any:
-    from privguard.attest.statement import SigningKey
-
-    if path.exists():
-        return SigningKey.read(path)
-    made = SigningKey.generate()
-    made.write(path)
-    made.identity.write(path.with_suffix(".pub"))
-    stderr().print(f"Made {path} and its public half {path.with_suffix('.pub')}.")
-    return made
-
-
-def _notary(path: Path) -> "LocalNotary":
-    from privguard.attest.notary import LocalNotary
-
-    if path.exists():
-        return LocalNotary.read(path)
-    made = LocalNotary.generate()
-    made.write(path)
-    stderr().print(f"Made a local notary, {path}: it proves nothing against whoever holds that file.")
-    return made
-
-
-def _table(claim: Path, notary: Path, verifier: Path) -> "Table":
-    from privguard.watermark.claim import Commitment
-    from privguard.watermark.offline import Table
-    from privguard.watermark.secret import Secret
-
-    return Table(
-        commitment=Commitment.read(claim / "commitment.json"),
-        secret=Secret.read(claim / "secret"),
-        notary=_notary(notary),
-        verifier=_signing_key(verifier),
-    )
-
-
-def _trust(path: Path | None, notary: Path | None) -> "Trust":
-    from privguard.watermark import offline
-    from privguard.watermark.claim import Trust
-
-    if path is None and notary is None:
-        raise ValueError("--trust, --notary: expected one of them, so that the claim's order can be checked")
-    return Trust.read(path) if path is not None else offline.trust(_notary(notary)) if notary else Trust()
-
-
-def _standing(claim: Path, trust: "Trust") -> "Standing":
-    from privguard.watermark import claim as claims
-
-    return claims.check(claims.Commitment.read(claim / "commitment.json"), trust=trust)
-
-
-def _tree(claim: Path) -> Any:
-    from privguard.watermark import claim as claims
-    from privguard.watermark.leaf import Tree
-    from privguard.watermark.secret import Secret
-
-    manifest = claims.read_manifest(claims.Commitment.read(claim / "commitment.json"))
-    return Tree.derive(Secret.read(claim / "secret"), manifest.sizes)
-
-
-def _committed(standing: "Standing", state: "dict[str, NDArray[Any]]") -> None:
-    from privguard.errors import ProtocolInvalidError
-    from privguard.watermark import offline
-
-    found = offline.tensors_digest("", state).sha256
-    if found != standing.manifest.model.sha256:
-        raise ProtocolInvalidError("weights: not the unmarked model that was committed to; use that very file")
-
-
-def _tensors(path: Path) -> "dict[str, NDArray[Any]]":
-    import numpy as np
-    import safetensors.numpy
-
-    return {name: value.astype(np.float32) for name, value in safetensors.numpy.load_file(path).items()}
-
-
-def _aligned(suspect: "dict[str, NDArray[Any]]", ours: "dict[str, NDArray[Any]]") -> "dict[str, NDArray[Any]]":
-    from privguard.watermark.model import align
-
-    return align.align(suspect, unmarked=ours, layers=align.chain({name: value.shape for name, value in ours.items()}))
-
-
-def _network(spec: str, state: "dict[str, NDArray[Any]]") -> "nn.Module":
-    import torch
-    from torch import nn
-
-    if spec:
-        module, _, name = spec.partition(":")
-        model: nn.Module = getattr(import_module(module), name)()
-    else:
-        model = _chain(state)
-    model.load_state_dict({name: torch.from_numpy(value) for name, value in state.items()})
-    return model
-
-
-def _chain(state: "dict[str, NDArray[Any]]") -> "nn.Module":
-    """The nn.Sequential of Linear and ReLU whose ``state_dict`` has these names."""
-    from collections import OrderedDict
-
-    from torch import nn
-
-    layers: OrderedDict[str, nn.Module] = OrderedDict()
-    matrices = {name: value for name, value in state.items() if name.endswith(".weight") and value.ndim == 2}  # noqa: PLR2004
-    for name, value in matrices.items():
-        if layers:
-            layers[f"relu before {name.removesuffix('.weight')}"] = nn.ReLU()
-        place = name.removesuffix(".weight")
-        layers[place] = nn.Linear(value.shape[1], value.shape[0], bias=f"{place}.bias" in state)
-    if not layers:
-        raise ValueError("weights: expected a chain of linear layers; name the network with --network")
-    return nn.Sequential(layers)
-
-
-def _fresh(model: "nn.Module") -> "nn.Module":
-    """An untrained twin."""
-    import copy
-
-    import torch
-
-    twin, generator = copy.deepcopy(model), torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for item in twin.parameters():
-            spread = item[0].numel() ** -0.5 if item.dim() > 1 else 0.0
-            item.copy_(spread * (2 * torch.rand(item.shape, generator=generator) - 1))
-    return twin
-
-
-def _answers(model: "nn.Module") -> Any:
-    from privguard.watermark.model.classifier import Suspect
-
-    return Suspect(model)
-
-
-def _public(path: Path) -> "Public":
-    import numpy as np
-    import torch
-
-    from privguard.watermark.model.classifier import Public
-
-    found = np.load(path)
-    return Public(
-        inputs=torch.from_numpy(found["inputs"].astype(np.float32)),
-        labels=torch.from_numpy(found["labels"].astype(np.int64)),
-        generator=torch.Generator().manual_seed(0),
-    )

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from privguard.cli._output import AsJson, emit, progress, stderr
+from privguard.cli._recording import recorded
 
 app = typer.Typer(help="Marks in text: setup, write, detect, drill.", no_args_is_help=True)
 
@@ -86,6 +87,7 @@ def write(
     """Generate marked text for each prompt."""
     from transformers import AutoModelForCausalLM
 
+    from privguard.attest.journal import acting
     from privguard.attest.statement import Identity
     from privguard.watermark.secret import Secret
     from privguard.watermark.text.generate import MarkedGeneration
@@ -100,7 +102,7 @@ def write(
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     texts = [str(row.get("prompt", row.get("text", ""))) for row in read_rows(prompts)]
     rows: list[dict[str, Any]] = []
-    with progress() as bar:
+    with recorded(), acting("mark", f"text, {out or 'standard output'}"), progress() as bar:
         task = bar.add_task("writing", total=len(texts))
         for start in range(0, len(texts), batch):
             some = tokenizer(texts[start : start + batch], return_tensors="pt", padding=True)

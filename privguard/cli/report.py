@@ -1,29 +1,154 @@
-"""``privguard report``: a run folder as JSON, Markdown and a page."""
+"""``privguard report``: a run folder as JSON, Markdown and a page; signed, verified and compared."""
 
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
-from privguard.cli._output import AsJson, emit
+from privguard.cli._output import AsJson, emit, stderr
+
+if TYPE_CHECKING:
+    from privguard.report.assemble import Sources
+    from privguard.report.evidence import Judge
+    from privguard.report.record import Report
 
 
-def report(
-    run: Annotated[Path, typer.Argument(help="A run folder.", exists=True, file_okay=False)],
-    html: Annotated[Path | None, typer.Option(help="Where to write the page; by default RUN/report.html.")] = None,
+class _MakeByDefault(TyperGroup):
+    """``privguard report RUN`` is ``privguard report make RUN``; a run called like a command is ``./verify``."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args and args[0] not in {*self.commands, "-h", "--help"}:
+            args = ["make", *args]
+        return super().parse_args(ctx, args)
+
+
+app = typer.Typer(
+    cls=_MakeByDefault,
+    no_args_is_help=True,
+    help="Price a run's ledger again and write its ε report; sign it, verify it, compare it with another.",
+)
+
+Run = Annotated[Path, typer.Argument(help="A run folder.", exists=True, file_okay=False)]
+DataName = Annotated[str, typer.Option(help="Whose data it was, in a few words; nothing checks them.")]
+Journal = Annotated[Path | None, typer.Option(envvar="PRIVGUARD_JOURNAL", help="The access journal.")]
+Trust = Annotated[Path | None, typer.Option(help="A trust file, to judge bundles of mark evidence with.")]
+
+
+@app.command("make")
+def make(
+    run: Run,
+    html: Annotated[Path | None, typer.Option(help="Write the page here as well as to RUN/report.html.")] = None,
+    sign: Annotated[Path | None, typer.Option(help="A signing key: writes RUN/report.dsse.json too.")] = None,
+    data_name: DataName = "",
+    journal: Journal = None,
+    trust: Trust = None,
     as_json: AsJson = False,
 ) -> None:
-    """Price a run's ledger again and write its ε report."""
+    """Price a run's ledger again and write report.html, report.md and report.json into its folder."""
+    from privguard.attest.statement import SigningKey
     from privguard.report import render
+    from privguard.report import sign as signing
     from privguard.report.assemble import assemble
 
-    made = assemble(run)
+    made = assemble(run, sources=_sources(data_name, journal, trust))
+    (run / signing.SIGNED).unlink(missing_ok=True)  # a signature under an older report would only look like one
     pages = render.write(made, run)
     if html is not None:
         html.write_text(render.to_html(made), encoding="utf-8")
+    if sign is not None:
+        signing.sign(made, run, by=SigningKey.read(sign)).write(run / signing.SIGNED)
     said = str(made.claim) if made.claim is not None else made.summary[0]
-    emit(
-        made,
-        as_json=as_json,
-        lines=[said, *(f"{line}" for line in made.contradictions), f"report: {html or pages[-1]}"],
-    )
+    lines = [said, *made.contradictions, f"report: {html or pages[-1]}"]
+    lines += [] if sign is None else [f"signed: {run / signing.SIGNED}"]
+    emit(made, as_json=as_json, lines=lines)
+
+
+@app.command()
+def verify(
+    report: Annotated[Path, typer.Argument(help="A signed report, or the run folder it lies in.", exists=True)],
+    run: Annotated[Path | None, typer.Option(help="The run folder; by default the one the report lies in.")] = None,
+    signer: Annotated[
+        list[Path] | None, typer.Option(help="PEM public key of who must have signed; again for each.")
+    ] = None,
+    journal: Journal = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check a signed report against ledger, checkpoints, evidence and pages. Exit 3 names everything that differs."""
+    from privguard.attest.statement import Identity
+    from privguard.report.verify import verify as check
+
+    held = check(report, run=run, signers=[Identity.read(path) for path in signer or []], journal=journal)
+    for note in held.notes:
+        stderr().print(f"note: {note}", markup=False)
+    who = held.signer if held.named else f"{held.signer}, whom you did not name"
+    emit(held, as_json=as_json, lines=[f"{held.files} files of run {held.run} are as they were signed by {who}"])
+
+
+@app.command()
+def schema(as_json: AsJson = False) -> None:  # noqa: ARG001 — it is JSON either way, and every command takes --json
+    """Print the JSON Schema (2020-12) of report.json."""
+    from privguard.report.schema import text
+
+    sys.stdout.write(text())
+
+
+@app.command()
+def card(
+    run: Run,
+    name: Annotated[str, typer.Option(help="The model's name.")] = "",
+    license_: Annotated[str, typer.Option("--license", help="The model's licence, as the hub names it.")] = "",
+    data_name: DataName = "",
+    as_json: AsJson = False,
+) -> None:
+    """Print a model card with the report's essentials, with the metadata of the Hugging Face hub on top."""
+    from privguard.report.assemble import Sources, assemble
+    from privguard.report.card import to_card
+
+    text = to_card(assemble(run, sources=Sources(data_name=data_name)), name=name, licence=license_)
+    emit({"card": text}, as_json=as_json, lines=text.splitlines())
+
+
+@app.command()
+def compare(
+    first: Annotated[Path, typer.Argument(help="A run folder, or a report.json.", exists=True)],
+    second: Annotated[Path, typer.Argument(help="Another.", exists=True)],
+    html: Annotated[Path | None, typer.Option(help="Write a page with the comparison.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Put two reports side by side, and say first whether their ε can be compared at all."""
+    from rich.console import Console
+
+    from privguard.report import compare as comparing
+
+    made = comparing.compare(_report(first), _report(second))
+    if html is not None:
+        html.write_text(comparing.to_html(made), encoding="utf-8")
+    if as_json:
+        emit(made, as_json=True)
+    else:
+        Console().print(comparing.to_table(made))
+
+
+def _report(path: Path) -> "Report":
+    import json
+
+    from privguard.report.assemble import assemble
+    from privguard.report.record import Report
+
+    return assemble(path) if path.is_dir() else Report.from_json(json.loads(path.read_bytes()))
+
+
+def _sources(data_name: str, journal: Path | None, trust: Path | None) -> "Sources":
+    from privguard.report.assemble import Sources
+
+    return Sources(data_name=data_name, journal=journal, judge=None if trust is None else _judge(trust))
+
+
+def _judge(trust: Path) -> "Judge":
+    from privguard.watermark import evidence
+    from privguard.watermark.claim import Trust as Believed
+
+    believed = Believed.read(trust)
+    return lambda envelope: evidence.verify(envelope, trust=believed)

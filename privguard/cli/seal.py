@@ -1,6 +1,5 @@
 """``privguard seal | open | inspect | rewrap``: keys come from files or a prompt, never from the command line."""
 
-import os
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from privguard.cli._output import AsJson, emit, progress, stderr
+from privguard.cli._recording import recorded
 
 if TYPE_CHECKING:
     from privguard.checkpoint.access import Inspection
@@ -40,7 +40,7 @@ def seal(
     if passphrase or passphrase_file:
         everybody.append(_passphrase(passphrase_file, confirm=True))
     size = sum(each.stat().st_size for each in (path.rglob("*") if path.is_dir() else [path]) if each.is_file())
-    with _recorded(), _bar(f"Sealing {path.name}", size) as advance:
+    with recorded(), _bar(f"Sealing {path.name}", size) as advance:
         files.seal(path, target, to=everybody, auditors=auditor, advance=advance)
     stderr().print(
         f"{path} is still there in clear; delete it when you have tried to open the sealed one.", style="dim"
@@ -59,7 +59,7 @@ def open_(
     from privguard.checkpoint import files
 
     target = output or path.with_name(path.name.removesuffix(files.SUFFIX))
-    with _recorded(), _bar(f"Opening {path.name}", _size(path)) as advance:
+    with recorded(), _bar(f"Opening {path.name}", _size(path)) as advance:
         paths = files.open_into(path, target, key=_key(key, passphrase_file), advance=advance)
     emit({"paths": [str(each) for each in paths]}, as_json=as_json, lines=[str(target)])
 
@@ -86,7 +86,7 @@ def rewrap(
     from privguard import checkpoint
     from privguard.checkpoint.access import NOT_REVOKED
 
-    with _recorded():
+    with recorded():
         after = checkpoint.rewrap(path, _key(key, passphrase_file), add=add, add_auditors=auditor, remove=remove)
     if remove:
         stderr().print(f"Not revoked: {NOT_REVOKED}.")
@@ -128,25 +128,6 @@ def _size(path: Path) -> int:
     from privguard import checkpoint
 
     return checkpoint.inspect(path).data_bytes
-
-
-@contextmanager
-def _recorded() -> Generator[None]:
-    """Write to the journal that PRIVGUARD_JOURNAL names, signed by the key in PRIVGUARD_JOURNAL_KEY; strictly."""
-    place, signer = os.environ.get("PRIVGUARD_JOURNAL"), os.environ.get("PRIVGUARD_JOURNAL_KEY")
-    if not place:
-        yield
-        return
-    from privguard.attest.journal import Journal
-    from privguard.attest.statement import SigningKey
-    from privguard.checkpoint.watch import recorded_in
-
-    if not signer:
-        raise ValueError(
-            "PRIVGUARD_JOURNAL_KEY='': expected a signing key file; `privguard key new --signing` makes one"
-        )
-    with recorded_in(Journal(place, by=SigningKey.read(Path(signer)))):
-        yield
 
 
 @contextmanager

@@ -28,16 +28,18 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader, RandomSampler
 
 from privguard.checkpoint.key import To
+from privguard.checkpoint.trust import Trust
 from privguard.errors import PrivacyError, ResumeError
 from privguard.integrations import beginning
 from privguard.integrations.charge import BookOrPlace, Charge
 from privguard.integrations.private_run import PrivateRun
+from privguard.integrations.probing import probed_clipper
 from privguard.integrations.setting import Setting, as_list
 from privguard.integrations.underway import Underway
 from privguard.records import Claim
 from privguard.training.batches import examples_of, to_device
-from privguard.training.clip import attach
 from privguard.training.plan import Plan, Speed
+from privguard.training.probe import Losses
 from privguard.training.ranks import Ranks
 from privguard.training.sample import PhysicalBatch
 
@@ -46,8 +48,8 @@ _REFUSED = {
     "gradient_accumulation_steps": "how often a step accumulates follows from its Poisson sample; leave it away",
     "gradient_accumulation_plugin": "how often a step accumulates follows from its Poisson sample; leave it away",
     "deepspeed_plugin": "its engine owns the backward pass and the gradients",
-    "fsdp_plugin": "sharded parameters need their own rule for each layer's sum, and on a CPU accelerate ignores the "
-    "plugin without a word; use one full copy on each rank",
+    "fsdp_plugin": "on a CPU accelerate ignores it without a word; cut the model with torch's fully_shard, make the "
+    "optimizer, and hand both to prepare",
     "megatron_lm_plugin": "its engine owns the backward pass and the gradients",
     "parallelism_config": "tensor, context and sequence parallelism split examples",
     "dynamo_backend": "a compiled graph bypasses the taps that bound each example's gradient",
@@ -71,6 +73,8 @@ class PrivateAccelerator(Accelerator):
         run: str | os.PathLike[str],
         seal_to: To,
         key: Any = None,
+        trust: Trust | None = None,
+        losses: Losses | None = None,
         book: BookOrPlace = None,
         data_set: str | None = None,
         insecure_seed: int | None = None,
@@ -83,6 +87,10 @@ class PrivateAccelerator(Accelerator):
             run: folder of this run.
             seal_to: who can open the checkpoints: recipients, keys, or paths of their files.
             key: opens checkpoints, for :meth:`load_state`; by default a key file among ``seal_to``.
+            trust: who signs checkpoints, and the least step and ledger head to resume from; by default the run's own
+                signer signs, and only its checkpoints are loaded.
+            losses: forward and loss of the loop, batch → (B,), so that the probe before step 1 covers the loss too;
+                without it the model alone is probed, and one that is cut over ranks is not probed at all.
             book: the team's budget book, or its place, in which the run is reserved before it starts; give it again
                 when resuming.
             data_set: with a book, the SHA-256 under which the data set stands in it.
@@ -106,6 +114,8 @@ class PrivateAccelerator(Accelerator):
         super().__init__(**accelerator)
         self.plan = plan
         self._folder, self._seal_to, self._key, self._seed = Path(run), as_list(seal_to), key, insecure_seed
+        self._trust = trust or Trust()
+        self._losses = losses
         self._budget = (book, data_set)
         self._setting: Setting | None = None
         self._private: Underway | None = None
@@ -117,6 +127,7 @@ class PrivateAccelerator(Accelerator):
 
         Raises:
             UnsupportedModelError: a module mixes examples, or has no exact rule.
+            SensitivityError: the probe found that one example's gradient depends on another.
             PrivacyError: model, optimizer or data cannot carry the guarantee.
         """
         models = [one for one in args if isinstance(one, nn.Module)]
@@ -245,14 +256,17 @@ class PrivateAccelerator(Accelerator):
     def _assemble(self, model: nn.Module, optimizer: Optimizer, loader: DataLoader[Any]) -> None:
         examples_of(loader)
         self._data = loader
+        probed = probed_clipper(model, loader, max_grad_norm=self.plan.max_grad_norm, losses=self._losses)
         self._setting = Setting(
             model=model,
             optimizer=optimizer,
-            clipper=attach(model, max_grad_norm=self.plan.max_grad_norm),
+            clipper=probed.clipper,
+            probed=probed.said,
             folder=self._folder,
             seal_to=self._seal_to,
             also={f"schedule {i}": schedule.scheduler for i, schedule in enumerate(cast("Any", self._schedulers))},
             key=self._key,
+            trust=self._trust,
             every=0,
             insecure_seed=self._seed,
             speed=Speed(physical_batch=loader.batch_size),

@@ -13,11 +13,12 @@ from privguard.accounting.ledger import Ledger
 from privguard.checkpoint import durable
 from privguard.checkpoint.key import recipients
 from privguard.checkpoint.store import Snapshot, load
-from privguard.errors import PrivacyError, ResumeError
+from privguard.errors import LedgerError, PrivacyError, ResumeError
 from privguard.integrations import manifest
 from privguard.integrations.private_run import PrivateRun
 from privguard.integrations.setting import Setting
 from privguard.records import Manifest
+from privguard.training import shards
 from privguard.training.clip import trainable
 from privguard.training.plan import Plan
 from privguard.training.step import Follower, check_optimizer
@@ -29,6 +30,7 @@ def start(plan: Plan, setting: Setting, *, loader: DataLoader[Any] | None = None
     Raises:
         ResumeError: the folder holds a run already.
         NoRecipientError: nobody could open the checkpoints.
+        SealError: there is no key to sign them with; the message says what to pass.
         PrivacyError: the optimizer's parameters are not the model's, or a run without a claim is charged to a book.
         BudgetExceededError: the whole run does not fit the data set's budget; nothing was reserved or written.
     """
@@ -38,6 +40,7 @@ def start(plan: Plan, setting: Setting, *, loader: DataLoader[Any] | None = None
 
     def begin() -> tuple[Manifest, bytes]:
         require_no_run(setting.folder)
+        setting.signing_key()  # what is missing shows before the folder is made
         streams = _fresh(setting)
         facts = manifest.describe(
             secrets.token_hex(8),
@@ -71,8 +74,9 @@ def resume(plan: Plan, setting: Setting, *, snapshot: Path | None = None) -> Pri
         ResumeError: no run or no snapshot is there, the plan is another one, a seed is given to a run that has a
             claim, the budget book is another one, or the ledger does not extend the snapshot.
         BudgetExceededError: what the run gave back when it stopped was given to others since.
-        LedgerError: the ledger is missing or not what was written.
-        TamperedError: the key does not open the snapshot, or it was changed.
+        LedgerError: the ledger is missing, not what was written, or without the head that ``trust`` expects.
+        TamperedError: the key does not open the snapshot, it was changed, or the run's own signer did not seal it.
+        RollbackError: the snapshot is older than ``trust`` demands.
     """
     check_optimizer(setting.optimizer, trainable(setting.model).values())
     facts = read_manifest(setting.folder)
@@ -85,13 +89,15 @@ def resume(plan: Plan, setting: Setting, *, snapshot: Path | None = None) -> Pri
             "anybody who can repeat its noise would break; resume it without a seed"
         )
     _require_same_book(setting, facts)
-    state = open_snapshot(snapshot or _newest(setting), setting)
+    state = open_snapshot(snapshot or _newest(setting), setting, min_step=setting.trust.min_step)
     ledgers: list[Ledger] = []
 
     def begin() -> tuple[int, bytes]:
         ledger = Ledger.open(setting.folder / "ledger.jsonl")
         ledgers.append(ledger)
         _check_extends(ledger, state, facts)
+        _check_head(ledger, setting.trust.expect_head)
+        setting.signing_key()
         if setting.charge is not None:
             setting.charge.begin(facts.run, plan)
         clean = ledger.position == state.step
@@ -134,9 +140,9 @@ def _require_same_book(setting: Setting, facts: Manifest) -> None:
         )
 
 
-def open_snapshot(snapshot: Path, setting: Setting) -> Snapshot:
-    """The content of a sealed snapshot."""
-    return load(snapshot, setting.opening_key())
+def open_snapshot(snapshot: Path, setting: Setting, *, min_step: int = 0) -> Snapshot:
+    """The content of a sealed snapshot that the run's own signer sealed. With several ranks all of them call this."""
+    return load(snapshot, setting.opening_key(), signer=setting.signers(), min_step=min_step)
 
 
 def require_no_run(folder: Path) -> None:
@@ -204,9 +210,19 @@ def _check_extends(ledger: Ledger, snapshot: Snapshot, facts: Manifest) -> None:
         )
 
 
+def _check_head(ledger: Ledger, head: str | None) -> None:
+    if head is not None and head not in ledger.history.heads:
+        raise LedgerError(
+            f"ledger={ledger.path}: never had the expected head {head}; it was cut, rewritten or put back from an "
+            "older copy with its snapshots, and what it no longer counts was spent: find the run's newest one"
+        )
+
+
 def _restore(snapshot: Snapshot, setting: Setting) -> None:
-    setting.model.load_state_dict(dict(snapshot.weights))
-    setting.optimizer.load_state_dict(snapshot.optimizer)
+    here = setting.model.state_dict()
+    weights = {name: shards.cut_like(value, here.get(name)) for name, value in snapshot.weights.items()}
+    setting.model.load_state_dict(weights)
+    setting.optimizer.load_state_dict(shards.cut_state(snapshot.optimizer, setting.optimizer.param_groups))
     for name, thing in setting.also.items():
         thing.load_state_dict(snapshot.extra[name])
 

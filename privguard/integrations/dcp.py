@@ -3,9 +3,11 @@
     dcp.save(state, storage_writer=SealedWriter("checkpoint", to=["team.pub"]))
     dcp.load(state, storage_reader=SealedReader("checkpoint", key=Key.read("team.key")))
 
-Every rank writes sealed files of its own under fresh names. ``.metadata`` is sealed JSON that names them with their
-file ids; it replaces the older one by a rename, and only then older data are deleted, so a crash leaves the old
-checkpoint or the new one. Files of different saves do not mix: a file id that ``.metadata`` does not name is refused.
+Every rank writes sealed files of its own under fresh names. ``.metadata`` is signed and sealed JSON that names them
+with the digests of their preambles; it replaces the older one by a rename, and only then older data are deleted, so a
+crash leaves the old checkpoint or the new one. Files of different saves do not mix, and a stranger's do not enter: a
+preamble holds the digest of the sealed manifest, whose key commitment admits one file key, so a file under another key
+is refused.
 """
 
 import contextlib
@@ -38,11 +40,13 @@ from torch.distributed.checkpoint.metadata import (
 from torch.futures import Future
 
 from privguard import _canon
-from privguard.checkpoint import access, archive, files, stream, tree
+from privguard.attest import journal
+from privguard.checkpoint import archive, durable, files, stream, tree
 from privguard.checkpoint.archive import Audience, Contents
 from privguard.checkpoint.key import Key, To
-from privguard.checkpoint.opened import Sealed
+from privguard.checkpoint.opened import Sealed, head_of
 from privguard.checkpoint.payload import Bytes
+from privguard.checkpoint.trust import Trust
 from privguard.errors import SealError, TamperedError
 
 _METADATA = ".metadata"
@@ -56,17 +60,22 @@ class _SealedFiles(FileSystem):
         super().__init__()
         self._audience = audience
         self._key = key
-        self.expected: dict[str, str] = {}  # file name → file id, from the metadata
+        self._journal = journal.current()  # torch may write and read in threads of its own
+        self.expected: dict[str, str] = {}  # file name → digest of its preamble, from the metadata
 
     @contextlib.contextmanager
     def create_stream(self, path: str | os.PathLike[str], mode: str) -> Generator[io.IOBase, None, None]:
         path = Path(path)
         if mode == "wb" and self._audience is not None:
-            with stream.sealing(path, _DATA, self._audience, manifest=files.manifest("dcp-data")) as sealing:
-                yield _Kept(sealing)
+            manifest = files.manifest("dcp-data")
+            with (
+                journal.recorded_in(self._journal),
+                stream.sealing(path, _DATA, self._audience, manifest=manifest) as out,
+            ):
+                yield _Kept(out)
         elif mode == "rb" and self._key is not None:
-            with Sealed(path, self._key) as sealed:
-                if self.expected.get(path.name) != sealed.preamble.file_id.hex():
+            with journal.recorded_in(self._journal), Sealed(path, self._key) as sealed:
+                if self.expected.get(path.name) != sealed.preamble.digest():
                     raise TamperedError(f"{path}: belongs to another save than the metadata beside it")
                 yield stream.opening(sealed, _DATA)
         else:
@@ -83,8 +92,16 @@ class _Kept(io.BufferedWriter):
 class SealedWriter(FileSystemWriter):
     """Writes a distributed checkpoint that only recipients can open."""
 
-    def __init__(self, path: str | os.PathLike[str], *, to: To, auditors: To = (), thread_count: int = 1) -> None:
-        """Write into the folder ``path``, which all ranks share.
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        to: To,
+        auditors: To = (),
+        trust: Trust | None = None,
+        thread_count: int = 1,
+    ) -> None:
+        """Write into the folder ``path``, which all ranks share; ``trust`` says who signs.
 
         Raises:
             NoRecipientError: nobody could open it.
@@ -92,6 +109,7 @@ class SealedWriter(FileSystemWriter):
         # Syncing is done by the sealed file itself, before its rename; torch would sync the wrong descriptor.
         super().__init__(path, thread_count=thread_count, sync_files=False)
         self._audience = Audience.of(to, auditors)
+        self._to, self._trust = to, trust or Trust()
         self.fs = _SealedFiles(self._audience)
 
     def prepare_local_plan(self, plan: Any) -> Any:
@@ -112,33 +130,37 @@ class SealedWriter(FileSystemWriter):
         folder = Path(self.path)
         metadata.storage_data = {one.index: one.storage_data for each in results for one in each}
         names = {one.relative_path for one in metadata.storage_data.values()}
-        ids = {name: access.inspect(folder / name).file_id for name in sorted(names)}
-        content = _canon.canonical({"metadata": _to_json(metadata), "files": ids})
-        contents = Contents(members={_METADATA: Bytes(content)}, manifest=files.manifest("dcp"))
+        digests = {name: head_of(folder / name).preamble.digest() for name in sorted(names)}
+        content = _canon.canonical({"metadata": _to_json(metadata), "files": digests})
+        signer = self._trust.signing_key(self._to)
+        contents = Contents(members={_METADATA: Bytes(content)}, manifest=files.manifest("dcp"), signer=signer)
         archive.write_file(folder / _METADATA, contents, self._audience)
         for path in folder.glob("__*.distcp"):
             if path.name not in names:
                 path.unlink()
+        durable.sweep_folder(folder, "__*.distcp")  # of saves in which a rank died
 
 
 class SealedReader(FileSystemReader):
     """Reads a distributed checkpoint that :class:`SealedWriter` wrote; nothing in it is run as code."""
 
-    def __init__(self, path: str | os.PathLike[str], *, key: Key) -> None:
-        """Read from the folder ``path`` with ``key``."""
+    def __init__(self, path: str | os.PathLike[str], *, key: Key, trust: Trust | None = None) -> None:
+        """Read from the folder ``path`` with ``key`` what the run's own signer sealed, or whom ``trust`` names."""
         super().__init__(path)
         self._key = key
+        self._trust = trust or Trust()
         self.fs = _SealedFiles(key=key)
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:  # noqa: ARG002 — torch's signature
         """The metadata, every byte of it authenticated before it is looked at.
 
         Raises:
-            TamperedError: the key does not open it, or it is not what was written.
+            TamperedError: the key does not open it, it is not what was written, or somebody else sealed it.
             PlainCheckpointError: it is in clear, and so a pickle that could run code.
         """
         path = Path(self.path) / _METADATA
         with Sealed(path, self._key) as sealed:
+            sealed.verify_signer(*self._trust.signers(self._key))
             if sealed.manifest.get("content") != "dcp":
                 raise TamperedError(f"{path}: sealed, but not as the metadata of a distributed checkpoint")
             content = json.loads(sealed.read(_METADATA))

@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from privguard.checkpoint.key import To
+from privguard.checkpoint.trust import Trust
 from privguard.errors import PrivacyError
 from privguard.integrations import beginning
 from privguard.integrations.charge import BookOrPlace, Charge
@@ -45,6 +46,7 @@ def privatize(  # noqa: PLR0913 — what a person decides about a run, each with
     seal_to: To,
     resume: bool = False,
     key: Any = None,
+    trust: Trust | None = None,
     also: Mapping[str, Stateful] | None = None,
     checkpoint_every: int | None = None,
     speed: Speed | None = None,
@@ -69,6 +71,8 @@ def privatize(  # noqa: PLR0913 — what a person decides about a run, each with
         seal_to: who can open the checkpoints: recipients, keys, or paths of their files.
         resume: go on with the run in the folder.
         key: opens the snapshots when resuming; by default a key file among ``seal_to``.
+        trust: who signs the snapshots, and the least step and ledger head to resume from; by default the run's own
+            signer signs, and only its snapshots are resumed from.
         also: further state to keep, such as ``{"schedule": scheduler}``.
         checkpoint_every: steps between sealed snapshots; by default a tenth of the run.
         speed: settings that cannot change a claim.
@@ -86,6 +90,7 @@ def privatize(  # noqa: PLR0913 — what a person decides about a run, each with
         SensitivityError: the probe found that one example's gradient depends on another.
         PrivacyError: data set, sampler or optimizer cannot carry the guarantee.
         ResumeError: there is a run where none was expected, or none where one was.
+        TamperedError: the snapshot to resume from was changed, or somebody else sealed it.
         NoRecipientError: ``seal_to`` is empty.
         BudgetExceededError: the run does not fit the data set's budget.
     """
@@ -102,6 +107,7 @@ def privatize(  # noqa: PLR0913 — what a person decides about a run, each with
         seal_to=as_list(seal_to),
         also=also or {},
         key=key,
+        trust=trust or Trust(),
         every=checkpoint_every,
         insecure_seed=insecure_seed,
         speed=speed or Speed(),

@@ -21,6 +21,7 @@ from privguard.integrations import sealed_state
 from privguard.integrations.charge import Charge
 from privguard.integrations.setting import Setting
 from privguard.records import Claim, Manifest
+from privguard.training import shards
 from privguard.training.clip import trainable
 from privguard.training.plan import Plan
 from privguard.training.step import Follower, PrivateStep
@@ -49,6 +50,7 @@ class PrivateRun:
         self._ledger = ledger
         self._streams = streams
         self._to = recipients(setting.seal_to)
+        self._signer = None if isinstance(ledger, Follower) else setting.signing_key()
         self._parameters = trainable(setting.model)
         self._every = max(1, plan.steps // 10) if setting.every is None else setting.every
         self._saved = -1 if came_from is None else came_from.step
@@ -140,23 +142,23 @@ class PrivateRun:
         Raises:
             OSError: the disk is full, or the folder cannot be made; nothing is left behind.
         """
-        generators = self._setting.ranks.gather(sealed_state.generators())
-        ledger = self._ledger
+        setting, ledger = self._setting, self._ledger
+        generators = setting.ranks.gather(sealed_state.generators())
+        weights, optimizer = shards.whole(setting.model.state_dict()), shards.whole(setting.optimizer.state_dict())
         if isinstance(ledger, Follower):
             return
         path.parent.mkdir(parents=True, exist_ok=True)
-        setting = self._setting
         snapshot = Snapshot(
             run=self.manifest.run,
             step=self.taken,
             ledger_head=ledger.head,
             ledger_size=ledger.size,
-            weights=setting.model.state_dict(),
-            optimizer=setting.optimizer.state_dict(),
+            weights=weights,
+            optimizer=optimizer,
             generators={"ranks": generators, "streams": self._streams.secret()},
             extra={name: thing.state_dict() for name, thing in setting.also.items()},
         )
-        save(snapshot, path, to=self._to)
+        save(snapshot, path, to=self._to, signer=self._signer)
 
     def settle(self) -> None:
         """Give reserved steps that were not taken back to the ledger; part of a clean stop."""

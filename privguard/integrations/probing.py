@@ -12,6 +12,7 @@ from privguard.integrations.fallback import clipper_for
 from privguard.training.batches import to_device
 from privguard.training.clip import Clipper, attach
 from privguard.training.probe import Losses, Structure, make, structure_of, untouched
+from privguard.training.shards import is_cut
 
 
 @final
@@ -28,12 +29,15 @@ def probed_clipper(model: nn.Module, loader: DataLoader[Any], *, max_grad_norm: 
 
     Shapes and types come from one collated record; its values are not looked at, so whole numbers are made up as 0
     and 1. Without ``losses`` the model alone is probed, called with the batch or its first part; where such a call
-    fails, the model is not probed, and the report says so.
+    fails, and where the model is cut over ranks, it is not probed, and the report says so.
 
     Raises:
         SensitivityError: one example's gradient depends on another example.
         UnsupportedModelError: a module mixes examples.
     """
+    if any(map(is_cut, model.parameters())):
+        said = "nothing: the model was cut over ranks before it came; a whole copy of it can be probed"
+        return Probed(attach(model, max_grad_norm=max_grad_norm), said)
     structure = structure_of(loader.collate_fn([loader.dataset[0]]))
     said = "model and loss" if losses is not None else "the model, with a made-up loss"
     losses = losses or _made_up_loss(model, structure)

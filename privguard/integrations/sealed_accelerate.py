@@ -55,11 +55,12 @@ def load_state(accelerator: Accelerator, folder: str | Path, sealing: Sealing) -
     Nothing is changed before everything was authenticated.
 
     Raises:
-        TamperedError: the key does not open it, or it is not what was written.
+        TamperedError: the key does not open it, it is not what was written, or somebody else sealed it.
+        RollbackError: ``sealing.trust`` wants a later step than the one among the ``facts`` that were saved.
         PlainCheckpointError: it is in clear (``Accelerator.load_state`` itself loads those, pickles and all).
     """
     _refuse_sharded(accelerator)
-    with sealing.open(folder) as sealed:
+    with sealing.resume(folder) as sealed:
         state = sealed_state.read_state(sealed)
         weights = [sealed_state.read_tensors(sealed, _name(i)) for i in range(len(accelerator._models))]  # noqa: SLF001
         manifest = sealed.manifest

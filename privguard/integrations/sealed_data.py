@@ -10,6 +10,7 @@ file.
 """
 
 import contextlib
+import importlib.util
 import io
 from collections.abc import Generator, Mapping
 from pathlib import Path
@@ -49,7 +50,12 @@ def numpy_archive(path: str | Path, *, key: Key, member: str | None = None) -> G
 
 @contextlib.contextmanager
 def parquet(path: str | Path, *, key: Key, member: str | None = None) -> Generator[Any]:
-    """A sealed Parquet file as ``pyarrow.parquet.ParquetFile``: row groups and columns are read one by one."""
+    """A sealed Parquet file as ``pyarrow.parquet.ParquetFile``: row groups and columns are read one by one.
+
+    Raises:
+        ModuleNotFoundError: pyarrow is not installed (``pip install 'privguard[data]'``).
+    """
+    _require_pyarrow("parquet")
     from pyarrow.parquet import ParquetFile
 
     with sealed_file(path, key=key, member=member) as file:
@@ -58,7 +64,12 @@ def parquet(path: str | Path, *, key: Key, member: str | None = None) -> Generat
 
 @contextlib.contextmanager
 def arrow(path: str | Path, *, key: Key, member: str | None = None) -> Generator[Any]:
-    """A sealed Arrow file as a reader of record batches: the file format, or the stream that ``datasets`` writes."""
+    """A sealed Arrow file as a reader of record batches: the file format, or the stream that ``datasets`` writes.
+
+    Raises:
+        ModuleNotFoundError: pyarrow is not installed (``pip install 'privguard[data]'``).
+    """
+    _require_pyarrow("arrow")
     import pyarrow as pa
 
     with sealed_file(path, key=key, member=member) as file:
@@ -66,3 +77,11 @@ def arrow(path: str | Path, *, key: Key, member: str | None = None) -> Generator
         open_reader = pa.ipc.open_file if magic == b"ARROW1" else pa.ipc.open_stream
         with open_reader(file) as reader:
             yield reader
+
+
+def _require_pyarrow(reader: str) -> None:
+    if importlib.util.find_spec("pyarrow") is None:
+        raise ModuleNotFoundError(
+            f"sealed_data.{reader}: needs pyarrow, which is not installed; pip install 'privguard[data]'",
+            name="pyarrow",
+        )

@@ -111,6 +111,8 @@ class SealedCheckpoints:
 
     def train(self, resume_from_checkpoint: Any = None, trial: Any = None, ignore_keys_for_eval: Any = None) -> Any:
         """Train as ever; a checkpoint to resume from has to be sealed, unless ``sealing.allow_plain`` allows others."""
+        if _trainer(self).is_world_process_zero():
+            self.sealing.signing_key()  # what is missing shows before training and not at the first checkpoint
         with _states_from_seals(self.sealing):
             return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)  # type: ignore[misc]
 
@@ -229,7 +231,7 @@ def _states_from_seals(sealing: Sealing) -> Generator[None]:
             folder = Path(json_path).parent
             if sealing.allow_plain and not sealing.is_sealed(folder):
                 return TrainerState.load_from_json(json_path)
-            with sealing.open(folder) as sealed:
+            with sealing.resume(folder) as sealed:
                 return TrainerState(**json.loads(sealed.read(TRAINER_STATE_NAME)))
 
     with mock.patch.object(transformers.trainer, "TrainerState", FromSeal):

@@ -9,7 +9,9 @@ from typing import Any, Protocol, final
 from torch import nn
 from torch.optim import Optimizer
 
+from privguard.attest.statement import SigningKey
 from privguard.checkpoint.key import Key, Recipient, To, key_among
+from privguard.checkpoint.trust import Trust
 from privguard.errors import ResumeError
 from privguard.integrations.charge import Charge
 from privguard.training.clip import Clipper
@@ -37,6 +39,7 @@ class Setting:
         seal_to: who can open the checkpoints: recipients, keys or paths of their files.
         also: further state to keep in the snapshots, such as a schedule.
         key: opens the snapshot to resume from; where None, the key files among ``seal_to`` are tried.
+        trust: who signs the snapshots, and what one has to show to be resumed from; by default the run's own signer.
         every: steps between snapshots; None takes a tenth of the run, 0 leaves saving to the wrapper.
         insecure_seed: makes sampler and noise repeatable by anybody; such a run has no claim.
         speed: settings without influence on privacy.
@@ -52,6 +55,7 @@ class Setting:
     seal_to: To
     also: Mapping[str, Stateful] = field(default_factory=dict[str, Stateful])
     key: Key | str | os.PathLike[str] | None = None
+    trust: Trust = field(default_factory=Trust)
     every: int | None = None
     insecure_seed: int | None = None
     speed: Speed = field(default_factory=Speed)
@@ -62,6 +66,15 @@ class Setting:
     def opening_key(self) -> Key:
         """The key that opens the run's snapshots; see :func:`key_for`."""
         return key_for(self.seal_to, self.key)
+
+    def signing_key(self) -> SigningKey:
+        """What signs the run's snapshots; only the leading process needs it."""
+        holder = None if self.key is None else self.opening_key()
+        return self.trust.signing_key(self.seal_to, holder)
+
+    def signers(self) -> tuple[str, ...]:
+        """Key ids of those whose snapshots the run goes on from, as the leading process knows them."""
+        return self.ranks.from_lead(lambda: self.trust.signers(self.opening_key()))
 
 
 def as_list(to: To) -> list[Any]:

@@ -101,7 +101,7 @@ REFUSED: dict[str, Refusal] = {
         "accumulation is the sampler's; leave gradient_accumulation_kwargs away",
     ),
     "parallelism_config": (lambda value: value is not None, "tensor, context and sequence parallelism split examples"),
-    "fsdp": (_on, "sharded parameters need their own rule for each layer's sum; use one full copy on each rank"),
+    "fsdp": (_on, "a model that is cut over ranks trains with PrivateAccelerator; here use one full copy on each rank"),
     "deepspeed": (lambda value: value is not None, "its engine owns the backward pass and the gradients"),
     "debug": (_on, "underflow_overflow prints activations of private examples"),
     "skip_memory_metrics": (lambda value: not value, "peak memory tells the size of the largest batch"),

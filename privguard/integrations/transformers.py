@@ -25,6 +25,7 @@ from transformers.trainer_utils import TrainOutput, get_last_checkpoint, rotate_
 from privguard.accounting.calibrate import Budget
 from privguard.accounting.ledger import Ledger
 from privguard.checkpoint.key import To
+from privguard.checkpoint.trust import Trust
 from privguard.errors import PrivacyError
 from privguard.integrations import beginning, trainer_checkpoint, training_arguments
 from privguard.integrations.charge import BookOrPlace, Charge
@@ -61,6 +62,7 @@ class PrivateTrainer(Trainer):
         examples_per_user: int = 8,
         per_example_loss: PerExampleLoss | None = None,
         key: Any = None,
+        trust: Trust | None = None,
         book: BookOrPlace = None,
         data_set: str | None = None,
         insecure_seed: int | None = None,
@@ -82,6 +84,8 @@ class PrivateTrainer(Trainer):
             examples_per_user: the most records of one user that enter a step.
             per_example_loss: a function of (outputs, batch) to losses (B,), for heads that privguard does not know.
             key: opens checkpoints, to resume or to load the best model; by default a key file among ``seal_to``.
+            trust: who signs checkpoints, and the least step and ledger head to resume from; by default the run's own
+                signer signs, and only its checkpoints are resumed from.
             book: the team's budget book, or its place, in which the run is reserved before it starts; give it again
                 when resuming.
             data_set: with a book, the SHA-256 under which the data set stands in it.
@@ -103,6 +107,7 @@ class PrivateTrainer(Trainer):
         training_arguments.agree(args, self.plan)
         self._limit = args.per_device_train_batch_size
         self._seal_to, self._key, self._seed = as_list(seal_to), key, insecure_seed
+        self._trust = trust or Trust()
         self._budget = (book, data_set)
         self._own_loss, self._show_loss = per_example_loss, show_private_loss
         self._private: Underway | None = None
@@ -312,6 +317,7 @@ class PrivateTrainer(Trainer):
             seal_to=self._seal_to,
             also={"schedule": cast("Any", self.lr_scheduler), "trainer": StepInTheSeal(self)},
             key=self._key,
+            trust=self._trust,
             every=0,
             insecure_seed=self._seed,
             speed=Speed(physical_batch=self._limit),

@@ -1,93 +1,126 @@
 """Run folder → one report: records in, a record out. Nothing here touches a model or a key."""
 
-import hashlib
 import json
 import math
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, final
+from typing import final
 
 from privguard.accounting.accountant import epsilon_curve, privacy_profile, spent
 from privguard.accounting.events import Events
+from privguard.accounting.history import History
 from privguard.accounting.ledger import Ledger
 from privguard.errors import TamperedError
-from privguard.records import Claim, Digest, Manifest, Record, Relation, Unit
-from privguard.report import statement
+from privguard.records import Claim, Manifest, Relation, Unit
+from privguard.report import evidence, holdings, statement, supports
+from privguard.report.evidence import Evidence, Judge
+from privguard.report.record import Figure, Report
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class Report(Record):
-    """What a privacy officer signs.
+class Sources:
+    """What a report can use besides the run folder; each may be missing, and the report then says so.
 
-    ``claim`` is None for a run with an insecure seed, which has no guarantee. ``profile`` holds (ε, δ) pairs that all
-    hold, ``curve`` (steps, ε) pairs that never fall. ``reserved`` counts all events that are priced; ``settled`` says
-    whether the run stopped cleanly, so that all of them took effect, or crashed, so that some may not have.
-    ``findings`` and ``verdicts`` are the audits' and marks' records, as JSON.
+    Attributes:
+        data_name: whose data it was, in a few words; nothing checks them.
+        journal: the access journal of the machine that sealed and opened the checkpoints.
+        judge: gives the verdict on bundles of mark evidence: ``privguard.watermark.evidence.verify`` with the trust
+            of whoever makes the report.
     """
 
+    data_name: str = ""
+    journal: Path | None = None
+    judge: Judge | None = None
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Priced:
+    """The core of a report: what was spent, and what in the evidence speaks against it."""
+
     manifest: Manifest
+    history: History
     claim: Claim | None
-    summary: tuple[str, ...]
-    not_covered: tuple[str, ...]
-    assumptions: tuple[str, ...]
-    curve: tuple[tuple[int, float], ...]
-    profile: tuple[tuple[float, float], ...]
-    reserved: int
-    settled: bool
-    ledger_head: str
-    ledger_lines: int
-    checkpoints: tuple[Digest, ...]
-    findings: tuple[dict[str, Any], ...]
-    verdicts: tuple[dict[str, Any], ...]
+    files: list[str]
+    evidence: Evidence
     contradictions: tuple[str, ...]
 
 
-def assemble(folder: str | os.PathLike[str]) -> Report:
+def price(folder: Path, *, judge: Judge | None = None) -> Priced:
+    """Price the ledger of a run folder and hold its evidence against it; raises as :func:`assemble` does."""
+    manifest, history = _run(folder)
+    claim, files, inside = _claim(manifest, history), holdings.covered(folder), holdings.EVIDENCE + "/"
+    found = evidence.read(folder, [name for name in files if name.startswith(inside)], judge=judge)
+    return Priced(
+        manifest=manifest,
+        history=history,
+        claim=claim,
+        files=files,
+        evidence=found,
+        contradictions=tuple(evidence.contradictions(claim, history.spent(), found.findings)),
+    )
+
+
+def assemble(folder: str | os.PathLike[str], *, sources: Sources | None = None) -> Report:
     """Read a run folder and price its ledger.
 
     Raises:
-        TamperedError: the ledger is not what was written, or belongs to another run than the manifest.
+        TamperedError: the ledger is not what was written, or belongs to another run than the manifest; evidence, the
+            journal or a sealed file is damaged.
         FileNotFoundError: the folder has no manifest.
     """
-    folder = Path(folder)
-    manifest = Manifest.from_json(json.loads((folder / "run.json").read_text()))
-    history = Ledger.read(folder / "ledger.jsonl")
-    if history.facts.get("manifest") != manifest.digest():
-        raise TamperedError(
-            f"{folder / 'run.json'}: the ledger was opened for another manifest; one of the two was changed"
-        )
+    folder, sources = Path(folder), sources or Sources()
+    priced = price(folder, judge=sources.judge)
+    manifest, history, claim, found = priced.manifest, priced.history, priced.claim, priced.evidence
     events = history.spent()
-    claim = None if manifest.insecure else _claim(manifest, events)
     profile = [] if claim is None else privacy_profile(events, claim=claim)
-    findings, verdicts = _evidence(folder / "evidence")
+    checkpoints = tuple(holdings.checkpoints(folder, priced.files))
     return Report(
         manifest=manifest,
+        data_name=sources.data_name,
         claim=claim,
+        contradictions=priced.contradictions,
         summary=_summary(claim, profile),
-        profile=tuple(profile),
-        not_covered=tuple(statement.not_covered(manifest)),
-        assumptions=tuple(statement.assumptions(manifest)),
+        figures=_figures(claim),
         curve=_curve(events, claim),
+        profile=tuple(profile),
+        trade_off=tuple(statement.trade_off(profile)),
         reserved=history.position,
         settled=history.settled,
         ledger_head=history.head,
         ledger_lines=history.size,
-        checkpoints=tuple(
-            _digest(path, folder) for path in sorted((folder / "checkpoints").glob("*")) if path.is_file()
-        ),
-        findings=findings,
-        verdicts=verdicts,
-        contradictions=tuple(_contradictions(claim, findings)),
+        findings=tuple(found.findings),
+        verdicts=tuple(found.verdicts),
+        claims=tuple(found.claims),
+        other_evidence=tuple(found.other),
+        checkpoints=checkpoints,
+        access=None if sources.journal is None else evidence.access(sources.journal, checkpoints),
+        not_covered=tuple(statement.not_covered(manifest)),
+        assumptions=tuple(statement.assumptions(manifest)),
+        supports=supports.table(),
     )
 
 
-def _claim(manifest: Manifest, events: Events) -> Claim:
+def _run(folder: Path) -> tuple[Manifest, History]:
+    path = folder / holdings.MANIFEST
+    try:
+        manifest = Manifest.from_json(json.loads(path.read_text(encoding="utf-8")))
+    except (TypeError, ValueError) as error:
+        raise TamperedError(f"{path}: not a run's manifest ({error})") from None
+    history = Ledger.read(folder / holdings.LEDGER)
+    if history.facts.get("manifest") != manifest.digest():
+        raise TamperedError(f"{path}: the ledger was opened for another manifest; one of the two was changed")
+    return manifest, history
+
+
+def _claim(manifest: Manifest, history: History) -> Claim | None:
     """The claim under the relation and for the unit that the run was planned with."""
+    if manifest.insecure:
+        return None
     plan = manifest.plan
-    claim = spent(events, delta=plan["delta"], relation=Relation(plan["relation"]), unit=Unit(plan["unit"]))
+    claim = spent(history, delta=plan["delta"], relation=Relation(plan["relation"]), unit=Unit(plan["unit"]))
     return replace(claim, unproven=manifest.unproven)
 
 
@@ -104,36 +137,16 @@ def _summary(claim: Claim | None, profile: statement.Profile) -> tuple[str, ...]
     return statement.guarantee(claim), statement.reach(claim), statement.odds(claim, profile)
 
 
+def _figures(claim: Claim | None) -> tuple[Figure, ...]:
+    if claim is None:
+        return ()
+    own = Figure(relation=claim.relation, delta=claim.delta, epsilon=claim.epsilon)
+    if claim.replace_one is None or claim.relation is Relation.REPLACE_ONE:
+        return (own,)
+    return own, Figure(relation=Relation.REPLACE_ONE, delta=claim.delta, epsilon=claim.replace_one)
+
+
 def _curve(events: Events, claim: Claim | None) -> tuple[tuple[int, float], ...]:
     if claim is None or not math.isfinite(claim.epsilon):
         return ()
     return tuple(epsilon_curve(events, delta=claim.delta, relation=claim.relation))
-
-
-def _evidence(folder: Path) -> tuple[tuple[dict[str, Any], ...], tuple[dict[str, Any], ...]]:
-    """The findings and verdicts that other commands left in the run folder, in the order of their names."""
-    records = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
-    kinds = {kind: tuple(r for r in records if r.get("record") == kind) for kind in ("Finding", "Verdict")}
-    return kinds["Finding"], kinds["Verdict"]
-
-
-def _contradictions(claim: Claim | None, findings: tuple[Mapping[str, Any], ...]) -> list[str]:
-    if claim is None:
-        return []
-    return [
-        f"{finding['method']}: an attack showed ε ≥ {finding['epsilon_low']:.3f} at δ = "
-        f"{finding['delta']:g} with confidence "
-        f"{finding['confidence']:.0%}, above the claimed {claim.epsilon:.3f}. One of the two is wrong; do "
-        "not rely on the claim."
-        for finding in findings
-        if finding["delta"] >= claim.delta and finding["epsilon_low"] > claim.epsilon
-    ]
-
-
-def _digest(path: Path, folder: Path) -> Digest:
-    with path.open("rb") as file:
-        return Digest(
-            name=str(path.relative_to(folder)),
-            sha256=hashlib.file_digest(file, "sha256").hexdigest(),
-            size=path.stat().st_size,
-        )

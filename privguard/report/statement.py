@@ -63,6 +63,17 @@ def best_tpr(profile: Profile, *, fpr: float) -> float:
     return min(_tpr(epsilon, delta, fpr) for epsilon, delta in profile)
 
 
+def trade_off(profile: Profile) -> list[tuple[float, float]]:
+    """(false-positive rate, highest true-positive rate) pairs from 1 in 10,000 to 1, evenly on a logarithmic axis.
+
+    No membership test against this history lies above the curve, whatever it knows besides (Kairouz et al. 2015, 2.1).
+    """
+    if not profile:
+        return []
+    rates = [10.0 ** (-4 + step / 10) for step in range(40)]
+    return [(rate, best_tpr(profile, fpr=rate)) for rate in (*rates, 1.0)]
+
+
 def _accuracy(epsilon: float, delta: float) -> float:
     shrink = math.exp(-epsilon) if math.isfinite(epsilon) else 0.0
     return min(1.0, (1 + delta * shrink) / (1 + shrink))
@@ -127,6 +138,11 @@ def factor(epsilon: float) -> str:
 def upward(epsilon: float) -> str:
     """Three decimals, rounded up; a printed ε is never below the computed one."""
     return f"{math.ceil(epsilon * 1000) / 1000:.3f}" if math.isfinite(epsilon) else "∞"
+
+
+def downward(epsilon: float) -> str:
+    """Three decimals, rounded down; a printed lower bound is never above the computed one."""
+    return f"{math.floor(epsilon * 1000) / 1000:.3f}" if math.isfinite(epsilon) else "∞"
 
 
 def percent(share: float) -> str:

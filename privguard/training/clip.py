@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from privguard import _check
-from privguard.errors import SensitivityError
+from privguard.errors import SensitivityError, UnsupportedModelError
+from privguard.training import shards
 from privguard.training.refuse import refuse_mixing
 
 NO_BOUND = 1e18  # a clipping norm that clips nothing
@@ -33,6 +34,7 @@ class ClippedSum:
 
     Attributes:
         gradients: float32 tensor per name of ``model.named_parameters()``; tied parameters once, untouched ones zero.
+            A parameter that is cut over ranks has the total over all ranks, cut like it.
         l2_bound: the clipping norm, in the unit of the gradient.
     """
 
@@ -163,6 +165,12 @@ class Total:
             self._sums[name] = self._empty(name) if whole else self._empty(name).zero_()
         return self._sums[name], keep or not whole
 
+    def add_over_ranks(self, name: str, mine: Tensor) -> None:
+        """Add all ranks' sums of a parameter that is cut, one part to each rank. Every rank has to call this."""
+        if name not in self._sums:
+            self._sums[name] = self._empty(name).zero_()
+        shards.add_over_ranks(mine, self._sums[name])
+
     def take(self) -> dict[str, Tensor]:
         """Hand every sum over and start from zero."""
         sums, self._sums = self._sums, {}
@@ -170,6 +178,8 @@ class Total:
 
     def _empty(self, name: str) -> Tensor:
         parameter = self._parameters[name]
+        if shards.is_cut(parameter):
+            return torch.empty_like(parameter, dtype=torch.float32, requires_grad=False)
         return torch.empty(parameter.shape, dtype=torch.float32, device=parameter.device)
 
 
@@ -182,16 +192,24 @@ class EscapeAlarm:
     """
 
     def __init__(self, model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> None:
-        self._model, self._watched = model, {id(p) for p in parameters.values()}
+        self._model = model
+        self._any_cut = any(map(shards.is_cut, parameters.values()))
+        self._watched = self._marks()
         self._handles = [p.register_post_accumulate_grad_hook(self._refuse(n)) for n, p in parameters.items()]
 
-    def check_still_complete(self) -> None:
-        """Refuse a model whose trainable parameters are not the ones that are watched.
+    def begin(self) -> None:
+        """Drop the noisy gradients of the step before, and refuse a model whose trainable parameters have changed.
+
+        They are dropped no earlier, as in ordinary training: memory that is free all at once goes back to the system,
+        and to get it again costs 5 % of a step.
 
         Raises:
             SensitivityError: a parameter was unfrozen, frozen, added or replaced since the clipper was attached.
         """
-        now = {id(p) for p in self._model.parameters() if p.requires_grad}
+        for parameter in self._model.parameters():
+            if parameter.requires_grad:
+                parameter.grad = None
+        now = self._marks()
         if now != self._watched:
             raise SensitivityError(
                 f"model={type(self._model).__name__}: {len(now ^ self._watched)} trainable parameters changed since "
@@ -202,6 +220,10 @@ class EscapeAlarm:
         """Remove the hooks."""
         for handle in self._handles:
             handle.remove()
+
+    def _marks(self) -> set[object]:
+        """The trainable parameters; by name where FSDP2 exchanges the objects from one forward to the next."""
+        return {name if self._any_cut else id(p) for name, p in self._model.named_parameters() if p.requires_grad}
 
     @staticmethod
     def _refuse(name: str):  # noqa: ANN205 — the type of a gradient hook is torch's own
@@ -237,12 +259,16 @@ class OneByOne:
         self._bound = float(_check.positive("max_grad_norm", max_grad_norm))
         refuse_mixing(model)
         self._parameters = trainable(model)
+        if cut := [name for name, parameter in self._parameters.items() if shards.is_cut(parameter)]:
+            raise UnsupportedModelError(
+                f"parameters={cut}: cut over ranks, which this way has no sum for; keep one full copy on each rank"
+            )
         self._turn, self._total = Turn(), Total(self._parameters)
         self._alarm = EscapeAlarm(model, self._parameters)
 
     def begin(self, mask: Tensor, *, rows_each: int = 1) -> None:  # noqa: ARG002 — one graph, however many rows it has
         """See :meth:`Clipper.begin`; one unit."""
-        self._alarm.check_still_complete()
+        self._alarm.begin()
         self._turn.begin(mask)
         _check.require(len(mask) == 1, "mask.shape", tuple(mask.shape), wanted="(1,)", remedy="feed one row at a time")
 

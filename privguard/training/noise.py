@@ -20,6 +20,7 @@ from torch import Tensor
 
 from privguard import _check
 from privguard._random import Stream
+from privguard.training import shards
 from privguard.training.clip import ClippedSum
 
 _PAIRS = 1 << 16  # pairs per block: words, radii and angles of a block stay in the second-level cache
@@ -39,8 +40,11 @@ class NoisySum:
 
 
 @torch.no_grad()
-def add_noise(clipped: ClippedSum, *, multiplier: float, source: Stream) -> NoisySum:
+def add_noise(clipped: ClippedSum, *, multiplier: float, source: Stream, lead: bool = True) -> NoisySum:
     """Add N(0, (multiplier · l2_bound)²) to every coordinate, in place: ``clipped`` is used up.
+
+    Of several processes one leads, and adds noise to what all have copies of. Of a parameter that is cut over ranks
+    each adds noise to its own part, from a stream named by where the part begins.
 
     Guarantee: the Gaussian mechanism for a sum of L2 sensitivity ``clipped.l2_bound`` under add-or-remove-one (Dwork &
     Roth 2014, A.1; Abadi et al. 2016, Algorithm 1). ``source`` must belong to one ledger position alone. ``multiplier``
@@ -48,44 +52,64 @@ def add_noise(clipped: ClippedSum, *, multiplier: float, source: Stream) -> Nois
     """
     deviation = _check.non_negative("multiplier", multiplier) * clipped.l2_bound
     if deviation > 0:
+        makers: dict[torch.device, _BoxMuller] = {}
         for name, gradient in clipped.gradients.items():
-            _add_gaussian(gradient, deviation, source.child(name))
+            if not (lead or shards.is_cut(gradient)):
+                continue
+            mine, begins = shards.part(gradient)
+            if mine.device not in makers:
+                makers[mine.device] = _BoxMuller(deviation, mine.device)
+            makers[mine.device].add_to(mine, source.child(name, *begins))
     return NoisySum(clipped.gradients, deviation)
 
 
-def _add_gaussian(target: Tensor, deviation: float, source: Stream) -> None:
-    """Add one Gaussian of this deviation to each coordinate of a float32 tensor."""
-    if not target.is_contiguous():  # for instance channels_last: noise in the order of the coordinates all the same
-        noise = torch.zeros_like(target, memory_format=torch.contiguous_format)
-        _add_gaussian(noise, deviation, source)
-        target.add_(noise)
-        return
-    flat = target.view(-1)
-    pairs = max(1, min(_PAIRS, -(-flat.numel() // 2)))
-    draw = _pairs(pairs, deviation, source.reader(), flat.device)
-    for start in range(0, flat.numel(), 2 * pairs):
-        radius, cosine, sine = draw()
-        first, second = flat[start : start + pairs], flat[start + pairs : start + 2 * pairs]
-        first.addcmul_(radius[: len(first)], cosine[: len(first)])
-        second.addcmul_(radius[: len(second)], sine[: len(second)])
+@final
+class _BoxMuller:
+    """Adds Gaussians of one deviation on one device, a block of pairs at a time.
 
+    All blocks of all tensors share these buffers: fresh memory for each would cost as much in page faults as the
+    sines. On the host NumPy computes the functions, in a third of torch's time; their last bits may differ.
+    """
 
-def _pairs(
-    count: int, deviation: float, fill: Callable[[NDArray[Any]], None], device: torch.device
-) -> Callable[[], tuple[Tensor, Tensor, Tensor]]:
-    """A source of (radius, cos, sin) triples for Box–Muller; the tensors are reused from call to call."""
-    words = np.empty(count + -(-count // 2), np.int64)  # one 64-bit word for each radius, half a word for each angle
-    host = torch.from_numpy(words)
-    radius, angle, cosine = (torch.empty(count, device=device) for _ in range(3))
+    def __init__(self, deviation: float, device: torch.device) -> None:
+        self._scale = -2.0 * deviation * deviation
+        self._words = np.empty(_PAIRS + _PAIRS // 2, np.int64)  # one for each radius, half of one for an angle
+        self._bits = torch.from_numpy(self._words)
+        self._radius, self._angle, self._cosine = (torch.empty(_PAIRS, device=device) for _ in range(3))
 
-    def draw() -> tuple[Tensor, Tensor, Tensor]:
-        fill(words)
-        bits = host.to(device)
+    def add_to(self, target: Tensor, source: Stream) -> None:
+        """Add one Gaussian to each coordinate of a float32 tensor."""
+        if not target.is_contiguous():  # for instance channels_last: noise in the order of the coordinates all the same
+            noise = torch.zeros_like(target, memory_format=torch.contiguous_format)
+            self.add_to(noise, source)
+            target.add_(noise)
+            return
+        flat, fill = target.view(-1), source.reader()
+        pairs = max(1, min(_PAIRS, -(-flat.numel() // 2)))
+        for start in range(0, flat.numel(), 2 * pairs):
+            radius, cosine, sine = self._draw(pairs, fill)
+            first, second = flat[start : start + pairs], flat[start + pairs : start + 2 * pairs]
+            first.addcmul_(radius[: len(first)], cosine[: len(first)])
+            second.addcmul_(radius[: len(second)], sine[: len(second)])
+
+    def _draw(self, pairs: int, fill: Callable[[NDArray[Any]], None]) -> tuple[Tensor, Tensor, Tensor]:
+        """The next (radius, cosine, sine) of ``pairs`` pairs, good until the next call."""
+        count = pairs + -(-pairs // 2)
+        fill(self._words[:count])
+        radius, angle, cosine = self._radius[:pairs], self._angle[:pairs], self._cosine[:pairs]
+        bits = self._bits[:count].to(radius.device)
         # uniform in (0, 1]: (m + ½)/2⁶³ from 63 bits, in float32, whose exponent keeps the tail
-        radius.copy_(bits[:count].bitwise_and_(_LONGEST)).add_(0.5).mul_(2.0**-63)
-        radius.log_().mul_(-2.0 * deviation * deviation).sqrt_()
-        angle.copy_(bits[count:].view(torch.int32)[:count]).mul_(math.pi * 2.0**-31)
-        torch.cos(angle, out=cosine)
-        return radius, cosine, angle.sin_()
+        radius.copy_(bits[:pairs].bitwise_and_(_LONGEST)).add_(0.5).mul_(2.0**-63)
+        angle.copy_(bits[pairs:].view(torch.int32)[:pairs]).mul_(math.pi * 2.0**-31)
+        _apply("log", radius).mul_(self._scale)
+        return _apply("sqrt", radius), _apply("cos", angle, out=cosine), _apply("sin", angle)
 
-    return draw
+
+def _apply(function: str, x: Tensor, *, out: Tensor | None = None) -> Tensor:
+    """``out = function(x)``, in place without ``out``."""
+    out = x if out is None else out
+    if x.device.type == "cpu":
+        getattr(np, function)(x.numpy(), out=out.numpy())
+    else:
+        getattr(torch, function)(x, out=out)
+    return out

@@ -12,6 +12,8 @@ from typing import Any, TypeVar, cast, final
 import torch
 from torch import Tensor, distributed
 
+from privguard.training import shards
+
 T = TypeVar("T")
 
 _BUCKET = 1 << 24  # numbers that travel together: 64 MiB of float32
@@ -75,10 +77,11 @@ class Ranks:
 
     @torch.no_grad()
     def copy_from_lead(self, tensors: Iterable[Tensor]) -> None:
-        """Overwrite each tensor by the leading process's."""
+        """Overwrite each tensor by the leading process's; one that is cut over ranks has no copies to differ."""
         if self.size > 1:
             for tensor in tensors:
-                distributed.broadcast(tensor.data, src=0)
+                if not shards.is_cut(tensor):
+                    distributed.broadcast(tensor.data, src=0)
 
 
 def _buckets(tensors: list[Tensor]) -> Iterable[list[Tensor]]:

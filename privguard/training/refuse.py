@@ -1,7 +1,5 @@
 """What cannot be private, whatever the rule: modules that mix examples. Found by class and options, never by data."""
 
-from typing import Any, cast
-
 import torch
 from torch import nn
 
@@ -15,7 +13,7 @@ def refuse_mixing(model: nn.Module) -> None:
         UnsupportedModelError: with the module's name, its class, the reason and what to use instead.
     """
     for name, module in model.named_modules():
-        if (reason := _reason(module)) is not None:
+        if (reason := _reason(module) or _router_reason(module)) is not None:
             raise UnsupportedModelError(f"module={name!r} ({type(module).__name__}): {reason}")
     _refuse_whole(model)
 
@@ -40,13 +38,14 @@ def _table_reason(module: nn.Embedding | nn.EmbeddingBag) -> str | None:
     return None
 
 
+def _router_reason(module: nn.Module) -> str | None:
+    """Of a mixture of experts, at the module that holds the configuration."""
+    if getattr(getattr(module, "config", None), "output_router_logits", False) is True:
+        return "config.output_router_logits adds a load-balancing loss over the whole batch; set it to False"
+    return None
+
+
 def _refuse_whole(model: nn.Module) -> None:
-    config = cast("Any", getattr(model, "config", None))
-    if getattr(config, "output_router_logits", False) is True:
-        raise UnsupportedModelError(
-            f"model={type(model).__name__}: config.output_router_logits adds a load-balancing loss over the whole "
-            "batch; set it to False"
-        )
     if isinstance(model, torch._dynamo.OptimizedModule):  # noqa: SLF001 — what torch.compile returns
         raise UnsupportedModelError(
             f"model={type(model).__name__}: compiled before it was tapped; attach to the model itself"

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from privguard._random import Stream
 from privguard.accounting.ledger import Ledger
 from privguard.errors import BudgetExceededError, PrivacyError
+from privguard.training import shards
 from privguard.training.clip import Clipper
 from privguard.training.noise import NoisySum, add_noise
 from privguard.training.plan import Plan
@@ -93,25 +94,25 @@ class PrivateStep:
     def release(self, parameters: dict[str, nn.Parameter]) -> None:
         """End the logical batch: the noisy sum over the public batch size stands in the gradient fields.
 
-        With several ranks the leading one adds the noise to its own part, then the parts are added up once.
+        With several ranks the leading one adds the noise to its own part, then the parts are added up once. What is
+        cut over ranks has been added up already, and gets its noise where it lies.
         """
         source = self._noise.child(self.position())
         clipped = self._clipper.take()
         deviation = self._plan.noise_multiplier * clipped.l2_bound
-        mine = self._plan.noise_multiplier if self._ranks.lead else 0.0
-        gradients = add_noise(clipped, multiplier=mine, source=source).gradients
-        self._ranks.add_up(gradients.values())
+        noise = self._plan.noise_multiplier
+        gradients = add_noise(clipped, multiplier=noise, source=source, lead=self._ranks.lead).gradients
+        self._ranks.add_up(gradient for gradient in gradients.values() if not shards.is_cut(gradient))
         self._next += 1
         noisy = NoisySum(gradients, deviation)
-        self._signal = torch.stack([gradient.norm() for gradient in gradients.values()]).norm()  # float32: to look at
+        self._signal = shards.norm(gradients.values())  # float32: to look at
         self._floor = deviation * math.sqrt(sum(gradient.numel() for gradient in gradients.values()))
         hand_over(parameters, noisy, denominator=self._plan.expected_batch_size)
 
     def finish(self, optimizer: Optimizer, parameters: dict[str, nn.Parameter]) -> None:
-        """End the logical batch and let the optimizer move along the noisy sum."""
+        """End the logical batch and let the optimizer move along the noisy sum, which stays until the next begins."""
         self.release(parameters)
         optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
 
     def settle(self) -> None:
         """A clean stop: the ledger learns how many of the reserved events took effect, and gives the others back."""

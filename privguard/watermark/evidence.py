@@ -7,13 +7,13 @@ Format: ``docs/spec/claim-v1.md``, sections 6 to 8.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, final
 
 import numpy as np
 
-from privguard import _canon
+from privguard import _canon, _check
 from privguard.attest import log, statement
 from privguard.attest.log import Extract
 from privguard.attest.statement import Envelope, SigningKey, Statement
@@ -28,6 +28,11 @@ from privguard.watermark.model.weights import Reading
 
 EVIDENCE_TYPE = statement.PREDICATES + "mark-evidence/v1"
 DECOYS = 999
+READINGS = {
+    "triggers": 2,
+    "fingerprints": 2,
+    "weights": 1,
+}  # with a label map and without; other kinds prove nothing here
 
 
 class Outcome(StrEnum):
@@ -56,9 +61,12 @@ class Findings:
 class Report(Measurement):
     """The verdict on one claim against one suspect.
 
-    ``log10_p`` is of all committed marks together: the smallest, times their number. ``multiplicity`` is how often the
-    owner has claimed or challenged, 2⁴⁰ where no trusted log counts. *Proven* means that ``log10_p_corrected`` is at
-    most ``log10_level``. ``decoy_rank`` gives, by mark, the rank of the true labels among 999 decoys and itself.
+    ``log10_p`` is of all committed marks together: the smallest, times the ways in which they can be read (triggers and
+    fingerprints with a label map and without, weights in one). ``multiplicity`` is k(k−1) where
+    this challenge is the owner's k-th entry in the log (2⁴⁰ where no trusted log counts), times the beacons that the
+    reader trusts, since the owner may take the pulse of any, times the models that the reader says the owner may have
+    looked through. *Proven* means that ``log10_p_corrected`` is at most ``log10_level``.
+    ``decoy_rank`` gives, by mark, the rank of the true labels among 999 decoys and itself.
     """
 
     outcome: Outcome
@@ -109,22 +117,28 @@ def assemble(
     return statement.sign(said, by=by)
 
 
-def verify(evidence: Envelope, *, trust: Trust, suspect: Digest | None = None) -> Report:
+def verify(evidence: Envelope, *, trust: Trust, suspect: Digest | None = None, candidates: int = 1) -> Report:
     """The verdict, from the file and the reader's own trust alone.
 
-    ``suspect`` is the model that the reader has in mind; evidence about another one is invalid here. Never raises for
-    what is wrong with the evidence: that is the outcome *protocol invalid*, with the reason.
+    ``suspect`` is the model that the reader has in mind; evidence about another one is invalid here. ``candidates`` is
+    how many models the owner may have tried the secret on before naming this one, which no log can count: 1 where the
+    suspicion has another source, the size of the collection where a collection was searched. Never raises for what is
+    wrong with the evidence: that is the outcome *protocol invalid*, with the reason.
+
+    Raises:
+        ValueError: ``candidates`` is below 1.
     """
+    _check.count("candidates", candidates)
     try:
         said, verifier = statement.verify_any(evidence, by=trust.verifiers)
-        return _judge(said, str(verifier), trust, suspect)
+        return _judge(said, str(verifier), trust, suspect, candidates)
     except (TamperedError, ProtocolInvalidError) as error:
         return Report(outcome=Outcome.PROTOCOL_INVALID, reason=str(error))
     except (ArithmeticError, KeyError, TypeError, ValueError, MemoryError) as error:  # settings that the accuser wrote
         return Report(outcome=Outcome.PROTOCOL_INVALID, reason=f"evidence: settings that make no mark ({error})")
 
 
-def _judge(said: Statement, verifier: str, trust: Trust, suspect: Digest | None) -> Report:
+def _judge(said: Statement, verifier: str, trust: Trust, suspect: Digest | None, candidates: int) -> Report:
     if said.predicate_type != EVIDENCE_TYPE:
         raise ProtocolInvalidError(f"predicateType={said.predicate_type!r}: expected {EVIDENCE_TYPE}")
     commitment, plan, openings, findings, extract = _parts(said.predicate)
@@ -134,10 +148,10 @@ def _judge(said: Statement, verifier: str, trust: Trust, suspect: Digest | None)
     standing = claim.check(commitment, trust=trust)
     if plan.claim != standing.digest:
         raise ProtocolInvalidError("plan: drawn for another claim; evidence cannot be reused")
-    multiplicity = _count(standing, plan, extract, trust)
+    multiplicity = candidates * len(trust.beacons) * _count(standing, plan, extract, trust)
     leaves = check_openings(standing.manifest, plan, openings)
     _check_transcript(plan, leaves, findings.transcript, standing)
-    verdicts = tuple(_verdict(standing, name, leaves[name], findings) for name in plan.asked)
+    verdicts = tuple(_for_map(_verdict(standing, name, leaves[name], findings), plan) for name in plan.asked)
     return _report(standing, plan, findings, (verdicts, multiplicity, verifier, leaves))
 
 
@@ -148,9 +162,9 @@ def _report(
     judged: tuple[tuple[Verdict, ...], float, str, Mapping[str, list[Leaf]]],
 ) -> Report:
     verdicts, multiplicity, verifier, leaves = judged
-    marks = sum(mark.kind != "recipients" for mark in standing.manifest.marks)
+    readings = max(1, sum(READINGS.get(mark.kind, 0) for mark in standing.manifest.marks))
     best = min((verdict.log10_p for verdict in verdicts), default=0.0)
-    together = float(statistic.bonferroni(best, marks))
+    together = float(statistic.bonferroni(best, readings))
     level, needed = standing.manifest.log10_level, together + math.log10(multiplicity)
     proven = needed <= level
     relation = "at most" if proven else "above"
@@ -166,7 +180,7 @@ def _report(
         pulse=standing.pulse.time.isoformat(),
         verdicts=verdicts,
         log10_p=together,
-        log10_e=max((verdict.log10_e or 0.0 for verdict in verdicts), default=0.0) - math.log10(marks),
+        log10_e=max((verdict.log10_e or 0.0 for verdict in verdicts), default=0.0) - math.log10(readings),
         multiplicity=multiplicity,
         log10_level=level,
         queries=len(findings.transcript.answers),
@@ -178,7 +192,12 @@ def _report(
 
 
 def _count(standing: Standing, plan: ChallengePlan, extract: Extract | None, trust: Trust) -> float:
-    """How often this owner has claimed or challenged; refuses a challenge of leaves that were burned before."""
+    """What this challenge pays for, the owner's k-th entry: k(k−1); refuses a challenge of leaves burned before.
+
+    Challenges come one after another and nobody knows how many there will be. Since Σ 1/(k(k−1)) over k ≥ 2 is 1, all
+    that an owner ever makes err together with at most the stated chance; paying k each would let that grow with ln k.
+    Later entries change nothing, so it does not matter which head of the log is shown.
+    """
     if extract is None or trust.log is None or not standing.logged:
         return UNLOGGED
     owner = standing.manifest.owner.key_id
@@ -192,7 +211,8 @@ def _count(standing: Standing, plan: ChallengePlan, extract: Extract | None, tru
     asked = {(name, index) for name, indices in plan.asked.items() for index in indices}
     if asked & burned_leaves(entries[: places[0]], claim=standing.digest):
         raise ProtocolInvalidError("plan: asks for leaves that an earlier challenge has opened; they are public")
-    return float(sum(entry.identity == owner for entry in entries))
+    own_number = sum(entry.identity == owner for entry in entries[: places[0] + 1])
+    return float(own_number * (own_number - 1))
 
 
 def _check_transcript(
@@ -246,6 +266,24 @@ def _verdict(standing: Standing, name: str, leaves: list[Leaf], findings: Findin
         return _weights_verdict(standing, name, leaves, findings)
     raise ProtocolInvalidError(
         f"mark={name!r}: {mark.kind} give no proof in a challenge; read them with their own command"
+    )
+
+
+def _for_map(verdict: Verdict, plan: ChallengePlan) -> Verdict:
+    """What a label map costs: whoever proposed it may have known answers and labels, and fitted one to the other.
+
+    A map gives each answer its place in the alphabet; at most min(answers in the map, queries) of its entries were
+    used, each with as many choices as the alphabet has places. All these maps are tests, of which the best is shown.
+    """
+    if not plan.label_map or "alphabet" not in verdict.details:
+        return verdict
+    log10_maps = min(len(plan.label_map), verdict.trials) * math.log10(verdict.details["alphabet"])
+    return replace(
+        verdict,
+        log10_p=min(0.0, verdict.log10_p + log10_maps),
+        log10_e=(verdict.log10_e or 0.0) - log10_maps,
+        bound="bonferroni over label maps",
+        details={**verdict.details, "log10_label_maps": log10_maps},
     )
 
 

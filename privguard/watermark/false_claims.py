@@ -72,9 +72,10 @@ class Court:
         tail = statistic.log10_binomial_tail(matches, self.leaves, 1 / self.classes)
         return float(statistic.bonferroni(tail, tests)) <= _LEVEL
 
-    def accepts(self, file: Envelope, *, trust: Trust, suspect: Digest | None = INNOCENT) -> bool:
+    def accepts(self, file: Envelope, *, trust: Trust, suspect: Digest | None = INNOCENT, candidates: int = 1) -> bool:
         """Whether a reader with this trust calls the evidence proof."""
-        return evidence.verify(file, trust=trust, suspect=suspect).outcome is Outcome.PROVEN
+        report = evidence.verify(file, trust=trust, suspect=suspect, candidates=candidates)
+        return report.outcome is Outcome.PROVEN
 
     def matches(self, leaves: Sequence[Leaf], pulse: bytes) -> NDArray[np.bool_]:
         """On which of these leaves the innocent suspect gives the label."""
@@ -126,9 +127,8 @@ def key_grinding(court: Court) -> tuple[bool, bool]:
 
 def many_claims(court: Court) -> tuple[bool, bool]:
     """The best of 2²⁰ honest claims against ten models; stopped by counting claims, or by 2⁴⁰ where nobody counts."""
-    tests = KEYS * court.surrogates
-    best = court.best_of(tests)
-    return court.proves(best, tests=tests), court.proves(best)
+    best = court.best_of(KEYS * court.surrogates)
+    return court.proves(best, tests=(KEYS + 1) * KEYS), court.proves(best)  # the challenge is entry 2²⁰ + 1
 
 
 def beacon_grinding(court: Court) -> tuple[bool, bool]:
@@ -172,6 +172,32 @@ def burned_leaves(court: Court) -> tuple[bool, bool]:
     dossier = _commit(court)
     first, again = _forge(court, dossier), _forge(court, dossier)
     return court.accepts(again, trust=court.trust), court.accepts(first, trust=court.trust)
+
+
+def fitted_label_map(court: Court) -> tuple[bool, bool]:
+    """A suspect's classes renamed so that its answers fit, which a dry run shows; stopped by paying for all maps.
+
+    The suspect here has a thousand classes and answers by a hash of the query, as innocent as can be.
+    """
+    dossier = _commit(court)
+    leaves, labels = dossier.tree.leaves["triggers"], _labels(court, dossier)
+    asked = triggers.inputs(leaves, dossier.standing.pulse.output, court.mark.settings)
+    said = np.array([int(challenge.query_digest(query)[:8], 16) % 1000 for query in asked])
+    fitted = [int(np.bincount(labels[said == answer], minlength=1).argmax()) for answer in range(1000)]
+    mapped = np.array(fitted)[said]
+    file = _forge(court, dossier, answers=mapped.tolist(), label_map=tuple(fitted))
+    return court.accepts(file, trust=court.trust), court.proves(int((mapped == labels).sum()))
+
+
+def searched_collection(court: Court) -> tuple[bool, bool]:
+    """The best of ten times 2²⁰ models that the accuser tried at home; stopped by the reader's count of candidates."""
+    models = KEYS * court.surrogates
+    best = court.best_of(models)
+    dossier = _commit(court)
+    labels = _labels(court, dossier)
+    lucky = np.where(np.arange(court.leaves) < best, labels, (labels + 1) % court.classes).tolist()
+    file = _forge(court, dossier, answers=lucky)
+    return court.accepts(file, trust=court.trust, candidates=models), court.proves(best)
 
 
 def edited_transcript(court: Court) -> tuple[bool, bool]:
@@ -218,6 +244,8 @@ DRILLS: dict[str, Drill] = {
     "replayed evidence": replayed_evidence,
     "burned leaves": burned_leaves,
     "edited transcript": edited_transcript,
+    "fitted label map": fitted_label_map,
+    "searched collection": searched_collection,
     "alignment to the marked copy": aligned_to_marked,
 }
 
@@ -246,10 +274,12 @@ def _forge(
     answers: Sequence[int] | None = None,
     queries: NDArray[np.float32] | None = None,
     suspect: Digest = INNOCENT,
+    label_map: tuple[int, ...] = (),
 ) -> Envelope:
     """Evidence over all leaves with these answers; by default the right ones, as if the suspect had been perfect."""
     leaves, pulse, settings = dossier.tree.leaves["triggers"], dossier.standing.pulse.output, court.mark.settings
-    plan = challenge.draw(dossier.standing, suspect=suspect, sizes={"triggers": court.leaves})
+    sizes = {"triggers": court.leaves}
+    plan = challenge.draw(dossier.standing, suspect=suspect, sizes=sizes, label_map=label_map)
     extract = dossier.notary.record(plan.entry(dossier.standing.manifest.owner.key_id))
     asked = triggers.inputs(leaves, pulse, settings) if queries is None else queries
     said = triggers.labels(leaves, pulse, settings).tolist() if answers is None else answers
@@ -286,6 +316,10 @@ def _ground(court: Court, pulse: bytes) -> list[Leaf]:
 
 def _seeds(court: Court) -> list[Leaf]:
     return [Leaf(mark="triggers", index=index, seed=court.random.bytes(32)) for index in range(court.leaves)]
+
+
+def _labels(court: Court, dossier: Dossier) -> NDArray[np.int64]:
+    return triggers.labels(dossier.tree.leaves["triggers"], dossier.standing.pulse.output, court.mark.settings)
 
 
 def _said(court: Court, dossier: Dossier) -> list[int]:

@@ -143,17 +143,20 @@ def _contour(s: Floats, n: Floats, theta: Floats, nodes: Floats, law: tuple[Floa
     w, repeats, width = law
     k = np.arange(width)
     u = 2 * np.pi * k / nodes[:, None]
-    ratio = np.ones(u.shape, np.complex128)
-    turn, power, exponent = np.exp(1j * u), np.ones(u.shape, np.complex128), 0
+    turn = np.exp(1j * u)
+    ratio, power, exponent = np.ones(u.shape, np.complex128), np.ones(u.shape, np.complex128), 0
     for weight, count in zip(w.astype(int), repeats.astype(int), strict=True):
         for _ in range(weight - exponent):
-            power = power * turn
+            power *= turn
         exponent = weight
         odds = special.expit(theta * weight)[:, None]
-        ratio *= ((1 - odds) + odds * power) ** int(count)
+        factor = odds * power
+        factor += 1 - odds
+        for _ in range(int(count)):
+            ratio *= factor
     with np.errstate(divide="ignore"):
         log_ratio = np.log(ratio)
-    terms = np.exp(n[:, None] * log_ratio - 1j * u * s[:, None]) / -np.expm1(-(theta[:, None] + 1j * u))
+    terms = np.exp(n[:, None] * log_ratio - 1j * u * s[:, None]) / (1 - np.exp(-theta)[:, None] * turn.conj())
     fold = np.where(k == 0, 1.0, 2.0) * (2 * k <= nodes[:, None]) * np.where(2 * k == nodes[:, None], 0.5, 1.0)
     return np.maximum((terms.real * fold).sum(1) / nodes, 5e-324)
 

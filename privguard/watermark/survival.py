@@ -21,6 +21,12 @@ from privguard.watermark.model.classifier import Public, Suspect
 from privguard.watermark.theft import Attack, Masked, Means
 
 FLOOR = -6.0  # log10 p at which a mark counts as surviving
+FRONTS = {  # what an operator does to queries and answers alone
+    "input noise 0.2": {"noise": 0.2},
+    "temperature 1": {"temperature": 1.0},
+    "temperature 2": {"temperature": 2.0},
+    "trigger filter": {"filter_below": 0.02},
+}
 
 
 @final
@@ -77,17 +83,14 @@ class Drill:
     def run(
         self, attacks: Mapping[str, Attack], *, means: Means, done: Callable[[Row], None] = lambda _: None
     ) -> tuple[Row, ...]:
-        """Every attack on the marked model, and the two that only mask its answers."""
+        """Every attack on the marked model, and every front that only masks its answers."""
         rows: list[Row] = []
         for name, attack in attacks.items():
             own = replace(means, examples_trained=0)
             rows.append(self.judge(name, attack(self.marked, own), spent=own.examples_trained))
             done(rows[-1])
-        fronts = {
-            "input noise 0.2": Masked(self.marked, noise=0.2),
-            "trigger filter": Masked(self.marked, filter_below=0.02),
-        }
-        for name, front in fronts.items():
+        for name, options in FRONTS.items():
+            front = Masked(self.marked, **options)
             rows.append(self.judge(name, self.marked, front=front))
             done(rows[-1])
         return tuple(rows)

@@ -245,25 +245,34 @@ def task_vector(*, factor: float = 1.5, rate: float = 1e-3, epochs: int = 40) ->
 
 @final
 class Masked:
-    """A suspect whose operator changes queries or answers: input noise, and a filter for what looks like a trigger.
+    """A suspect whose operator changes queries or answers: input noise, temperature, a filter for triggers.
 
-    ``noise`` is the deviation added to each query; a query whose elements lie nearer to 0 and 1 than ``filter_below``
-    on average is taken for a trigger and answered at random.
+    ``noise`` is the deviation added to each query; answers are drawn from softmax(logits / ``temperature``), the
+    likeliest where it is 0; a query whose elements lie nearer to 0 and 1 than ``filter_below`` on average is taken for
+    a trigger and answered at random.
     """
 
-    def __init__(self, model: nn.Module, *, noise: float = 0.0, filter_below: float = 0.0, seed: int = 0) -> None:
-        self._answer, self._noise, self._filter = Suspect(model), noise, filter_below
-        self._random = np.random.default_rng(seed)
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        noise: float = 0.0,
+        temperature: float = 0.0,
+        filter_below: float = 0.0,
+    ) -> None:
+        self._suspect, self._noise, self._temperature, self._filter = Suspect(model), noise, temperature, filter_below
+        self._random = np.random.default_rng(0)
 
     def __call__(self, queries: NDArray[Any]) -> Sequence[int]:
         """One answer for each query."""
         asked = np.asarray(queries, np.float32)
         noise = self._random.normal(0, self._noise, asked.shape) if self._noise else 0.0
-        said = np.array(self._answer(np.asarray(asked + noise, np.float32)))
+        logits = self._suspect.logits(np.asarray(asked + noise, np.float32))
+        said = (logits + self._temperature * self._random.gumbel(size=logits.shape)).argmax(1)
         grey = np.minimum(np.abs(asked), np.abs(1 - asked)).reshape(len(asked), -1).mean(1)
         dark = asked.reshape(len(asked), -1).mean(1)
         taken = (grey < self._filter) & (dark > _BACKGROUND)
-        said[taken] = self._random.integers(0, said.max() + 1, int(taken.sum()))
+        said[taken] = self._random.integers(0, logits.shape[1], int(taken.sum()))
         return said.tolist()
 
 

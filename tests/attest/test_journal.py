@@ -7,10 +7,9 @@ import pytest
 import torch
 
 from privguard.attest import journal
-from privguard.attest.journal import Journal
+from privguard.attest.journal import Journal, recorded_in
 from privguard.attest.statement import SigningKey
 from privguard.checkpoint import Key, Snapshot, load, rewrap, save
-from privguard.checkpoint.watch import recorded_in
 from privguard.errors import TamperedError
 
 SIGNER = SigningKey.generate()

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from privguard.audit.canary import Coins
 from privguard.audit.loading import read_design
 from privguard.cli import app
-from privguard.errors import TamperedError
+from privguard.errors import AuditError, TamperedError
 
 
 @pytest.fixture
@@ -79,6 +79,19 @@ def test_a_finding_above_its_claim_heads_the_report_of_its_run(call, tmp_path):
     shown = json.loads(CliRunner().invoke(app, ["report", str(tmp_path / "run"), "--json"]).stdout)
     assert "steinke: an attack showed ε ≥ 3." in shown["contradictions"][0]
     assert judged(call, folder, commitment, loud, "--run", tmp_path).exit_code == 2
+
+
+@pytest.mark.parametrize(("canaries", "claimed"), [("example", "user"), ("user", "example")])
+def test_canaries_of_another_unit_than_the_runs_claim_are_refused(call, tmp_path, canaries, claimed):
+    """An example says nothing about a claim for whole users, and the other way round."""
+    run, folder = tmp_path / "run", tmp_path / "audit"
+    run.mkdir()
+    (run / "run.json").write_text(json.dumps({"plan": {"unit": claimed}}))
+    commitment = written(call, folder, (*PLAN, "--unit", canaries))
+    refused = judged(call, folder, commitment, np.random.default_rng(0).standard_normal(200), "--run", run)
+    assert isinstance(refused.exception, AuditError)
+    assert f"claim speaks of one {claimed}" in str(refused.exception)
+    assert not (run / "evidence").exists()
 
 
 def test_a_second_plan_never_flips_again_in_the_same_folder(call, tmp_path):

@@ -23,6 +23,14 @@ def test_an_audit_in_one_run_ends_in_a_verdict_with_its_control(tmp_path):
 
 
 @pytest.mark.slow
+def test_whole_users_are_audited_against_a_claim_for_users(tmp_path):
+    said = told("audit_users_in_one_run.py", "--run", tmp_path / "run")
+    assert "add-or-remove one user)" in said
+    assert "ε ≥ 0.00 for one user" not in said
+    assert "control refuted" in said
+
+
+@pytest.mark.slow
 def test_a_classifier_is_audited_with_and_without_privacy(tmp_path):
     said = told("audit_a_classifier.py", "--out", tmp_path / "out")
     assert "plain: members stand out beyond the blind baseline" in said

@@ -10,8 +10,8 @@ from torch import nn
 
 from privguard import audit
 from privguard.audit import inversion, picture, scores
-from privguard.audit.blind import blind_baseline
-from privguard.audit.membership import Assignment, Examples, Leak, run, target_digest
+from privguard.audit.blind import _auc_within, blind_baseline
+from privguard.audit.membership import Assignment, Examples, Leak, run, target_digest, weigh
 from privguard.audit.reference import Schedule, draw_inclusion, train_references
 
 
@@ -144,12 +144,37 @@ def test_references_of_other_records_are_refused(overfitted):
 
 
 @pytest.mark.stat
-def test_a_random_split_is_flagged_about_once_in_a_hundred():
+@pytest.mark.parametrize(("records", "width"), [(40, 60), (120, 5)])
+def test_a_random_split_is_flagged_at_most_once_in_a_hundred(records, width):
     flagged = 0
     for seed in range(150):
         random = np.random.default_rng(seed)
-        flagged += blind_baseline(random.standard_normal((120, 5)), np.arange(120) < 60).record.flagged
+        members = np.arange(records) < records // 2
+        flagged += blind_baseline(random.standard_normal((records, width)), members).record.flagged
     assert flagged / 150 <= 0.01 + 3 * math.sqrt(0.01 * 0.99 / 150)
+
+
+def test_the_blind_lower_end_is_a_test_at_one_percent():
+    """Ranks that no member is told from, in blocks of 8 and 40: above one half at most as often as stated, and often
+    enough to be worth something."""
+    random = np.random.default_rng(0)
+    for size in (8, 40):
+        above = 0
+        for _ in range(4_000):
+            blocks = [(np.arange(size) / size, random.random(size) < 0.5) for _ in range(4)]
+            above += _auc_within(blocks).low99 > 0.5
+        assert 0.002 <= above / 4_000 <= 0.01 + 3 * math.sqrt(0.01 * 0.99 / 4_000)
+
+
+def test_every_comparison_with_the_blind_baseline_is_paid_for():
+    random = np.random.default_rng(2)
+    members = random.random(300) < 0.5
+    statistics = {f"attack {i}": random.standard_normal(300) + members for i in range(8)}
+    blind = blind_baseline(random.standard_normal((300, 3)), members)
+    alone = weigh({"attack 0": statistics["attack 0"]}, members, blind)[0]
+    together = weigh(statistics, members, blind)[0]
+    assert together.auc == alone.auc
+    assert together.beyond_blind < alone.beyond_blind
 
 
 def test_the_blind_baseline_tells_head_from_tail_and_passes_random_chunks(data):

@@ -7,15 +7,17 @@ none for these).
 
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from scipy.special import ndtr
 
 from privguard._random import Stream
 from privguard.audit import checks
 from privguard.audit.checks import FALSE_ALARM, examine
-from privguard.audit.steps import StepDesign, observe, step_finding
+from privguard.audit.steps import StepDesign, Trace, observe, step_finding
 from privguard.errors import AuditError
 from privguard.integrations.audited_step import AuditedStep
 from privguard.records import Outcome
@@ -228,26 +230,81 @@ def test_a_rate_that_is_ten_percent_too_high_is_caught():
     assert checks.poisson_inclusion(draws, records=2_000, rate=0.1) <= FALSE_ALARM
 
 
-def test_p_values_of_a_correct_step_are_not_too_small():
-    """Every check is calibrated: over 400 ideal traces, p ≤ 0.05 in about 5 %, never in many more."""
+def product_across_steps(trace, sigma):
+    """The reuse check as one would write it first, by the product of both noises: what the meter below has to catch."""
+    noise = trace.residuals / sigma
+    steps, canaries = noise.shape
+    z = [(noise[lag:] * noise[:-lag]).sum() / np.sqrt(canaries * (steps - lag)) for lag in range(1, steps)]
+    return min(1.0, len(z) * 2 * float(ndtr(-np.abs(z).max())))
+
+
+def false_alarms(check, *, level=0.01, traces=4_000):
+    """How often a check fails an ideal step of 8 canaries and 12 trials: few, so that nothing asymptotic holds."""
     random = np.random.default_rng(5)
-    counts = dict.fromkeys(("noise level", "contribution", "contribution of each", "noise across steps"), 0)
-    counts |= dict.fromkeys(("noise across coordinates", "public denominator", "influence of a giant"), 0)
-    for _ in range(400):
-        included = random.random((20, 30)) < 0.5
-        scores = included + SIGMA * random.standard_normal((20, 30))
-        trace = checks.Trace(scores, included, random.integers(10, 60, 20))
-        named = {
-            "noise level": checks.noise_level(trace, SIGMA),
-            "contribution": checks.contribution(trace, SIGMA),
-            "contribution of each": checks.contribution_of_each(trace, SIGMA),
-            "noise across steps": checks.noise_across_steps(trace, SIGMA),
-            "noise across coordinates": checks.noise_across_coordinates(trace, SIGMA),
-            "public denominator": checks.public_denominator(trace, SIGMA),
-            "influence of a giant": checks.influence(trace, SIGMA, giant=0),
-        }
-        counts = {name: count + (named[name] <= 0.05) for name, count in counts.items()}
-    assert all(count <= 400 * 0.05 + 4 * (400 * 0.05 * 0.95) ** 0.5 for count in counts.values()), counts
+    alarms = 0
+    for _ in range(traces):
+        included = random.random((12, 8)) < 0.5
+        scores = included + SIGMA * random.standard_normal((12, 8))
+        trace = Trace(scores, included, included.sum(1) + random.integers(0, 8, 12))
+        alarms += check(trace, SIGMA) <= level
+    return alarms / traces
+
+
+LIMIT = 0.01 + 3 * (0.01 * 0.99 / 4_000) ** 0.5
+
+
+def ranks_apart(trace, sigma):
+    return checks.noise_across_ranks(
+        Trace(trace.scores[:6], trace.included[:6], trace.sizes[:6]),
+        Trace(trace.scores[6:], trace.included[6:], trace.sizes[6:]),
+        sigma,
+    )
+
+
+@pytest.mark.parametrize(
+    "check",
+    [
+        checks.noise_level,
+        checks.contribution,
+        checks.contribution_of_each,
+        checks.noise_across_steps,
+        checks.noise_across_coordinates,
+        checks.public_denominator,
+        partial(checks.influence, giant=0),
+        ranks_apart,
+        lambda trace, sigma: min(examine(trace, noise_multiplier=sigma, giant=0).p_values.values()),
+    ],
+    ids=["level", "contribution", "each", "steps", "coordinates", "denominator", "giant", "ranks", "family"],
+)
+def test_a_correct_step_fails_no_more_often_than_stated(check):
+    assert false_alarms(check) <= LIMIT
+
+
+def test_the_product_of_two_noises_would_fail_a_correct_step_too_often():
+    assert false_alarms(product_across_steps) > LIMIT
+
+
+@pytest.mark.parametrize(("records", "rate", "steps"), [(30, 0.1, 20), (60, 0.02, 100)])
+def test_a_correct_sampler_fails_no_more_often_than_stated(records, rate, steps):
+    random = np.random.default_rng(6)
+    alarms = 0
+    for _ in range(500):
+        draws = [np.flatnonzero(row) for row in random.random((steps, records)) < rate]
+        alarms += checks.poisson_inclusion(draws, records=records, rate=rate) <= 0.05
+    assert alarms <= 500 * 0.05 + 3 * (500 * 0.05 * 0.95) ** 0.5
+
+
+def test_one_step_that_repeats_another_is_caught_though_no_lag_is_repeated():
+    """As after a crash whose last step is taken again: one pair of steps among 11,175."""
+    for seed in SEEDS:
+        random = np.random.default_rng(seed)
+        noise, included = random.standard_normal((150, 100)), random.random((150, 100)) < 0.5
+        sizes = included.sum(1) + random.integers(0, 100, 150)
+        good = Trace(included + SIGMA * noise, included, sizes)
+        noise[97] = noise[40]
+        bad = Trace(included + SIGMA * noise, included, sizes)
+        assert examine(good, noise_multiplier=SIGMA, giant=0).failed == ()
+        assert "noise across steps" in examine(bad, noise_multiplier=SIGMA, giant=0).failed
 
 
 def test_too_little_noise_is_refuted_and_the_right_noise_is_not(tmp_path):

@@ -528,9 +528,9 @@ def flipped(data: bytes, at: int) -> bytes:
     return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
 
 
-def main(folder: Path) -> None:
+def write(vectors: Iterator[dict[str, object]], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    for vector in cases():
+    for vector in vectors:
         path = folder / f"{vector['name']}.json"
         if path.exists():
             raise FileExistsError(f"{path}: two vectors of one name, or vectors of an earlier run")
@@ -538,4 +538,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    write(cases(), Path(sys.argv[1]))

@@ -1,8 +1,10 @@
 """A second reader of sealed files, written from docs/spec/checkpoint-v1.md alone: no code of privguard, no speed.
 
-It opens single files and folders with symmetric keys, X25519, the hybrid and passphrases, and gives back all parts.
+It opens single files and folders with symmetric keys, X25519, the hybrid and passphrases, gives back all parts, and
+tells who signed.
 """
 
+import base64
 import hashlib
 import hmac
 import json
@@ -11,14 +13,17 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from cryptography.exceptions import InvalidTag
+from cryptography.exceptions import InvalidSignature, InvalidTag, UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.ec import ECDSA
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from cryptography.hazmat.primitives.hashes import SHA512
+from cryptography.hazmat.primitives.hashes import SHA256, SHA512
 from cryptography.hazmat.primitives.hpke import AEAD, KDF, KEM, MLKEM768X25519PrivateKey, Suite
 from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
+from cryptography.hazmat.primitives.serialization import load_der_public_key
 
 
 class RefusedError(Exception):
@@ -120,7 +125,7 @@ def open_part(sealed: bytes, key: bytes, file_id: bytes, number: int) -> bytes:
     return plain
 
 
-def read(path: Path, kind: int, secret: bytes) -> dict[str, object]:
+def read(path: Path, kind: int, secret: bytes) -> dict[str, Any]:
     """Everything that the key opens: role, manifest, ledger, and for resume the members."""
     head = (path / "privguard.seal" if path.is_dir() else path).read_bytes()
     need(len(head) >= 136 and head[:16] == b"privguard sealed")
@@ -158,7 +163,7 @@ def parse(text: bytes) -> Any:
         raise RefusedError from None
 
 
-def contents(path, head, preamble, slot, sizes, role, root) -> dict[str, object]:
+def contents(path, head, preamble, slot, sizes, role, root) -> dict[str, Any]:
     file_id = preamble[24:40]
     derive = lambda key, label: expand(key, b"privguard/v1 " + label + b"\0" + file_id)
     audit = derive(root, b"audit") if role == 1 else root
@@ -176,7 +181,7 @@ def contents(path, head, preamble, slot, sizes, role, root) -> dict[str, object]
         small = dict(zip(("index", "ledger", "manifest"), three, strict=True))
     need(hashlib.sha256(small["ledger"]).digest() == preamble[72:104])
     need(hashlib.sha256(small["manifest"]).digest() == preamble[104:136])
-    found: dict[str, object] = {"role": role}
+    found: dict[str, Any] = {"role": role, "file id": file_id, "commitment": derive(audit, b"commitment")}
     found["ledger"] = open_part(small["ledger"], derive(audit, b"ledger"), file_id, 0)
     found["manifest"] = parse(open_part(small["manifest"], derive(audit, b"manifest"), file_id, 0))
     if role == 2:
@@ -197,3 +202,38 @@ def contents(path, head, preamble, slot, sizes, role, root) -> dict[str, object]
         members[one["name"]] = open_part(sealed, derive(root, b"data"), file_id, number)
         at += size
     return found | {"members": members}
+
+
+def signer(found: dict[str, Any]) -> str:
+    """The key id of whoever signed what :func:`read` found."""
+    manifest = dict(found["manifest"])
+    try:
+        envelope = manifest.pop("signature")
+        der = base64.b64decode(manifest["signer"], validate=True)
+        payload, payload_type = base64.b64decode(envelope["payload"], validate=True), envelope["payloadType"]
+        message = b"DSSEv1 %d %b %d %b" % (len(payload_type), payload_type.encode(), len(payload), payload)
+        need(any(holds(der, base64.b64decode(one["sig"]), message) for one in envelope["signatures"]))
+    except (KeyError, TypeError, ValueError, UnsupportedAlgorithm):
+        raise RefusedError from None
+    need(payload_type == "application/vnd.in-toto+json")
+    digest = hashlib.sha256(found["commitment"]).hexdigest()
+    statement = {
+        "_type": "https://in-toto.io/Statement/v1",
+        "subject": [{"name": found["file id"].hex(), "digest": {"sha256": digest}}],
+        "predicateType": "https://privguard.dev/sealed/v1",
+        "predicate": manifest,
+    }
+    need(parse(payload) == statement)
+    return hashlib.sha256(der).hexdigest()
+
+
+def holds(der: bytes, signature: bytes, message: bytes) -> bool:
+    key = load_der_public_key(der)
+    try:
+        if isinstance(key, Ed25519PublicKey):
+            key.verify(signature, message)
+        else:
+            key.verify(signature, message, ECDSA(SHA256()))
+    except InvalidSignature:
+        return False
+    return True

@@ -8,6 +8,8 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch import nn
 
+from privguard.attest import journal
+from privguard.attest.statement import SigningKey
 from privguard.checkpoint import Key
 from privguard.errors import PlainCheckpointError, SealError, TamperedError
 from privguard.integrations.dcp import SealedReader, SealedWriter
@@ -41,6 +43,18 @@ def test_a_distributed_checkpoint_comes_back(sealed, key):
     assert all(torch.equal(tensor, torch.full_like(tensor, 1.5)) for tensor in after["model"].values())
     assert after["epoch"] == 7
     assert after["optimizer"]["groups"] == [{"lr": 0.5, "name": "canary"}]
+
+
+def test_every_file_is_recorded_also_those_that_torch_writes_in_threads_of_its_own(tmp_path, key):
+    signer = SigningKey.generate()
+    with journal.recorded_in(journal.Journal(tmp_path / "journal", by=signer)):
+        dcp.save(state(1.0), storage_writer=SealedWriter(tmp_path / "dcp", to=key, thread_count=3))
+        loaded(tmp_path / "dcp", key)
+    done = [one for one in journal.read(tmp_path / "journal") if one.result == "done"]
+    names = {path.name for path in (tmp_path / "dcp").iterdir()}
+    assert len(names) == 4
+    for action in ("seal", "open"):
+        assert {Path(one.subject).name for one in done if one.action == action} == names
 
 
 def test_nothing_of_it_is_in_clear(sealed):

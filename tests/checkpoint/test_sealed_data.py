@@ -73,3 +73,13 @@ def test_a_member_of_a_folder_is_named_and_a_flip_is_found_where_it_is_read(tmp_
         file.seek(890_000)
         with pytest.raises(TamperedError):
             file.read(20_000)
+
+
+@pytest.mark.parametrize("reader", ["parquet", "arrow"])
+def test_without_pyarrow_the_message_says_what_to_install(reader, tmp_path, key, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    with (
+        pytest.raises(ModuleNotFoundError, match=r"pip install 'privguard\[data\]'"),
+        getattr(sealed_data, reader)(tmp_path / "absent", key=key),
+    ):
+        pass

@@ -15,7 +15,9 @@ from privguard.errors import SealError, TamperedError
 from tests.checkpoint import second_reader
 from tests.checkpoint.test_store import snapshot
 
-VECTORS = sorted((Path(__file__).parents[1] / "vectors" / "checkpoint-v1").glob("*.json"))
+FOLDER = Path(__file__).parents[1] / "vectors"
+VECTORS = sorted((FOLDER / "checkpoint-v1").glob("*.json"))
+SIGNED = sorted((FOLDER / "checkpoint-v1-signed").glob("*.json"))
 KINDS = {kind.label: kind for kind in Kind}
 
 
@@ -83,6 +85,36 @@ def test_vector_in_the_second_reader(path, tmp_path):
     assert digest(found["ledger"]) == vector["plain"]["ledger"]
     assert digest(_canon.canonical(found["manifest"])) == vector["plain"]["manifest"]
     assert {name: digest(data) for name, data in found.get("members", {}).items()} == vector["members"]
+
+
+@pytest.mark.parametrize("path", SIGNED, ids=lambda path: path.stem)
+def test_signed_vector(path, tmp_path):
+    vector = read(path)
+    with Sealed(unpacked(vector, tmp_path), the_key(vector)) as opened:
+        assert digest(_canon.canonical(opened.manifest)) == vector["plain"]["manifest"]
+        if vector["signature"] == "holds":
+            opened.verify_signer(vector["signer"])
+        else:
+            with pytest.raises(TamperedError):
+                opened.verify_signer(vector["signer"])
+
+
+@pytest.mark.parametrize("path", SIGNED, ids=lambda path: path.stem)
+def test_signed_vector_in_the_second_reader(path, tmp_path):
+    vector = read(path)
+    key = vector["key"]
+    found = second_reader.read(unpacked(vector, tmp_path), KINDS[key["kind"]].value, bytes.fromhex(key["secret"]))
+    try:
+        outcome = "holds" if second_reader.signer(found) == vector["signer"] else "refused"
+    except second_reader.RefusedError:
+        outcome = "refused"
+    assert outcome == vector["signature"]
+
+
+def test_signed_vectors_hold_and_fail():
+    outcomes = [read(path)["signature"] for path in SIGNED]
+    assert outcomes.count("holds") == 6
+    assert outcomes.count("refused") == 15
 
 
 @pytest.mark.parametrize(

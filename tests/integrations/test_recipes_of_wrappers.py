@@ -1,6 +1,8 @@
 """The recipes of the wrappers, tiny, as a user starts them."""
 
 import os
+import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -10,8 +12,9 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
-def start(*command):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+def start(*command, **more):
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **more}
     return subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280, check=True
     ).stdout
@@ -30,3 +33,19 @@ def test_a_recipe_ends_with_its_claim(name, said, tmp_path):
     out = start(sys.executable, "-W", "ignore", f"recipes/{name}.py", "--tiny", "--run", str(tmp_path / "run" / "a"))
     assert said in out
     assert "ε=" in out
+
+
+def test_a_run_goes_on_after_a_clean_stop_and_after_a_crash(tmp_path):
+    out = start(sys.executable, "-W", "ignore", "recipes/resume.py", "--tiny", "--run", str(tmp_path / "run" / "a"))
+    first, last = (tuple(map(int, said)) for said in re.findall(r"(\d+) steps here, (\d+) of 36 spent", out))
+    assert first == (12, 12)
+    assert last[1] == 36
+    assert last[0] <= 36 - 12 - 9  # the nine steps of the process that died are spent
+
+
+def test_two_processes_print_one_claim(tmp_path):
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port = str(one.getsockname()[1])
+    out = start("sh", "recipes/two_processes.sh", str(tmp_path / "two"), "--tiny", PORT=port)
+    assert out.count("ε=") == 1

@@ -31,6 +31,11 @@ class Part:
         """This part of a tensor of the parameter's shape."""
         return whole[self.start : self.stop] if self.start is not None else whole
 
+    def shape(self, whole: torch.Size) -> torch.Size:
+        """The shape of this part, of a parameter of that shape."""
+        rows = range(whole[0])[self.start : self.stop] if self.start is not None else None
+        return whole if rows is None else torch.Size((len(rows), *whole[1:]))
+
 
 @final
 class Batch:

@@ -4,7 +4,7 @@ Forward: every module that owns trainable parameters is tapped. Backward: the ta
 per example over all parameters, one clip factor, and one weighted sum per parameter.
 """
 
-from collections.abc import Generator
+from collections.abc import Collection, Generator
 from contextlib import contextmanager
 from typing import final
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from privguard import _check
 from privguard.errors import UnsupportedModelError
+from privguard.training import shards
 from privguard.training.bookkeeping.batch import Batch, Desk, Part, Tapped
 from privguard.training.bookkeeping.factors import gather
 from privguard.training.bookkeeping.gradients import Gradient, Grams
@@ -38,6 +39,7 @@ class BookKeeper:
         self._bound = float(_check.positive("max_grad_norm", max_grad_norm))
         refuse_mixing(model)
         self._parameters = trainable(model)
+        self._cut = {name: p for name, p in self._parameters.items() if shards.is_cut(p)}
         self._budget = budget
         self._turn, self._total, self._desk = Turn(), Total(self._parameters), Desk()
         self._all_reached = False
@@ -50,7 +52,7 @@ class BookKeeper:
 
     def begin(self, mask: Tensor, *, rows_each: int = 1) -> None:
         """See :meth:`~privguard.training.clip.Clipper.begin`."""
-        self._alarm.check_still_complete()
+        self._alarm.begin()
         self._turn.begin(mask)
         self._desk.batch = Batch(mask, rows_each)
 
@@ -106,21 +108,34 @@ class BookKeeper:
         gradients: dict[Part, Gradient] = {}
         grams = Grams()
         for part in list(batch.factors):
-            shape = part.of(self._parameters[part.name]).shape
+            shape = part.shape(self._parameters[part.name].shape)
             gradients[part] = gather(batch.factors.pop(part), shape, budget=self._budget, grams=grams)
-        if not gradients:
-            return
-        norms = example_norms(gradients.values(), max_norm=self._bound)
-        norms = torch.where(batch.mask.to(norms.device), norms, torch.inf)
-        factors = clip_factors(norms, max_norm=self._bound).float()
-        silent = ~norms.isfinite()
+        factors = self._factors(gradients.values(), batch.mask)
+        silent = factors == 0
         any_silent = bool(silent.any())
-        for part in list(gradients):
+
+        def add(part: Part, into: Tensor, *, keep: bool) -> None:
             gradient = gradients.pop(part)
             if any_silent:
                 gradient.silence(silent)
-            into, keep = self._total.slot(part.name, whole=part.whole)
             gradient.add_weighted(factors, part.of(into), keep=keep)
+
+        for part in [part for part in gradients if part.name not in self._cut]:
+            into, keep = self._total.slot(part.name, whole=part.whole)
+            add(part, into, keep=keep)
+        for name, parameter in self._cut.items():  # in the model's order, and all of them: every rank comes along
+            mine = torch.zeros(parameter.shape, device=parameter.device)
+            for part in [part for part in gradients if part.name == name]:
+                add(part, mine, keep=True)
+            self._total.add_over_ranks(name, mine)
+
+    def _factors(self, gradients: Collection[Gradient], mask: Tensor) -> Tensor:
+        """The clip factor of each example, (B,) float32; zero where it is padding or not finite."""
+        if not gradients:
+            return torch.zeros(len(mask))
+        norms = example_norms(gradients, max_norm=self._bound)
+        norms = torch.where(mask.to(norms.device), norms, torch.inf)
+        return clip_factors(norms, max_norm=self._bound).float()
 
 
 def tapped_modules(model: nn.Module, parameters: dict[str, nn.Parameter], desk: Desk) -> list[Tapped]:

@@ -4,8 +4,9 @@ No single mark covers every theft: triggers survive what a black box shows, weig
 a verdict takes the better of the two at the price of two tests.
 """
 
+import contextlib
 import copy
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias, final
 
@@ -14,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from privguard.attest import journal
 from privguard.records import Verdict
 from privguard.watermark import statistic
 from privguard.watermark.challenge import Answerer
@@ -60,10 +62,11 @@ class Bundle:
         self, model: nn.Module, *, public: Public, lesson: Lesson | None = None, margin: float = 2.0
     ) -> nn.Module:
         """A marked copy of the unmarked model; the weight carriers come last, so that no training blurs them."""
-        taught = classifier.embed(
-            model, triggers=self.queries, labels=self.labels, public=public, margin=margin, lesson=lesson
-        )
-        return self.embed_weights(taught)
+        with self._recorded("marked copy"):
+            taught = classifier.embed(
+                model, triggers=self.queries, labels=self.labels, public=public, margin=margin, lesson=lesson
+            )
+            return self.embed_weights(taught)
 
     def embed_weights(self, model: nn.Module) -> nn.Module:
         """A copy with the weight carriers only."""
@@ -78,9 +81,10 @@ class Bundle:
     def recipient_copy(self, marked: Tensors, recipient: int) -> dict[str, NDArray[np.float32]]:
         """The copy for one recipient: the marked tensors with that recipient's carrier on top."""
         mark, leaf = self.standing.manifest.mark("recipients"), self.tree.leaves["recipients"][recipient]
-        return weights.embed_recipient(
-            marked, leaf, unmarked=self.unmarked, pulse=self.standing.pulse.output, settings=mark.settings
-        )
+        with self._recorded(f"copy for recipient {recipient}"):
+            return weights.embed_recipient(
+                marked, leaf, unmarked=self.unmarked, pulse=self.standing.pulse.output, settings=mark.settings
+            )
 
     def read_triggers(self, suspect: Answerer) -> Verdict:
         """The verdict on all triggers."""
@@ -101,3 +105,10 @@ class Bundle:
         """log10 p of all marks of the claim: the smallest, times how many were committed."""
         best = min((verdict.log10_p for verdict in verdicts), default=0.0)
         return float(statistic.bonferroni(best, len(self.standing.manifest.marks)))
+
+    @contextlib.contextmanager
+    def _recorded(self, what: str) -> Generator[None]:
+        """Where a journal is kept: an entry that names the claim."""
+        with journal.acting("mark", f"{what}, claim {self.standing.digest}") as act:
+            act.sha256 = self.standing.digest
+            yield

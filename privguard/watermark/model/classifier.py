@@ -79,11 +79,15 @@ class Suspect:
 
     def __call__(self, queries: NDArray[Any]) -> Sequence[int]:
         """One answer for each query, deterministic."""
+        return self.logits(queries).argmax(1).tolist()
+
+    def logits(self, queries: NDArray[Any]) -> NDArray[np.float32]:
+        """(n, classes): what answers are made of, for an operator who samples them."""
         training = self._model.training
         self._model.eval()
         try:
             with torch.no_grad():
                 pieces = torch.from_numpy(np.ascontiguousarray(queries, np.float32)).split(self._batch_size)
-                return [int(label) for piece in pieces for label in self._model(piece).argmax(1)]
+                return torch.cat([self._model(piece) for piece in pieces]).numpy()
         finally:
             self._model.train(training)

@@ -79,6 +79,6 @@ def verdict(answers: Sequence[int], expected: Sequence[int], *, classes: int, mu
         score=matches,
         trials=len(expected),
         multiplicity=multiplicity,
-        details={"classes": classes},
+        details={"alphabet": classes},
         notes=(f"null model: the suspect was made independently of the secret; {PLANTED}",),
     )

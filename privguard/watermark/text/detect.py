@@ -7,6 +7,7 @@ it are paid for by whoever tests them (:meth:`Detections.verdict`).
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol, final
 
 import numpy as np
@@ -36,17 +37,22 @@ class Detections:
     """What was found, one row per document; all arrays have shape (D,).
 
     ``log10_p`` is exact for the best sub-key after Bonferroni over all ``profile.subkeys``; ``log10_e`` averages the
-    e-values of the sub-keys, so it needs no correction and may be watched while a text grows; ``log10_p_others`` is the
-    exact tail of all other sub-keys' scores together (0 where there is one sub-key).
+    e-values of the sub-keys, so it needs no correction and may be watched while a text grows; ``others`` is the sum of
+    all other sub-keys' scores.
     """
 
     profile: Profile
     log10_p: Floats
     log10_e: Floats
-    log10_p_others: Floats
     score: Floats
+    others: Floats
     scored: NDArray[np.int64]
     subkey: NDArray[np.int64]
+
+    @cached_property
+    def log10_p_others(self) -> Floats:
+        """The exact tail of all other sub-keys' scores together, (D,); 0 where there is one sub-key."""
+        return self.profile.scheme.null.log10_tail(self.others, self.scored * (self.profile.subkeys - 1))
 
     def accepted(self, *, log10_level: float) -> NDArray[np.bool_]:
         """Whether one sub-key fires at the level and the others together look like chance: the rule for attribution.
@@ -82,6 +88,11 @@ class Detections:
             },
             notes=NOTES,
         )
+
+    def where(self, chosen: NDArray[np.bool_], other: "Detections") -> "Detections":
+        """These rows where ``chosen`` (D,) is set, the rows of ``other`` elsewhere; same profile, same documents."""
+        names = ("log10_p", "log10_e", "score", "others", "scored", "subkey")
+        return Detections(self.profile, *(np.where(chosen, getattr(self, n), getattr(other, n)) for n in names))
 
     def __len__(self) -> int:
         return len(self.log10_p)
@@ -129,24 +140,24 @@ class Detector:
         """
         return self.detect(encode(texts, tokenizer, profile=self.profile))
 
+    def lookup(self, ngrams: Ngrams) -> Lookup:
+        """Where the words of n-grams stand: the same for all users and secrets of a profile, so make it once."""
+        return self._scheme.lookup(ngrams.contexts, ngrams.tokens, block_bytes=self._streams[0].block_bytes)
+
     def scores(self, ngrams: Ngrams) -> Floats:
         """Score of every n-gram under every sub-key: (M, N)."""
-        lookup = _lookup(self._scheme, self._streams, ngrams)
+        lookup = self.lookup(ngrams)
         return np.stack([self._scheme.scores(lookup.read(stream)) for stream in self._streams])
 
-    def judge(self, ngrams: Ngrams) -> Detections:
+    def judge(self, ngrams: Ngrams, *, lookup: Lookup | None = None) -> Detections:
         """Sum the scores of unique n-grams per document and find the best sub-key."""
-        return _judge(self.profile, _sums(self._scheme, self._streams, ngrams), ngrams.count())
+        sums = _sums(self._scheme, self._streams, ngrams, lookup or self.lookup(ngrams))
+        return _judge(self.profile, sums, ngrams.count())
 
 
-def _lookup(scheme: _ScoringScheme, streams: Sequence[ContextStream], ngrams: Ngrams) -> Lookup:
-    return scheme.lookup(ngrams.contexts, ngrams.tokens, block_bytes=streams[0].block_bytes)
-
-
-def _sums(scheme: _ScoringScheme, streams: Sequence[ContextStream], ngrams: Ngrams) -> Floats:
+def _sums(scheme: _ScoringScheme, streams: Sequence[ContextStream], ngrams: Ngrams, lookup: Lookup) -> Floats:
     """Sum of scores per sub-key and document, (M, D)."""
-    lookup, out = _lookup(scheme, streams, ngrams), np.empty((len(streams), ngrams.documents))
-    out[:] = 0.0
+    out = np.zeros((len(streams), ngrams.documents))
     some, starts = np.unique(ngrams.document, return_index=True)  # n-grams stand in the order of their documents
     if some.size:
         for row, stream in zip(out, streams, strict=True):
@@ -160,9 +171,8 @@ def _judge(profile: Profile, sums: Floats, count: NDArray[np.int64]) -> Detectio
     top = sums[best, np.arange(sums.shape[1])]
     log10_p = statistic.bonferroni(null.log10_tail(top, count), subkeys)
     rest = np.maximum(sums.sum(0) - top, 0.0)
-    log10_p_others = null.log10_tail(rest, count * (subkeys - 1))
     log10_e = statistic.log10_mean_exp(null.log10_e(sums, count).T / statistic.LOG10_E)
-    return Detections(profile, log10_p, log10_e, log10_p_others, top, count, best)
+    return Detections(profile, log10_p, log10_e, top, rest, count, best)
 
 
 def decoy_ranks(profile: Profile, secret: Secret, documents: Documents, *, decoys: int = 999) -> Floats:
@@ -176,12 +186,13 @@ def decoy_ranks(profile: Profile, secret: Secret, documents: Documents, *, decoy
     ngrams = unique_ngrams(documents.without(profile.special_ids), width=profile.context_width)
 
     true = [profile.stream(secret, subkey=j) for j in range(profile.subkeys)]
-    own = _sums(scheme, true, ngrams).max(0)
+    lookup = scheme.lookup(ngrams.contexts, ngrams.tokens, block_bytes=true[0].block_bytes)
+    own = _sums(scheme, true, ngrams, lookup).max(0)
     at_least = np.zeros(len(own))
     for i in range(decoys):
         decoy = secret.child("decoy", i)
         streams = [profile.stream_of_any(decoy, subkey=j) for j in range(profile.subkeys)]
-        at_least += _sums(scheme, streams, ngrams).max(0) >= own
+        at_least += _sums(scheme, streams, ngrams, lookup).max(0) >= own
     return (1 + at_least) / (1 + decoys)
 
 

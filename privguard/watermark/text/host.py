@@ -73,11 +73,11 @@ class PickTournament:
         if chance[0] >= share:
             mass[top] = 0
             return _draw(mass.astype(np.float64), chance[1])
-        words = _words_of(stream, context, top)
+        words = _words_of(stream, context, top).view(np.uint8).reshape(-1, 4)
+        bits = np.unpackbits(words, axis=1, bitorder="little").T.astype(np.float64)  # (32, k): one row for each layer
         p = inside / inside.sum()
-        for layer in range(self.scheme.depth):
-            g = ((words >> np.uint32(layer)) & np.uint32(1)).astype(np.float64)
-            p *= 1.0 - float(p @ g) + g
+        for g in bits[: self.scheme.depth]:
+            p *= g + (1.0 - p @ g)
         return int(top[_draw(p, chance[2])])
 
 
@@ -98,15 +98,14 @@ def largest(row: Row, k: int) -> NDArray[np.int64]:
 
     A threshold from every sixteenth value leaves few candidates; it is only trusted when at least k pass it.
     """
-    count = int(np.count_nonzero(row > -np.inf))
-    if count <= k:
-        return np.flatnonzero(row > -np.inf)
     sample = row[::_SPARSE]
     rank = min(len(sample), k // _SPARSE * 5 // 4 + 32)
     threshold = np.partition(sample, len(sample) - rank)[len(sample) - rank]
     candidates = np.flatnonzero(row >= threshold)
-    if len(candidates) < k:
+    if threshold == -np.inf or len(candidates) < k:
         candidates = np.flatnonzero(row > -np.inf)
+    if len(candidates) <= k:
+        return candidates
     cut = len(candidates) - k
     return candidates[np.argpartition(row[candidates], cut)[cut:]]
 

@@ -15,6 +15,8 @@ from numpy.typing import ArrayLike, NDArray
 from privguard import _check
 from privguard.watermark.text.prf import FILLER, Ids
 
+_SHORT = 256  # up to this length numpy sorts rows in vector registers
+_PAD = np.uint64(0xFFFFFFFFFFFFFFFF)
 _MIX = (np.uint64(0x9E3779B97F4A7C15), np.uint64(0xD6E8FEB86659FD93), np.uint64(32))
 
 
@@ -139,9 +141,8 @@ def _first_of_equal(columns: list[NDArray[np.int64]]) -> NDArray[np.int64]:
     size = len(columns[0])
     if size == 0:
         return np.empty(0, np.int64)
-    bits = np.uint64(max(1, (size - 1).bit_length()))
-    low = np.uint64((1 << int(bits)) - 1)
-    ordered = np.sort((_fingerprint(columns) & ~low) | np.arange(size, dtype=np.uint64))
+    low = np.uint64((1 << size.bit_length()) - 1)  # above every index, so no row is all ones
+    ordered = _sort_by_owner((_fingerprint(columns) & ~low) | np.arange(size, dtype=np.uint64), columns[0])
     index = (ordered & low).astype(np.int64)
     twin = np.flatnonzero((ordered[1:] ^ ordered[:-1]) <= low) + 1  # same fingerprint as the row before
     keep = np.ones(size, np.bool_)
@@ -154,6 +155,19 @@ def _first_of_equal(columns: list[NDArray[np.int64]]) -> NDArray[np.int64]:
     first = np.zeros(size, np.bool_)
     first[index[keep]] = True
     return np.flatnonzero(first)
+
+
+def _sort_by_owner(values: NDArray[np.uint64], owner: NDArray[np.int64]) -> NDArray[np.uint64]:
+    """Sort the values of each owner, which stand together; short documents as rows of one array, many times faster."""
+    starts = np.flatnonzero(np.diff(owner, prepend=owner[0] - 1))
+    lengths = np.diff(starts, append=len(owner))
+    if lengths.max() > _SHORT or lengths.max() * len(lengths) > 2 * len(owner):
+        return np.sort(values)
+    rows = np.full((len(lengths), int(lengths.max())), _PAD)
+    inside = np.arange(rows.shape[1]) < lengths[:, None]
+    rows[inside] = values
+    rows.sort(axis=1)
+    return rows[inside]  # the padding sorts behind everything
 
 
 def _settle_collisions(

@@ -45,9 +45,13 @@ def open_access(
 ) -> Verdict:
     """Verdict on a suspect's own predictions: ``predictions[d][i]`` is its likeliest token after ``documents[d][:i]``.
 
-    The documents may be marked or not; best are marked texts like those that it may have learnt from. Predictions that
-    complete an n-gram standing earlier in the same document are left out: the suspect may just repeat it.
-    :func:`predict` makes the predictions of a transformers model.
+    The documents may be marked or not; most evidence is in marked texts like those that it may have learnt from.
+    Predictions that complete an n-gram standing earlier in the same document are left out: the suspect may just repeat
+    it. :func:`predict` makes the predictions of a transformers model.
+
+    Guarantee: the p-value is exact where the documents were written without the secret. In marked documents each
+    prediction is still made before its own token is seen, but which predictions follow can depend on how earlier ones
+    scored, since a marked token leads to the next context. So show unmarked documents where the figure has to stand.
 
     Raises:
         ValueError: a document and its predictions differ in length.

@@ -6,9 +6,11 @@ uses the same words to choose tokens is in :mod:`privguard.watermark.text.choose
 
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 from typing import ClassVar, TypeAlias, final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from privguard import _check
 from privguard.watermark.null import BinomialCount, ExponentialSum, WeightedBits
@@ -127,13 +129,19 @@ class Tournament:
         return words_of(contexts, tokens, block_bytes=block_bytes)
 
     def scores(self, words: Words) -> Floats:
-        """Weighted sum of each word's bits, read through four tables of 256 entries."""
-        octets = np.ascontiguousarray(words).view(np.uint8).reshape(-1, 4)
-        padded = np.zeros(_WORD_BITS)
-        padded[: self.depth] = self.weights
-        bits = np.unpackbits(np.arange(_LEVELS, dtype=np.uint8)[:, None], axis=1, bitorder="little")
-        tables = [bits @ padded[8 * i : 8 * i + 8] for i in range(4)]
-        return sum((table[octets[:, i]] for i, table in enumerate(tables)), start=np.zeros(len(octets)))
+        """Weighted sum of each word's bits, read through two tables of 2¹⁶ entries that fit the second-level cache."""
+        low, high = _bit_sums(self.weights)
+        return (low.take(words & np.uint32(0xFFFF)) + high.take(words >> np.uint32(16))).astype(np.float64)
+
+
+@lru_cache(maxsize=8)
+def _bit_sums(weights: tuple[int, ...]) -> tuple[NDArray[np.int16], NDArray[np.int16]]:
+    """Weighted sums of the bits of every 16-bit number, read as the low half of a word and as its high half."""
+    padded = np.zeros(_WORD_BITS, np.int16)
+    padded[: len(weights)] = weights
+    octets = np.arange(1 << 16, dtype="<u2").view(np.uint8).reshape(-1, 2)
+    bits = np.unpackbits(octets, axis=1, bitorder="little").astype(np.int16)
+    return bits @ padded[:16], bits @ padded[16:]
 
 
 @final

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
 
+import numpy as np
+
 from privguard import _check
 from privguard.records import Verdict
 from privguard.watermark.secret import Secret
@@ -41,18 +43,15 @@ def trace(profile: Profile, secret: Secret, documents: Documents, *, users: Sequ
     """
     _check.require(len(users) > 0 and len(set(users)) == len(users), "users", len(users), wanted="distinct names")
     ngrams = unique_ngrams(documents.without(profile.special_ids), width=profile.context_width)
-    best: list[tuple[float, int, Verdict | None]] = [(1.0, 0, None)] * len(documents)
-    second = [0.0] * len(documents)
-    for number, user in enumerate(users):
-        found = Detector(profile, secret, user=user).judge(ngrams)
-        for row, log10_p in enumerate(found.log10_p.tolist()):
-            if log10_p < best[row][0]:
-                second[row] = min(0.0, best[row][0])
-                best[row] = (log10_p, number, found.verdict(row, tests=len(users)))
-            else:
-                second[row] = min(second[row], log10_p)
+    best = Detector(profile, secret, user=users[0]).judge(ngrams)
+    lookup, number = Detector(profile, secret).lookup(ngrams), np.zeros(len(documents), np.int64)
+    second = np.zeros(len(documents))
+    for place, user in enumerate(users[1:], 1):
+        found = Detector(profile, secret, user=user).judge(ngrams, lookup=lookup)
+        better = found.log10_p < best.log10_p
+        second = np.minimum(second, np.where(better, best.log10_p, found.log10_p))
+        best, number = found.where(better, best), np.where(better, place, number)
     return [
-        Trace(users[number], verdict, runner_up)
-        for (_, number, verdict), runner_up in zip(best, second, strict=True)
-        if verdict is not None
+        Trace(users[int(number[row])], best.verdict(row, tests=len(users)), float(second[row]))
+        for row in range(len(documents))
     ]

@@ -45,8 +45,6 @@ def find_windows(detector: Detector, document: Documents, *, log10_level: float 
     scores = sums[:, starts + lengths] - sums[:, starts]
     best = scores.argmax(0)
     top = np.maximum(scores[best, np.arange(len(starts))], 0.0)
-    if not profile.scheme.null.sentence.startswith("score ~ Gamma"):
-        top = np.rint(top)
     log10_p = statistic.bonferroni(profile.scheme.null.log10_tail(top, lengths), len(starts) * profile.subkeys)
     out: list[Window] = []
     for i in np.argsort(log10_p, kind="stable"):

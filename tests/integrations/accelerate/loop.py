@@ -1,6 +1,6 @@
 """An accelerate loop, private; also a script for several processes.
 
-python loop.py RUN OUT STEPS NOISE RATE [resume STATE] [die RANK STEP]
+python loop.py RUN OUT STEPS NOISE RATE [cut] [resume STATE] [stop STEP] [die RANK STEP]
 """
 
 import os
@@ -11,6 +11,8 @@ from pathlib import Path
 
 import torch
 from accelerate import InitProcessGroupKwargs
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -45,13 +47,38 @@ def plan(**changes):
     return Plan(**{**facts, **changes})
 
 
-def start(folder, key, *, seed=1, net=None, lr=0.5, batch_size=7, **changes):
+def cut(net):
+    """Cut every parameter over the ranks, the layers one by one and the rest with the whole, as one does for FSDP2."""
+    for layer in [layer for layer in net if list(layer.parameters())][1:]:
+        fully_shard(layer)
+    return fully_shard(net)
+
+
+def start(
+    folder,
+    key,
+    *,
+    seed=1,
+    net=None,
+    lr=0.5,
+    momentum=0.0,
+    batch_size=7,
+    prepare=lambda net: net,
+    losses=None,
+    **changes,
+):
     several = [InitProcessGroupKwargs(backend="gloo", timeout=timedelta(seconds=20))] if "RANK" in os.environ else []
     accelerator = PrivateAccelerator(
-        plan=plan(**changes), run=folder, seal_to=[key], insecure_seed=seed, cpu=True, kwargs_handlers=several
+        plan=plan(**changes),
+        run=folder,
+        seal_to=[key],
+        insecure_seed=seed,
+        losses=losses,
+        cpu=True,
+        kwargs_handlers=several,
     )
-    net = net or network()
-    optimizer = torch.optim.SGD(net.parameters(), lr=lr)
+    net = prepare(net or network())
+    optimizer = torch.optim.SGD(net.parameters(), lr=lr, momentum=momentum)
     schedule = torch.optim.lr_scheduler.StepLR(optimizer, step_size=1, gamma=0.9)
     loader = DataLoader(data(), batch_size=batch_size, shuffle=True)
     return accelerator, *accelerator.prepare(net, optimizer, loader, schedule)
@@ -75,7 +102,8 @@ def go(accelerator, net, optimizer, loader, schedule, *, stop=None, every=lambda
 
 
 def weights(net):
-    return torch.cat([p.detach().flatten() for p in net.parameters()])
+    values = [p.detach() for p in net.parameters()]
+    return torch.cat([(p.full_tensor() if isinstance(p, DTensor) else p).flatten() for p in values])
 
 
 def main(folder, out, steps, noise, rate, *flags):
@@ -83,10 +111,11 @@ def main(folder, out, steps, noise, rate, *flags):
     key = Key.read(Path(out) / "key")
     rank = int(os.environ.get("RANK", "0"))
     width = 3000 if float(noise) else 8
-    parts = start(
-        Path(folder), key, net=network(width), lr=1.0 if float(noise) else 0.5, batch_size=3, steps=int(steps),
-        noise_multiplier=float(noise), sample_rate=float(rate),
-    )  # fmt: skip
+    settings = {"steps": int(steps), "noise_multiplier": float(noise), "sample_rate": float(rate), "batch_size": 3}
+    if "cut" in flags:
+        settings["prepare"] = cut
+    parts = start(Path(folder), key, net=network(width), lr=1.0 if float(noise) else 0.5, momentum=0.9, **settings)
+    assert "cut" not in flags or all(isinstance(p, DTensor) for p in parts[1].parameters())
     if "resume" in flags:
         parts[0].load_state(flags[flags.index("resume") + 1])
     before = weights(parts[1]).clone()
@@ -98,7 +127,9 @@ def main(folder, out, steps, noise, rate, *flags):
             if (rank, done) == (victim, step):
                 os.kill(os.getpid(), signal.SIGKILL)
 
-    go(*parts, every=every)
+    go(*parts, every=every, stop=int(flags[flags.index("stop") + 1]) if "stop" in flags else None)
+    if "stop" in flags:
+        parts[0].save_state(Path(out) / "state")
     torch.save({"moved": weights(parts[1]) - before, "after": weights(parts[1])}, Path(out) / f"rank{rank}.pt")
     parts[0].end_training()
 

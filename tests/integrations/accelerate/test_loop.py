@@ -1,5 +1,7 @@
 """An accelerate loop under ε: what a step is, what is refused, and how it goes on."""
 
+import json
+
 import pytest
 import torch
 from loop import data, go, network, plan, start, weights
@@ -9,8 +11,9 @@ from privguard._random import Stream
 from privguard.accounting.accountant import spent
 from privguard.accounting.ledger import Ledger
 from privguard.checkpoint.key import Key
-from privguard.errors import PrivacyError
+from privguard.errors import PrivacyError, SensitivityError
 from privguard.integrations.accelerate import PrivateAccelerator
+from privguard.records import Manifest
 from privguard.training.sample import Poisson
 
 KEY = Key.generate_symmetric()
@@ -65,6 +68,40 @@ def test_a_scalar_loss_is_refused(tmp_path):
     with pytest.raises(ValueError, match="reduction='none'"):
         for inputs, targets in loader:
             accelerator.backward(functional.cross_entropy(net(inputs), targets))
+
+
+class Coupled(torch.nn.Module):
+    """Divides by a statistic of the batch: one example changes every other's gradient."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = network()
+
+    def forward(self, x):
+        y = self.inner(x)
+        return y / (1 + y.detach().abs().sum())
+
+
+def test_a_model_in_which_examples_meet_is_refused_before_the_first_step(tmp_path):
+    with pytest.raises(SensitivityError, match="exchanging example"):
+        start(tmp_path, KEY, net=Coupled())
+    assert not (tmp_path / "run.json").exists()
+
+
+def test_a_loss_in_which_examples_meet_is_refused_where_it_is_shown(tmp_path):
+    net = network()
+
+    def losses(batch):
+        each = functional.cross_entropy(net(batch[0]), batch[1], reduction="none")
+        return each / (1 + each.detach().sum())
+
+    with pytest.raises(SensitivityError, match="exchanging example"):
+        start(tmp_path, KEY, net=net, losses=losses)
+
+
+def test_the_manifest_says_what_was_probed(tmp_path):
+    go(*start(tmp_path, KEY))
+    assert Manifest.from_json(json.loads((tmp_path / "run.json").read_text())).probe == "the model, with a made-up loss"
 
 
 def test_a_forgotten_step_is_refused(tmp_path):

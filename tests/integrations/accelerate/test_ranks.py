@@ -1,50 +1,29 @@
 """Several processes train as one: one sample, one sum, one noise, one ledger."""
 
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from loop import network, weights
+from processes import launch
 from scipy.stats import kstest, norm
 
 from privguard.accounting.ledger import Ledger
 from privguard.checkpoint.key import Key
 
-HERE = Path(__file__).parent
+SCRIPT = Path(__file__).parent / "loop.py"
 
 
-def launch(ranks, *arguments):
-    """The exit codes of that many processes of ``loop.py``, and what they said."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port = one.getsockname()[1]
-    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(ranks), "OMP_NUM_THREADS": "1"}
-    place["PYTHONPATH"] = str(HERE.parents[2])
-    alone = {"OMP_NUM_THREADS": "1", "PYTHONPATH": place["PYTHONPATH"]}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-W", "ignore", str(HERE / "loop.py"), *map(str, arguments)],
-            env={**os.environ, **place, "RANK": str(r), "LOCAL_RANK": str(r)} if ranks > 1 else {**os.environ, **alone},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for r in range(ranks)
-    ]
-    said = [process.communicate(timeout=200)[1] for process in processes]
-    return [process.returncode for process in processes], said
-
-
-def train(folder, ranks, *, steps=8, noise=0.0, rate=0.3):
-    out = folder / f"out{ranks}"
-    out.mkdir()
-    Key.generate().write(out / "key")
-    codes, said = launch(ranks, folder / f"run{ranks}", out, steps, noise, rate)
+def train(folder, ranks, *flags, steps=8, taken=None, noise=0.0, rate=0.3):
+    """Train on that many ranks in a folder of the ranks' own; the lead's first weights, and what they moved by."""
+    out, run = (folder / "-".join([kind, str(ranks), *flags[:1]]) for kind in ("out", "run"))
+    if not out.exists():
+        out.mkdir()
+        Key.generate().write(out / "key")
+    codes, said = launch(SCRIPT, ranks, run, out, steps, noise, rate, *flags)
     assert codes == [0] * ranks, said
-    assert Ledger.read(folder / f"run{ranks}" / "ledger.jsonl").position == steps
+    assert Ledger.read(run / "ledger.jsonl").position == (taken or steps)
     found = [torch.load(out / f"rank{r}.pt") for r in range(ranks)]
     assert all(torch.equal(one["after"], found[0]["after"]) for one in found)  # to the last bit on every rank
     return found[0]
@@ -52,18 +31,21 @@ def train(folder, ranks, *, steps=8, noise=0.0, rate=0.3):
 
 def test_two_and_four_ranks_are_one_process(tmp_path):
     alone, two, four = (train(tmp_path, ranks)["after"] for ranks in (1, 2, 4))
+    train(tmp_path, 2, "cut", "stop", 5, taken=5)  # FSDP2: every parameter, and its momentum, is cut in two
+    parts = train(tmp_path, 2, "cut", "resume", tmp_path / "out-2-cut" / "state")["after"]
     assert not torch.allclose(alone, weights(network()), atol=1e-2)
-    assert torch.allclose(two, alone, atol=1e-5)
-    assert torch.allclose(four, alone, atol=1e-5)
+    for several in (two, four, parts):
+        assert torch.allclose(several, alone, atol=1e-5)
 
 
 @pytest.mark.stat
-@pytest.mark.parametrize("ranks", [1, 2, 4])
+@pytest.mark.parametrize("ranks", [[1], [2], [4], [2, "cut"]], ids=str)
 def test_there_is_one_noise_of_the_stated_deviation(tmp_path, ranks):
     """30,003 coordinates of an empty step, KS against N(0, σC/B): false-alarm rate 1e-3, the seed is fixed."""
-    moved = train(tmp_path, ranks, steps=1, noise=2.0, rate=1e-9)["moved"].double().numpy()
+    moved = train(tmp_path, *ranks, steps=1, noise=2.0, rate=1e-9)["moved"].double().numpy()
     deviation = 2.0 * 0.5 / 18
     assert len(moved) == 30_003
+    assert len(np.unique(moved)) > 30_000 * 0.99  # no two parts have the same noise
     assert kstest(moved, norm(scale=deviation).cdf).pvalue > 1e-3
     for wrong in (deviation * 2**0.5, deviation / 2**0.5, deviation * 2):
         assert kstest(moved, norm(scale=wrong).cdf).pvalue < 1e-6
@@ -71,10 +53,10 @@ def test_there_is_one_noise_of_the_stated_deviation(tmp_path, ranks):
 
 def test_losing_a_rank_ends_the_run_and_leaves_a_state_to_go_on_from(tmp_path):
     Key.generate().write(tmp_path / "key")
-    codes, said = launch(2, tmp_path / "run", tmp_path, 8, 0.0, 0.3, "die", 1, 3)
+    codes, said = launch(SCRIPT, 2, tmp_path / "run", tmp_path, 8, 0.0, 0.3, "die", 1, 3)
     assert codes[1] == -9, said
     assert codes[0] not in {0, -9}
     assert Ledger.read(tmp_path / "run" / "ledger.jsonl").position >= 3
-    codes, said = launch(2, tmp_path / "run", tmp_path, 8, 0.0, 0.3, "resume", tmp_path / "state")
+    codes, said = launch(SCRIPT, 2, tmp_path / "run", tmp_path, 8, 0.0, 0.3, "resume", tmp_path / "state")
     assert codes == [0, 0], said
     assert Ledger.read(tmp_path / "run" / "ledger.jsonl").position == 8

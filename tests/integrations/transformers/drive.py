@@ -25,7 +25,7 @@ def make_plan(batch, **changes):
     return Plan(**{**facts, **changes})
 
 
-def arguments(folder, batch, **changes):
+def arguments(folder, batch, *, kind=hf.TrainingArguments, **changes):
     settings = {
         "output_dir": str(folder),
         "per_device_train_batch_size": 4,
@@ -39,14 +39,14 @@ def arguments(folder, batch, **changes):
         "report_to": "none",
         "dataloader_pin_memory": False,
     }
-    return hf.TrainingArguments(**{**settings, **changes})
+    return kind(**{**settings, **changes})
 
 
-def private_trainer(model, data, folder, *, plan=None, args=None, **more):
+def private_trainer(model, data, folder, *, kind=PrivateTrainer, plan=None, args=None, **more):
     plan = plan or make_plan(len(data))
     args = args or arguments(folder, int(plan.expected_batch_size))
     settings = {"seal_to": [KEY], "insecure_seed": 1, "data_collator": pad, **more}
-    return PrivateTrainer(model, args, train_dataset=data, plan=plan, **settings)
+    return kind(model, args, train_dataset=data, plan=plan, **settings)
 
 
 def per_example_reference(model, data, folder):

@@ -12,8 +12,10 @@ from zoo import ZOO, Rows, one_class, pad, sentences
 from privguard.accounting.accountant import spent
 from privguard.accounting.calibrate import Budget
 from privguard.accounting.ledger import Ledger
-from privguard.errors import PrivacyError, ResumeError, SensitivityError, TamperedError
-from privguard.integrations.transformers import PrivateTrainer
+from privguard.attest.statement import SigningKey
+from privguard.checkpoint import Trust
+from privguard.errors import PrivacyError, ResumeError, RollbackError, SensitivityError, TamperedError
+from privguard.integrations.transformers import PrivateSeq2SeqTrainer, PrivateTrainer
 
 STEPS = 6
 BERT, SENTENCES = ZOO["bert-sequence"]
@@ -34,7 +36,7 @@ def trainer(folder, *, plan=None, net=None, data=None, callbacks=None, **changes
     settings = {"learning_rate": 0.1, "logging_steps": 1, "lr_scheduler_type": "linear", **changes}
     given = {
         name: settings.pop(name)
-        for name in ("eval_dataset", "insecure_seed", "compute_metrics", "per_example_loss")
+        for name in ("eval_dataset", "insecure_seed", "compute_metrics", "per_example_loss", "trust")
         if name in settings
     }
     plan = plan or noisy_plan()
@@ -116,6 +118,16 @@ def test_going_back_to_an_older_checkpoint_spends_afresh_and_ends_within_the_bud
     result = again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     assert result.global_step == 3  # five steps were spent, one is left
     assert Ledger.read(tmp_path / "ledger.jsonl").position == STEPS
+
+
+def test_a_checkpoint_that_the_runs_signer_did_not_seal_is_refused(tmp_path):
+    theirs = Trust(signer=SigningKey.generate())
+    trainer(tmp_path, save_strategy="steps", save_steps=2, trust=theirs, callbacks=[StopAt(2)]).train()
+    with pytest.raises(TamperedError, match="is signed by"):
+        trainer(tmp_path).train(resume_from_checkpoint=True)
+    with pytest.raises(RollbackError, match="step 2"):
+        trainer(tmp_path, trust=Trust(signer=theirs.signer, min_step=3)).train(resume_from_checkpoint=True)
+    assert trainer(tmp_path, trust=theirs).train(resume_from_checkpoint=True).global_step == STEPS
 
 
 def test_a_second_run_in_the_same_folder_is_refused(tmp_path):
@@ -256,6 +268,33 @@ def test_evaluation_metrics_best_model_and_early_stopping(tmp_path):
     assert result.global_step == 4
     assert private.state.best_global_step == 2
     assert torch.equal(weights(private.model), kept[1])
+
+
+def test_sequence_to_sequence_evaluates_by_generating(tmp_path):
+    """``Seq2SeqTrainer``'s own: metrics and predictions over generated tokens, during and after training."""
+    make, data = ZOO["bart-seq2seq"]
+    args = arguments(
+        tmp_path, 12, kind=hf.Seq2SeqTrainingArguments, max_steps=2, predict_with_generate=True,
+        generation_max_length=5, eval_strategy="steps", eval_steps=1,
+    )  # fmt: skip
+
+    def metrics(prediction):
+        return {"token": float(prediction.predictions[:, 1].mean())}
+
+    others = Rows(data().rows[:4])
+    private = private_trainer(
+        make(), data(), tmp_path, kind=PrivateSeq2SeqTrainer, args=args, eval_dataset=others, compute_metrics=metrics,
+        plan=make_plan(12, steps=2, noise_multiplier=1.0, max_grad_norm=0.5), insecure_seed=None,
+    )  # fmt: skip
+    result = private.train()
+    assert result.global_step == 2
+    assert private.claim().events == 2
+    assert len([line for line in private.state.log_history if "eval_token" in line]) == 2
+    plain = hf.Seq2SeqTrainer(private.model, args, eval_dataset=others, data_collator=pad, compute_metrics=metrics)
+    assert private.evaluate()["eval_token"] == plain.evaluate()["eval_token"]
+    ours, theirs = (one.predict(others, max_length=25).predictions for one in (private, plain))
+    assert ours.shape == (4, 25)
+    assert (ours == theirs).all()
 
 
 def test_epochs_count_in_public_numbers(tmp_path):

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import parametrizations, rnn
+from transformers import MixtralConfig, MixtralForCausalLM
 
 from privguard.errors import SensitivityError, UnsupportedModelError
 from privguard.training.bookkeeping import BookKeeper
@@ -44,11 +45,15 @@ def test_a_module_that_mixes_examples_is_refused_by_name(module: nn.Module, word
     assert "forward" not in vars(model[0])
 
 
-def test_a_load_balancing_loss_is_refused() -> None:
-    model = small()
-    model.config = type("Config", (), {"output_router_logits": True})()
-    with pytest.raises(UnsupportedModelError, match="output_router_logits"):
-        keeper(model)
+@pytest.mark.parametrize("way", [BookKeeper, OneByOne])
+def test_a_load_balancing_loss_is_refused_however_deep_the_experts_are(way: type) -> None:
+    config = MixtralConfig(
+        vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=2, num_local_experts=2, output_router_logits=True,
+    )  # fmt: skip
+    wrapped = nn.ModuleDict({"backbone": MixtralForCausalLM(config), "head": nn.Linear(8, 2)})
+    with pytest.raises(UnsupportedModelError, match=r"module='backbone'.*output_router_logits"):
+        way(wrapped, max_grad_norm=1.0)
 
 
 def test_dropout_under_a_module_without_a_rule_is_refused_by_name() -> None:

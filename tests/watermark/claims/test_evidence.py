@@ -9,6 +9,7 @@ import pytest
 
 from privguard import _canon
 from privguard.attest import statement
+from privguard.attest.notary import LocalNotary
 from privguard.attest.statement import Envelope, SigningKey
 from privguard.errors import ProtocolInvalidError
 from privguard.records import Digest
@@ -44,8 +45,8 @@ def test_an_honest_claim_is_proven_and_says_everything(proof, tables):
     assert by_scheme["triggers"].matches == by_scheme["triggers"].trials == 30
     assert by_scheme["triggers"].log10_p == pytest.approx(-30, abs=1e-9)
     assert by_scheme["weights"].bound == "hoeffding"
-    assert report.log10_p == pytest.approx(min(v.log10_p for v in report.verdicts) + np.log10(2))
-    assert report.multiplicity == 2  # one commitment, one challenge
+    assert report.log10_p == pytest.approx(min(v.log10_p for v in report.verdicts) + np.log10(3))
+    assert report.multiplicity == 2  # the second entry of its owner: 2 · 1
     assert report.queries == 50
     assert report.decoy_rank == {"triggers": 1}
     assert any("planted" in note for note in by_scheme["triggers"].notes)
@@ -194,7 +195,51 @@ def test_every_challenge_raises_the_multiplicity(table, tables):
     for _ in range(3):
         plan = table.draw(tables.suspect, {"triggers": 10})
         counts.append(evidence.verify(table.prove(plan, suspect=perfect), trust=table.trust).multiplicity)
-    assert counts == [2, 3, 4]
+    assert counts == [2, 6, 12]  # k(k−1) for the owner's k-th entry
+
+
+def test_all_challenges_of_a_lifetime_err_together_with_the_stated_chance_at_most(table, tables):
+    # One report pays k(k−1); the sum of what all challenges may err by stays below the level, however many there are.
+    plan = table.draw(tables.suspect, {"triggers": 5})
+    first = evidence.verify(table.prove(plan, suspect=tables.perfect(table)), trust=table.trust).multiplicity
+    later = table.draw(tables.suspect, {"triggers": 5})
+    second = evidence.verify(table.prove(later, suspect=tables.perfect(table)), trust=table.trust).multiplicity
+    share = {2: 1 / first, 3: 1 / second} | {k: 1 / (k * (k - 1)) for k in range(4, 100_000)}
+    assert sum(share.values()) <= 1
+    assert sum(1 / k for k in share) > 10  # paying k for the k-th, as counting alone would
+
+
+def test_which_later_head_of_the_log_is_shown_makes_no_difference(table, tables):
+    plan = table.draw(tables.suspect, {"triggers": 5})
+    file = table.prove(plan, suspect=tables.perfect(table))
+    for _ in range(3):
+        later = table.notary.record(claim.Entry(identity="somebody", kind="commitment", digest="00", details={}))
+    again = edited(file, lambda p: p.update(log=later.to_json()), by=table.verifier)
+    owner = table.standing.manifest.owner.key_id
+    mine = table.notary.record(claim.Entry(identity=owner, kind="commitment", digest="11", details={}))
+    third = edited(file, lambda p: p.update(log=mine.to_json()), by=table.verifier)
+    reports = [evidence.verify(item, trust=table.trust) for item in (file, again, third)]
+    assert {report.multiplicity for report in reports} == {2}
+    assert {report.outcome for report in reports} == {reports[0].outcome}
+
+
+def test_every_beacon_that_a_reader_trusts_is_a_choice_that_the_owner_had(table, tables):
+    plan = table.draw(tables.suspect, {"triggers": 5})
+    file = table.prove(plan, suspect=tables.perfect(table))
+    other = LocalNotary.generate(bits=2048).beacon.beacon
+    both = replace(table.trust, beacons=(*table.trust.beacons, other))
+    one, two = (evidence.verify(file, trust=trust) for trust in (table.trust, both))
+    assert two.multiplicity == 2 * one.multiplicity
+
+
+def test_a_reader_makes_the_owner_pay_for_a_collection_that_was_searched(table, tables):
+    plan = table.draw(tables.suspect, {"triggers": 5})
+    file = table.prove(plan, suspect=tables.perfect(table))
+    one, many = (evidence.verify(file, trust=table.trust, candidates=n) for n in (1, 1000))
+    assert many.multiplicity == 1000 * one.multiplicity
+    assert many.log10_p_corrected == pytest.approx(min(0, one.log10_p + np.log10(2000)))
+    with pytest.raises(ValueError, match="candidates"):
+        evidence.verify(file, trust=table.trust, candidates=0)
 
 
 def test_the_owner_opens_only_what_is_asked(table, tables):
@@ -223,6 +268,38 @@ def test_a_suspect_with_other_names_for_its_labels_is_mapped_before_asking(table
     outside = replace(table.draw(tables.suspect, {"triggers": 20}), label_map=(0,))
     report = evidence.verify(table.prove(outside, suspect=lambda queries: [7] * len(queries)), trust=table.trust)
     assert report.verdicts[0].matches == 0
+
+
+def test_a_label_map_pays_for_all_maps_since_it_may_have_been_fitted(table, tables):
+    perfect = tables.perfect(table)
+    plan = table.draw(tables.suspect, {"triggers": 20})
+    straight = evidence.verify(table.prove(plan, suspect=perfect), trust=table.trust).verdicts[0]
+    mapped = replace(table.draw(tables.suspect, {"triggers": 20}), label_map=tuple(range(10)))
+    found = evidence.verify(table.prove(mapped, suspect=perfect), trust=table.trust).verdicts[0]
+    assert (straight.bound, found.bound) == ("exact", "bonferroni over label maps")
+    assert straight.log10_p == pytest.approx(-20, abs=1e-9)
+    assert found.log10_p == pytest.approx(-20 + 10, abs=1e-9)  # 10^10 maps
+    assert found.log10_e == pytest.approx(straight.log10_e - 10)
+
+
+@pytest.mark.stat
+def test_the_best_label_map_is_no_better_than_its_level(table):
+    # An innocent suspect of 10 labels, 40 triggers, the map fitted to labels known to the accuser. Level 10 %:
+    # Bin(200, ≤0.1) exceeds 42 with a chance below 1e-6; without paying, all 200 are rejected.
+    from privguard.watermark.challenge import ChallengePlan
+    from privguard.watermark.evidence import _for_map
+    from privguard.watermark.model import triggers
+
+    rng, paid, unpaid = np.random.default_rng(4), 0, 0
+    for _ in range(200):
+        said, labels = rng.integers(0, 10, 40), rng.integers(0, 10, 40)
+        fitted = [int(np.bincount(labels[said == c], minlength=1).argmax()) for c in range(10)]
+        verdict = triggers.verdict(np.array(fitted)[said].tolist(), labels.tolist(), classes=10)
+        plan = ChallengePlan(claim="", suspect=Digest(name="x", sha256="00"), asked={}, label_map=tuple(fitted))
+        unpaid += verdict.log10_p <= -1
+        paid += _for_map(verdict, plan).log10_p <= -1
+    assert unpaid > 190
+    assert paid <= 42
 
 
 def test_a_suspect_that_answers_too_little_is_refused(table, tables):

@@ -7,6 +7,8 @@ import pytest
 import safetensors.numpy
 from typer.testing import CliRunner
 
+from privguard.attest import journal
+from privguard.attest.statement import SigningKey
 from privguard.cli import app
 from privguard.errors import ProtocolInvalidError
 from privguard.watermark import theft
@@ -39,6 +41,24 @@ def folder(tmp_path_factory, digits):
     )
     safetensors.numpy.save_file(theft.tensors(digits.innocent), here / "innocent.safetensors")
     return here
+
+
+def test_embedding_is_recorded_or_does_not_happen(folder, monkeypatch):
+    SigningKey.generate().write(folder / "journal.pem")
+    monkeypatch.setenv("PRIVGUARD_JOURNAL", str(folder / "access.jsonl"))
+    monkeypatch.setenv("PRIVGUARD_JOURNAL_KEY", str(folder / "journal.pem"))
+    embed = ("embed", folder / "claim", "--weights", folder / "plain.safetensors", "--public", folder / "own.npz",
+             "--notary", folder / "notary.json", "--steps", 1, "--recipient", 2, "-o", folder / "again")  # fmt: skip
+    run(*embed)
+    done = [one for one in journal.read(folder / "access.jsonl") if one.result == "done"]
+    assert [one.action for one in done] == ["mark", "mark"]
+    assert [one.subject.split(",")[0] for one in done] == ["marked copy", "copy for recipient 2"]
+    assert all(one.sha256 in one.subject for one in done)
+    (folder / "again").unlink()
+    monkeypatch.setenv("PRIVGUARD_JOURNAL", str(folder))
+    with pytest.raises(OSError, match="directory"):
+        run(*embed)
+    assert not (folder / "again").exists()
 
 
 def challenge(folder, suspect, *more, code=0):

@@ -104,6 +104,20 @@ def test_masked_answers_are_noisy_or_filtered(digits, taught):
     )
 
 
+@pytest.mark.stat
+def test_a_temperature_draws_answers_by_their_probability(digits, taught):
+    """Matches are Σ of the labels' probabilities on average; 200 draws each, five deviations: once in two million."""
+    marked, asked, labels = taught
+    logits = torch.from_numpy(Suspect(marked).logits(asked))
+    for temperature in (1.0, 4.0):
+        chance = (logits / temperature).softmax(1)[torch.arange(len(labels)), torch.from_numpy(labels)].numpy()
+        front = theft.Masked(marked, temperature=temperature)
+        hits = sum(int(np.sum(np.array(front(asked)) == labels)) for _ in range(200))
+        deviation = np.sqrt(200 * (chance * (1 - chance)).sum())
+        assert abs(hits - 200 * chance.sum()) < 5 * deviation
+    assert theft.Masked(marked)(asked) == Suspect(marked)(asked)
+
+
 def test_pruning_and_quantising_do_what_they_say(digits):
     pruned = theft.prune(0.8, epochs=2)(digits.model, digits.means(digits.thief))
     for item in pruned.parameters():

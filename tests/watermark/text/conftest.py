@@ -44,21 +44,31 @@ def payload_profile(secret):
     return make_profile(secret, Payload(bits=12), subkeys=1)
 
 
-@pytest.fixture(scope="session")
-def model() -> GPT2LMHeadModel:
-    """Random weights, of a scale that gives about 4 nats per token; ids 0 is padding and end of text."""
-    generator = torch.Generator().manual_seed(0)
+def make_gpt2(*, vocabulary: int = VOCABULARY, width: int = 32, layers: int = 2) -> GPT2LMHeadModel:
     config = GPT2Config(
-        vocab_size=VOCABULARY,
+        vocab_size=vocabulary,
         n_positions=256,
-        n_embd=32,
-        n_layer=2,
+        n_embd=width,
+        n_layer=layers,
         n_head=2,
         bos_token_id=0,
         eos_token_id=0,
         pad_token_id=0,
     )
-    model = GPT2LMHeadModel(config).eval()
+    return GPT2LMHeadModel(config).eval()
+
+
+@pytest.fixture(scope="session")
+def tiny_gpt2():
+    """``tiny_gpt2(vocabulary=…, width=…, layers=…)``: an untrained GPT-2 in which id 0 is padding and end of text."""
+    return make_gpt2
+
+
+@pytest.fixture(scope="session")
+def model() -> GPT2LMHeadModel:
+    """Random weights, of a scale that gives about 4 nats per token; id 0 is never written."""
+    generator = torch.Generator().manual_seed(0)
+    model = make_gpt2()
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() > 1:

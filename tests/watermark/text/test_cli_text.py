@@ -4,9 +4,11 @@ import json
 
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
+from privguard.attest import journal
+from privguard.attest.statement import SigningKey
 from privguard.cli import app
 from privguard.errors import ProfileMismatchError, TamperedError
 
@@ -15,7 +17,7 @@ WORDS = TEXT.split()
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory):
+def home(tmp_path_factory, tiny_gpt2):
     """A folder with model, tokenizer, prompts, and everything that setup makes."""
     folder = tmp_path_factory.mktemp("cli")
     bpe = Tokenizer(models.WordLevel({w: i for i, w in enumerate(["<end>", "<unk>", *WORDS])}, unk_token="<unk>"))
@@ -23,10 +25,7 @@ def home(tmp_path_factory):
     fast = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<end>", unk_token="<unk>", pad_token="<end>")
     fast.save_pretrained(folder / "model")
     size = len(WORDS) + 2
-    config = GPT2Config(
-        vocab_size=size, n_positions=256, n_embd=16, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=0, pad_token_id=0
-    )
-    model = GPT2LMHeadModel(config)
+    model = tiny_gpt2(vocabulary=size, width=16, layers=1)
     model.generation_config.suppress_tokens = [0, 1]
     model.save_pretrained(folder / "model")
     (folder / "prompts.jsonl").write_text("".join(json.dumps({"prompt": p}) + "\n" for p in ("he was the", "it is")))
@@ -63,6 +62,21 @@ def run(folder, command, *arguments, trust=True, code=0, stdin=None):
     if code is not None:
         assert result.exit_code == code, result.output + str(result.exception)
     return result
+
+
+def test_writing_is_recorded_or_does_not_happen(home, monkeypatch):
+    SigningKey.generate().write(home / "journal.pem")
+    monkeypatch.setenv("PRIVGUARD_JOURNAL", str(home / "access.jsonl"))
+    monkeypatch.setenv("PRIVGUARD_JOURNAL_KEY", str(home / "journal.pem"))
+    write = ("write", home / "prompts.jsonl", "--model", home / "model", "--tokens", 3, "-o", home / "few.jsonl")
+    run(home, *write)
+    told = [(one.action, one.subject, one.result) for one in journal.read(home / "access.jsonl")]
+    subject = f"text, {home / 'few.jsonl'}"
+    assert told == [("mark", subject, "begun"), ("mark", subject, "done")]
+    (home / "few.jsonl").unlink()
+    monkeypatch.setenv("PRIVGUARD_JOURNAL", str(home))
+    assert isinstance(run(home, *write, code=None).exception, OSError)
+    assert not (home / "few.jsonl").exists()
 
 
 def test_what_is_written_is_detected_from_tokens_and_from_text(home):

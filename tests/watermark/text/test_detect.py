@@ -43,8 +43,10 @@ def test_unique_ngrams_equal_a_dictionary_of_tuples(documents, width, data):
     assert (np.diff(found.place) > 0).all()
 
 
-def test_colliding_fingerprints_cost_time_and_never_a_count(monkeypatch):
-    documents = Documents.of_lists([np.random.default_rng(0).integers(0, 6, 400)])
+@pytest.mark.parametrize("lengths", [[400], [90] * 5, [300, 2, 0, 40]], ids=str)
+def test_colliding_fingerprints_cost_time_and_never_a_count(monkeypatch, lengths):
+    rng = np.random.default_rng(0)
+    documents = Documents.of_lists([rng.integers(0, 6, length) for length in lengths])
     honest = unique_ngrams(documents, width=2)
     for liar in (lambda c: np.zeros(len(c[0]), np.uint64), lambda c: (c[1] % 3).astype(np.uint64) << np.uint64(60)):
         monkeypatch.setattr(ngrams, "_fingerprint", liar)

@@ -1,0 +1,177 @@
+"""What the ``mark`` commands read: models, keys, notaries, commitments; whatever has to be made is made and said."""
+
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from privguard.cli._output import stderr
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import nn
+
+    from privguard.attest.notary import LocalNotary
+    from privguard.attest.statement import SigningKey
+    from privguard.watermark.claim import Standing, Trust
+    from privguard.watermark.leaf import Tree
+    from privguard.watermark.model.classifier import Public, Suspect
+    from privguard.watermark.offline import Table
+
+
+def signing_key(path: Path) -> "SigningKey":
+    """The signing key in a file, made there with its public half beside it when there is none."""
+    from privguard.attest.statement import SigningKey
+
+    if path.exists():
+        return SigningKey.read(path)
+    made = SigningKey.generate()
+    made.write(path)
+    made.identity.write(path.with_suffix(".pub"))
+    stderr().print(f"Made {path} and its public half {path.with_suffix('.pub')}.")
+    return made
+
+
+def local_notary(path: Path) -> "LocalNotary":
+    """The local notary in a file, made there when there is none."""
+    from privguard.attest.notary import LocalNotary
+
+    if path.exists():
+        return LocalNotary.read(path)
+    made = LocalNotary.generate()
+    made.write(path)
+    stderr().print(f"Made a local notary, {path}: it proves nothing against whoever holds that file.")
+    return made
+
+
+def table(claim: Path, notary: Path, verifier: Path) -> "Table":
+    """Owner, verifier and local notary at one table."""
+    from privguard.watermark.claim import Commitment
+    from privguard.watermark.offline import Table
+    from privguard.watermark.secret import Secret
+
+    return Table(
+        commitment=Commitment.read(claim / "commitment.json"),
+        secret=Secret.read(claim / "secret"),
+        notary=local_notary(notary),
+        verifier=signing_key(verifier),
+    )
+
+
+def trusted(path: Path | None, notary: Path | None) -> "Trust":
+    """Whom to believe: a trust file, else the local notary alone."""
+    from privguard.watermark import offline
+    from privguard.watermark.claim import Trust
+
+    if path is None and notary is None:
+        raise ValueError("--trust, --notary: expected one of them, so that the claim's order can be checked")
+    return Trust.read(path) if path is not None else offline.trust(local_notary(notary)) if notary else Trust()
+
+
+def standing(claim: Path, trust: "Trust") -> "Standing":
+    """The claim's commitment, checked."""
+    from privguard.watermark import claim as claims
+
+    return claims.check(claims.Commitment.read(claim / "commitment.json"), trust=trust)
+
+
+def leaves(claim: Path) -> "Tree":
+    """The owner's leaves of a claim."""
+    from privguard.watermark import claim as claims
+    from privguard.watermark.leaf import Tree
+    from privguard.watermark.secret import Secret
+
+    manifest = claims.read_manifest(claims.Commitment.read(claim / "commitment.json"))
+    return Tree.derive(Secret.read(claim / "secret"), manifest.sizes)
+
+
+def require_committed(standing: "Standing", state: "dict[str, NDArray[Any]]") -> None:
+    """Refuse a model that is not the one committed to."""
+    from privguard.errors import ProtocolInvalidError
+    from privguard.watermark import offline
+
+    found = offline.tensors_digest("", state).sha256
+    if found != standing.manifest.model.sha256:
+        raise ProtocolInvalidError("weights: not the unmarked model that was committed to; use that very file")
+
+
+def tensors(path: Path) -> "dict[str, NDArray[Any]]":
+    """The tensors of a safetensors file as float32."""
+    import numpy as np
+    import safetensors.numpy
+
+    return {name: value.astype(np.float32) for name, value in safetensors.numpy.load_file(path).items()}
+
+
+def aligned(suspect: "dict[str, NDArray[Any]]", ours: "dict[str, NDArray[Any]]") -> "dict[str, NDArray[Any]]":
+    """The suspect in the order and scale of our unmarked copy."""
+    from privguard.watermark.model import align
+
+    return align.align(suspect, unmarked=ours, layers=align.chain({name: value.shape for name, value in ours.items()}))
+
+
+def network(spec: str, state: "dict[str, NDArray[Any]]") -> "nn.Module":
+    """The network ``package.module:function`` (else a chain of linear layers) with these tensors."""
+    import torch
+    from torch import nn
+
+    if spec:
+        module, _, name = spec.partition(":")
+        model: nn.Module = getattr(import_module(module), name)()
+    else:
+        model = _chain(state)
+    model.load_state_dict({name: torch.from_numpy(value) for name, value in state.items()})
+    return model
+
+
+def _chain(state: "dict[str, NDArray[Any]]") -> "nn.Module":
+    """The nn.Sequential of Linear and ReLU whose ``state_dict`` has these names."""
+    from collections import OrderedDict
+
+    from torch import nn
+
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    matrices = {name: value for name, value in state.items() if name.endswith(".weight") and value.ndim == 2}  # noqa: PLR2004
+    for name, value in matrices.items():
+        if layers:
+            layers[f"relu before {name.removesuffix('.weight')}"] = nn.ReLU()
+        place = name.removesuffix(".weight")
+        layers[place] = nn.Linear(value.shape[1], value.shape[0], bias=f"{place}.bias" in state)
+    if not layers:
+        raise ValueError("weights: expected a chain of linear layers; name the network with --network")
+    return nn.Sequential(layers)
+
+
+def untrained_twin(model: "nn.Module") -> "nn.Module":
+    """The same network with fresh random weights."""
+    import copy
+
+    import torch
+
+    twin, generator = copy.deepcopy(model), torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for item in twin.parameters():
+            spread = item[0].numel() ** -0.5 if item.dim() > 1 else 0.0
+            item.copy_(spread * (2 * torch.rand(item.shape, generator=generator) - 1))
+    return twin
+
+
+def answerer(model: "nn.Module") -> "Suspect":
+    """The model as a black box."""
+    from privguard.watermark.model.classifier import Suspect
+
+    return Suspect(model)
+
+
+def public(path: Path) -> "Public":
+    """The ``inputs`` and ``labels`` of an npz file."""
+    import numpy as np
+    import torch
+
+    from privguard.watermark.model.classifier import Public
+
+    found = np.load(path)
+    return Public(
+        inputs=torch.from_numpy(found["inputs"].astype(np.float32)),
+        labels=torch.from_numpy(found["labels"].astype(np.int64)),
+        generator=torch.Generator().manual_seed(0),
+    )

@@ -1,0 +1,122 @@
+"""The rows of the report's tables: what another accountant needs to price the run again, and what its ε rests on."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from privguard.records import Claim, Outcome, Relation, Unit
+from privguard.report.record import Report
+from privguard.report.statement import downward, percent, upward
+
+Rows = list[tuple[str, str]]
+"""(name, value) pairs, both meant for people."""
+
+_RELATIONS = {Relation.ADD_OR_REMOVE_ONE: "adding or removing one", Relation.REPLACE_ONE: "replacing one by another"}
+_PROTECTED = {Unit.EXAMPLE: "a single training example", Unit.USER: "a person's whole contribution"}
+_SHOWN_RATES = (1e-4, 1e-3, 1e-2, 1e-1)
+
+
+def guarantee(report: Report) -> Rows:
+    """What is promised, for whom, and how the figure was computed."""
+    plan, claim = report.manifest.plan, report.claim
+    rows = [
+        ("Unit of privacy", f"one {plan['unit']}"),
+        ("Neighbouring relation", plan["relation"]),
+        (
+            "Steps spent",
+            f"{report.reserved:,} of {plan['steps']:,} planned "
+            + ("(all took effect)" if report.settled else "(reserved before a crash; some may not have taken effect)"),
+        ),
+    ]
+    return rows if claim is None else [*rows, *_accounting(claim)]
+
+
+def mechanism(report: Report) -> Rows:
+    """How the training was done: the algorithm and its implementation."""
+    manifest, plan = report.manifest, report.manifest.plan
+    return [
+        ("Sampler", f"Poisson: every record enters every step independently with rate {plan['sample_rate']:.6g}"),
+        ("Noise multiplier σ", f"{plan['noise_multiplier']:.6g} (standard deviation over the clipping norm)"),
+        ("Clipping norm C", f"{plan['max_grad_norm']:g} (L2, one bound for all parameters together)"),
+        ("Clipping", manifest.clipping),
+        ("Denominator", f"{plan['expected_batch_size']:g} (a constant of the plan, never the realised batch size)"),
+        ("Noise source", manifest.noise),
+        ("Precision", manifest.precision),
+        ("Software", ", ".join(f"{name} {version}" for name, version in manifest.software.items())),
+    ]
+
+
+def foundation(report: Report) -> Rows:
+    """What the guarantee stands on: the records, the model, the ledger, the keys."""
+    manifest = report.manifest
+    return [
+        ("Data", f"{report.data_name} (in the words of who made this report)" if report.data_name else "not named"),
+        ("Number of records", examples(manifest.data)),
+        ("Data commitment", manifest.data.get("commitment") or "none was made"),
+        ("Model", ", ".join(f"{key} {value}" for key, value in manifest.model.items())),
+        ("Ledger", f"{report.ledger_lines} lines, head {report.ledger_head}"),
+        ("Checkpoints sealed to", ", ".join(manifest.recipients)),
+    ]
+
+
+def whose(report: Report) -> str:
+    """Whose records were used, in one sentence."""
+    name = f"{report.data_name}, in the words of who made this report" if report.data_name else "not named here"
+    count = examples(report.manifest.data)
+    return f"{name}. Records: {count}. What is protected is {_PROTECTED[Unit(report.manifest.plan['unit'])]}."
+
+
+def protects(report: Report) -> str:
+    """Against whom the claim protects, in one sentence."""
+    if report.claim is None or not math.isfinite(report.claim.epsilon):
+        return "nothing. There is no guarantee."
+    return (
+        "anybody who sees what was published, whatever else they know, and tries to find out whether "
+        f"{_PROTECTED[report.claim.unit]} was used: their odds are bounded as above."
+    )
+
+
+def attacked(report: Report) -> str:
+    """What the audits found, in one sentence; that none contradicts the claim is never called a proof."""
+    if report.contradictions:
+        return "at least one audit contradicts the claim. Read what stands above it first."
+    if not report.findings:
+        return "no audit was run, so no attack has tried to contradict the claim."
+    best = max(report.findings, key=lambda finding: finding.epsilon_low)
+    able = sum(finding.outcome is Outcome.CONSISTENT for finding in report.findings)
+    return (
+        f"{len(report.findings)} audited figures, none above the claim. The highest shows ε ≥ "
+        f"{downward(best.epsilon_low)} ({best.method}). {able} of them could have refuted it; an audit never confirms."
+    )
+
+
+def sentences(report: Report) -> dict[str, str]:
+    """The three sentences above, by the names under which the templates know them."""
+    return {"whose": whose(report), "protects": protects(report), "attacked": attacked(report)}
+
+
+def figures(report: Report) -> list[tuple[str, str, str]]:
+    """(relation, δ, ε) for each figure that holds of the same history."""
+    return [(_RELATIONS[each.relation], f"{each.delta:g}", upward(each.epsilon)) for each in report.figures]
+
+
+def trade_off(report: Report) -> Rows:
+    """A few points of the trade-off curve: (false accusations, members found at most)."""
+    near = [min(report.trade_off, key=lambda pair: abs(pair[0] - rate)) for rate in _SHOWN_RATES if report.trade_off]
+    return [(f"{found:.4g}", percent(tpr)) for found, tpr in near]
+
+
+def examples(data: Mapping[str, Any]) -> str:
+    """How many records there were, where that is public."""
+    return "not public" if data.get("examples") is None else f"{data['examples']:,}, treated as public"
+
+
+def _accounting(claim: Claim) -> Rows:
+    return [
+        ("Accountant", f"{claim.accountant}, privacy-loss distribution, interval {claim.interval:g}"),
+        ("ε when one record is replaced", "not computed" if claim.replace_one is None else upward(claim.replace_one)),
+        (
+            "ε by Rényi accounting (cross-check)",
+            "not computed" if claim.cross_check is None else upward(claim.cross_check),
+        ),
+    ]
