@@ -8,8 +8,12 @@ demo
 demo --dry-run
 demo --config mine.toml --out runs/demo --json
 plan --epsilon 3 --delta 1e-5 --examples 60000 --batch-size 512 --epochs 20
-report runs/mnist
-report runs/mnist --html page.html --json
+report make runs/mnist
+report make runs/mnist --sign officer.pem --trust trust.json --data-name 'patients of 2026'
+report verify runs/mnist --signer officer.pem.pub
+report compare runs/mnist runs/mnist-2 --html compared.html
+report card runs/mnist --name mnist-private --license apache-2.0
+report schema
 key new team.key
 key new --signing officer.pem
 key recipient team.key -o team.pub
