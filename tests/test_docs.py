@@ -19,12 +19,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import typer.main
 
 from privguard import cli
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-SKIPPED = 2  # blocks that say why they do not run; a new one is a decision, made here
+SKIPPED = 3  # blocks that say why they do not run; a new one is a decision, made here
 LANGUAGES = {"python", "console", "sh", "diff", "json", "toml", "text", "mermaid"}
 BLOCK = re.compile(
     r"^(?P<indent> *)```(?P<info>[^\n`]*)\n(?P<body>.*?)^(?P=indent)```|^<!-- setup\n(?P<setup>.*?)^-->",
@@ -82,7 +83,8 @@ def run(block, names):
         console(block.body)
     elif block.language == "diff":
         new = [line[1:] for line in block.body.splitlines() if not line.startswith("-")]
-        ast.parse(textwrap.dedent("\n".join(new)).replace("…", ""))
+        whole = re.sub(r"^( *)…", r"\1...", textwrap.dedent("\n".join(new)), flags=re.MULTILINE)
+        ast.parse(whole.replace("…", ""))  # a body, or arguments, left out
     elif block.language in {"json", "toml"}:
         {"json": json.loads, "toml": tomllib.loads}[block.language](block.body)
     else:
@@ -158,6 +160,35 @@ def test_the_diffs_of_the_recipes_are_the_recipes():
 def bare(code):
     """Code without spaces, line ends, and the marks at changed lines."""
     return re.sub(r"\s+", "", re.sub(r"#\s*$", "", code, flags=re.MULTILINE))
+
+
+def test_the_page_of_commands_lists_all_of_them_as_their_help_does():
+    said = (ROOT / "docs" / "reference" / "commands.md").read_text()
+    listed = re.findall(r"^\| `privguard (.+?)` \| (.+) \|$", said, re.MULTILINE)
+    assert listed == [
+        (" ".join(path), one.help.splitlines()[0]) for path, one in leaves(typer.main.get_command(cli.app))
+    ]
+
+
+def leaves(command, path=()):
+    children = getattr(command, "commands", None)
+    if children is None:
+        return [(path, command)]
+    return [leaf for word, child in children.items() for leaf in leaves(child, (*path, word))]
+
+
+def test_the_comparison_holds_measured_figures_only():
+    parts = re.split(r"^Source: `(.+?)`$", (ROOT / "docs" / "comparison.md").read_text(), flags=re.MULTILINE)
+    for source, said in zip(parts[1::2], parts[2::2], strict=True):
+        table = re.search(r"(?:^\|.*\n)+", said, re.MULTILINE)[0].splitlines()[2:]
+        kept = (ROOT / source).read_text()
+        if source.endswith(".md"):
+            assert set(table) <= set(kept.splitlines()), source
+            continue
+        measured = [float(number) for number in re.findall(r"\d+\.\d+", kept)]
+        for figure in (cell.strip() for row in table for cell in row.split("|")[2:-1]):
+            digits = len(figure.partition(".")[2])
+            assert float(figure) in {round(number, digits) for number in measured}, f"{source}: {figure}"
 
 
 def test_links_between_pages_lead_somewhere():

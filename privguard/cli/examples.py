@@ -9,10 +9,10 @@ demo --dry-run
 demo --config mine.toml --out runs/demo --json
 plan --epsilon 3 --delta 1e-5 --examples 60000 --batch-size 512 --epochs 20
 report make runs/mnist
-report make runs/mnist --html page.html --sign officer.pem --data-name 'MNIST, training images'
+report make runs/mnist --sign officer.pem --trust trust.json --data-name 'patients of 2026'
 report verify runs/mnist --signer officer.pem.pub
-report compare runs/mnist runs/mnist-2 --html both.html
-report card runs/mnist --name mnist --license apache-2.0
+report compare runs/mnist runs/mnist-2 --html compared.html
+report card runs/mnist --name mnist-private --license apache-2.0
 report schema
 key new team.key
 key new --signing officer.pem
