@@ -129,8 +129,8 @@ def _auc_within(ranked: Sequence[tuple[FloatArray, BoolArray]]) -> Auc:
 def _features(records: Sequence[str] | ArrayLike, count: int, seed: int) -> Any:
     """Numbers per record (n, width), from the records alone: nothing here knows who is a member."""
     if count and isinstance(records[0], str):  # type: ignore[index]
-        counts = CountVectorizer(min_df=2, max_features=20_000).fit_transform(np.array(records, object))
-        return sparse.csr_matrix(counts, dtype=np.float64).log1p()  # a word said ten times tells little more than twice
+        counts: Any = CountVectorizer(min_df=2, max_features=20_000).fit_transform(np.array(records, object))
+        return counts.astype(np.float64).log1p()  # a word said ten times tells little more than said twice
     rows = np.asarray(records, np.float64).reshape(count, -1)
     if rows.shape[1] > COMPONENTS:
         rows = TruncatedSVD(COMPONENTS, random_state=seed).fit_transform(rows)

@@ -8,7 +8,7 @@ facts (the ledger knows every step) give 0 or 1.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import Any, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -186,8 +186,8 @@ def _binomial_spread(values: NDArray[np.int64], trials: int, rate: float) -> flo
         return len(values) * float(np.logaddexp.reduce(chances + t * squares)) - t * total
 
     ends = ((0.0, 1 / variance), (-50 / variance, 0.0))
-    least = min(float(optimize.minimize_scalar(exponent, bounds=end, method="bounded").fun) for end in ends)
-    return min(1.0, 2 * math.exp(least))
+    found: list[Any] = [optimize.minimize_scalar(exponent, bounds=end, method="bounded") for end in ends]
+    return min(1.0, 2 * math.exp(min(0.0, *(float(one.fun) for one in found))))
 
 
 def _per_step(trace: Trace, canaries: NDArray[np.bool_]) -> tuple[FloatArray, FloatArray]:

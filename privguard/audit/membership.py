@@ -133,7 +133,8 @@ def run(
     inputs, labels = _joined(members, non_members)
     mask = np.arange(len(labels)) < len(members)
     evidence = _evidence(model, inputs, labels, references)
-    chosen = [Loss(), *((LiRA(), tune_rmia(evidence)) if references is not None else ()), *attacks]
+    own = [Loss(), *((LiRA(), tune_rmia(evidence)) if references is not None else ())]
+    chosen = [*own, *attacks]
     statistics = {attack.name: attack.statistic(evidence)[keep] for attack in chosen}
     features = np.concatenate([inputs.flatten(1).numpy(), np.eye(int(labels.max()) + 1)[labels.numpy()]], 1)
     blind = blind_baseline(features[keep], mask[keep])
@@ -149,7 +150,7 @@ def run(
         access="logits" if references is None else "logits and reference models",
         target=target_digest(model),
         references=0 if references is None else len(references.states),
-        vulnerable=_most_exposed(statistics[chosen[-1 if not attacks else 0].name], mask[keep], keep),
+        vulnerable=_most_exposed(statistics[own[-1].name], mask[keep], keep),
         stability=_stability(evidence),
         notes=_notes(mask[keep], assignment),
     )

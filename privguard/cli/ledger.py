@@ -27,9 +27,13 @@ def show(
 ) -> None:
     """Show what was spent: events, ε under both relations, and the head that stands for it all."""
     from privguard.accounting.accountant import spent
+    from privguard.records import Relation, Unit
 
     history = _read(path)
-    claim = spent(history, delta=_delta(history) if delta is None else delta)
+    facts = _facts(history)
+    relation = Relation(facts.get("relation", Relation.ADD_OR_REMOVE_ONE))
+    unit = Unit(facts.get("unit", Unit.EXAMPLE))
+    claim = spent(history, delta=_delta(history) if delta is None else delta, relation=relation, unit=unit)
     events = [{"first": entry.first, "times": entry.times, "event": entry.event} for entry in history.entries]
     lines = [
         str(claim),
@@ -71,11 +75,16 @@ def _read(path: Path) -> "History":
 
 def _delta(history: "History") -> float:
     """The δ that the run was planned for."""
-    plan = history.facts.get("plan")
-    facts: dict[str, Any] = {**(plan if isinstance(plan, dict) else {}), **history.facts}
+    facts = _facts(history)
     if "delta" not in facts:
         raise ValueError("--delta: expected a number; this ledger does not state its δ")
     return float(facts["delta"])
+
+
+def _facts(history: "History") -> dict[str, Any]:
+    """What the ledger opens with; those of its plan stand one level lower."""
+    plan = history.facts.get("plan")
+    return {**(plan if isinstance(plan, dict) else {}), **history.facts}
 
 
 def _identity(history: "History") -> dict[str, Any]:

@@ -44,6 +44,16 @@ def test_a_ledger_is_shown_and_priced(run):
     assert "stopped cleanly" in text
 
 
+def test_a_ledger_is_priced_for_the_relation_and_unit_of_its_plan(tmp_path):
+    facts = {"run": "r", "plan": {"delta": 1e-5, "relation": "replace-one", "unit": "user"}}
+    with Ledger.create(tmp_path / "ledger.jsonl", facts) as ledger:
+        ledger.reserve(STEP, 10)
+        ledger.settle(10)
+    claim = json.loads(privguard("ledger", "show", tmp_path, "--json"))["claim"]
+    assert (claim["relation"], claim["unit"]) == ("replace-one", "user")
+    assert claim["epsilon"] == claim["replace_one"]
+
+
 def test_a_ledger_is_verified_against_a_kept_head(run):
     kept = json.loads(privguard("ledger", "verify", run, "--json"))
     head, size = kept["head"], kept["size"]

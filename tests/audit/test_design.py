@@ -134,6 +134,9 @@ def test_example_canaries_say_nothing_about_users():
             Claim(epsilon=8.0, delta=1e-5, relation=Relation.REPLACE_ONE), canaries=9, per_side=1, unit=Unit.EXAMPLE
         )
     assert Design.for_claim(users, canaries=100, per_side=10, unit=Unit.USER).claimed == 8.0
+    bounds = (Bound.GAUSSIAN_THRESHOLD,)
+    midway = Design.for_claim(users, canaries=100, per_side=10, unit=Unit.USER, bounds=bounds, threshold=2.5)
+    assert (midway.threshold, midway.unit) == (2.5, Unit.USER)
 
 
 def test_coins_are_fair_independent_of_their_number_and_fresh_each_time():
