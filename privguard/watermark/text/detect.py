@@ -28,6 +28,7 @@ MIXED = -1.3  # log10 of 5 %: below it, the other sub-keys together no longer lo
 NOTES = (
     "A small p-value says that the text was written under this key or copied from such text; it does not say by whom.",
     "A large p-value does not say that a person wrote it: low entropy, editing and paraphrase remove the mark.",
+    "It holds for a secret that is older than the text: one that was sought afterwards can be made to fit any text.",
 )
 
 

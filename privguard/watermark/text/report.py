@@ -20,6 +20,7 @@ NOT_PROVEN = (
     "Who wrote or sent this text: it only agrees with the key beyond chance, and copied marked text stays marked.",
     "That a person wrote a text in which no mark was found: paraphrase, editing and predictable text leave none.",
     "Whether the text is true, allowed or original.",
+    "Anything by itself, unless the secret is known to be older than the text: have the profile timestamped.",
     "Anything about one token: without a mark, half of them look strong. Only the sum counts.",
 )
 
