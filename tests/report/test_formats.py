@@ -129,14 +129,14 @@ def test_from_report_to_signature_to_verdict_by_command(call, folder, tmp_path):
     assert not (folder / "report.dsse.json").exists()  # a new report is not the one that was signed
 
 
-def test_schema_card_and_comparison_by_command(call, folder, tmp_path):
+def test_schema_card_and_comparison_by_command(call, report, folder, tmp_path):
     assert call("schema").stdout == text()
-    assert call("card", folder, "--name", "letters", "--data-name", "Letters").stdout.startswith(
-        "---\nmodel_name: letters"
+    assert json.loads(call("card", folder, "--name", "letters", "--json").stdout)["card"] == to_card(
+        report, name="letters"
     )
-    assert json.loads(call("card", folder, "--json").stdout)["card"] == call("card", folder).stdout
-    call(folder)
-    both = call("compare", folder, folder / "report.json", "--json", "--html", tmp_path / "both.html")
+    render.write(report, folder)
+    written, page = folder / "report.json", tmp_path / "both.html"
+    both = call("compare", folder, written, "--json", "--html", page)
     assert json.loads(both.stdout)["incomparable"] == []
-    assert (tmp_path / "both.html").read_text().startswith("<!doctype html>")
-    assert "may be compared" in call("compare", folder, folder).stdout
+    assert page.read_text().startswith("<!doctype html>")
+    assert "may be compared" in call("compare", written, written).stdout
