@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeAlias, final
 
@@ -13,12 +14,12 @@ from privguard.integrations.audited_step import audit_step
 from privguard.integrations.evidence import keep
 from privguard.records import Claim, Finding, Record
 from privguard.report import render
-from privguard.report.assemble import assemble
+from privguard.report.assemble import Sources, assemble
 from privguard.run import chapters
 from privguard.run.chapters import Stage, Theft
 from privguard.run.digits import Digits
 from privguard.run.settings import Settings
-from privguard.watermark import theft
+from privguard.watermark import evidence, theft
 
 Watch: TypeAlias = Callable[[str, float], None]
 
@@ -98,7 +99,8 @@ def demo(
     membership = chapters.attack_membership(stage, model)
     ordinary = stage.accuracy(chapters.train_ordinarily(stage))
     watch("report", 0.95)
-    render.write(assemble(folder), folder)
+    sources = Sources(data_name="scikit-learn's digits", judge=partial(evidence.verify, trust=table.trust))
+    render.write(assemble(folder, sources=sources), folder)
     told = Demonstration(
         folder=str(folder),
         page=str(folder / "report.html"),
