@@ -1,8 +1,9 @@
 """Every code block of the documentation runs, in order, page by page, in an empty folder.
 
-Python blocks of a page share one namespace; ``console`` blocks go through the command line, and what they show beneath
-a command has to come out of it (``…`` stands for anything). ``<!-- setup`` comments hold what a page takes for granted,
-such as a data set. A block that cannot run says ``skip="why"`` in its info string, and is counted here.
+Python blocks of a page share one namespace; ``console`` blocks go through the command line. What a page shows beneath a
+command, or after ``# →`` behind a ``print``, has to come out of it (``…`` stands for anything). ``<!-- setup`` comments
+hold what a page takes for granted, such as a data set. A block that cannot run says ``skip="why"`` in its info string,
+and is counted here.
 """
 
 import ast
@@ -77,7 +78,7 @@ def run(block, names):
         said = io.StringIO()
         with redirect_stdout(said):
             exec(code, names)  # the project's own page
-        for promised in re.findall(r"^print\(.*\)  # (.*)$", block.body, re.MULTILINE):
+        for promised in re.findall(r"^print\(.*\)  # → (.*)$", block.body, re.MULTILINE):
             assert like(promised).search(said.getvalue()), f"{said.getvalue()!r} does not say {promised!r}"
     elif block.language == "console":
         console(block.body)
@@ -132,7 +133,7 @@ def test_a_block_that_is_wrong_fails():
     page = ROOT / "README.md"
     for language, body in [
         ("python", "assert 1 == 2\n"),
-        ("python", "print(1)  # 2\n"),
+        ("python", "print(1)  # → 2\n"),
         ("console", "$ privguard plan\n"),
         ("console", "$ privguard --version\nprivguard 99\n"),
         ("diff", "-a\n+ b c\n"),

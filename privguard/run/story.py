@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeAlias, final
 
@@ -19,7 +20,6 @@ from privguard.run.chapters import Stage, Theft
 from privguard.run.digits import Digits
 from privguard.run.settings import Settings
 from privguard.watermark import evidence, theft
-from privguard.watermark.claim import Trust
 
 Watch: TypeAlias = Callable[[str, float], None]
 
@@ -99,7 +99,8 @@ def demo(
     membership = chapters.attack_membership(stage, model)
     ordinary = stage.accuracy(chapters.train_ordinarily(stage))
     watch("report", 0.95)
-    render.write(assemble(folder, sources=_sources(folder)), folder)
+    sources = Sources(data_name="scikit-learn's digits", judge=partial(evidence.verify, trust=table.trust))
+    render.write(assemble(folder, sources=sources), folder)
     told = Demonstration(
         folder=str(folder),
         page=str(folder / "report.html"),
@@ -116,14 +117,6 @@ def demo(
     (folder / _MARKER).write_text(json.dumps(told.to_json(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     watch("done", 1.0)
     return told
-
-
-def _sources(folder: Path) -> Sources:
-    """What the report cannot find by itself: whose data it was, and whom this demonstration's reader believes."""
-    trust = Trust.read(folder / "claim" / "trust.json")
-    return Sources(
-        data_name="scikit-learn's handwritten digits", judge=lambda bundle: evidence.verify(bundle, trust=trust)
-    )
 
 
 def _make_room(folder: Path) -> None:
