@@ -27,9 +27,10 @@ from privguard.accounting.calibrate import dp_sgd
 from privguard.accounting.events import Events
 from privguard.checkpoint.key import To, recipients
 from privguard.checkpoint.store import Snapshot, save
+from privguard.checkpoint.trust import Trust
 from privguard.errors import PrivacyError
 from privguard.integrations import beginning, manifest, sealed_state
-from privguard.integrations.setting import Stateful
+from privguard.integrations.setting import Stateful, as_list
 from privguard.records import Claim, Manifest
 from privguard.training.plan import Plan
 from privguard.training.refuse import refuse_mixing
@@ -84,6 +85,7 @@ def take_over(  # noqa: PLR0913 — Opacus' four objects, and what a person deci
     seal_to: To,
     steps: int | None = None,
     also: Mapping[str, Stateful] | None = None,
+    trust: Trust | None = None,
 ) -> TakenOver:
     """Make a private run of ours out of one of Opacus', between two of its steps.
 
@@ -100,8 +102,10 @@ def take_over(  # noqa: PLR0913 — Opacus' four objects, and what a person deci
         seal_to: who can open the state: recipients, keys, or paths of their files.
         steps: of the whole run, where it is to go on; those that were taken count.
         also: further state to keep, such as ``{"schedule": scheduler}``.
+        trust: who signs the state; by default the run's own signer, which comes from a key among ``seal_to``.
 
     Raises:
+        SealError: this user's own signing key can be read by others, or cannot be made.
         PrivacyError: nothing was trained, the count cannot be whole, the loader does not sample at the recorded rate,
             or the optimizer is of a kind whose steps the recorded history does not price.
         ResumeError: the folder holds a run already.
@@ -109,7 +113,8 @@ def take_over(  # noqa: PLR0913 — Opacus' four objects, and what a person deci
     """
     history = _history(engine, optimizer)
     _check_sampler(loader, history)
-    to, folder = recipients(seal_to), Path(run)
+    whom, folder = as_list(seal_to), Path(run)
+    to, signer = recipients(whom), (trust or Trust()).signing_key(whom)
     beginning.require_no_run(folder)
     bare = model._module if isinstance(model, GradSampleModule) else model  # noqa: SLF001 — what it wraps
     events: Events = [(dp_sgd(sample_rate=q, noise_multiplier=z), times) for z, q, times in history]
@@ -144,7 +149,7 @@ def take_over(  # noqa: PLR0913 — Opacus' four objects, and what a person deci
         )
     snapshot = folder / "checkpoints" / f"step-{taken:08d}.sealed"
     snapshot.parent.mkdir(exist_ok=True)
-    save(state, snapshot, to=to)
+    save(state, snapshot, to=to, signer=signer)
     claim = None if facts.insecure else replace(spent(events, delta=delta), unproven=facts.unproven)
     return TakenOver(plan=plan, claim=claim, folder=folder, snapshot=snapshot)
 
