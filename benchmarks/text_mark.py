@@ -6,11 +6,10 @@ memory; transformers' detector is timed on a few texts and scaled. Run: ``python
 What did not help: whole-batch torch operations for the Gumbel choice on the CPU (2.5 times slower than one row after
 the other in arrays that stay in the second-level cache); ``np.argpartition`` of whole rows for the top k (a threshold
 from every sixteenth logit leaves little to sort); bisecting the saddle point to full precision (any point is exact).
-Nor these: adding δ by ``np.add(..., where=green)`` or through a table of 256 entries instead of ``row += green * δ`` (ten
-and three times slower); making AES's input by XOR with a template (a copy and three columns are three times faster);
-chunks of rows in the lattice tail; running products in place of its complex exponential, which lose digits on long texts.
-``np.sort`` leaves its vector registers above 256 values: de-duplication sorts short
-documents as rows.
+Nor these: adding δ by ``np.add(..., where=green)`` or through a table of 256 entries instead of ``row += green * δ``
+(ten and three times slower); making AES's input by XOR with a template (a copy and three columns are three times
+faster); chunks of rows in the lattice tail; running products in place of its complex exponential, which lose digits on
+long texts. ``np.sort`` leaves its vector registers above 256 values: de-duplication sorts short documents as rows.
 """
 
 import json

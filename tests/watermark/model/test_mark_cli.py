@@ -76,6 +76,8 @@ def test_a_stolen_model_is_proven_and_an_innocent_one_is_not(folder):
     report = json.loads(run(*verify, "--suspect", folder / "stolen.safetensors", "--json"))
     assert report["outcome"] == "proven"
     assert report["verdicts"][1]["log10_p"] < -6
+    searched = json.loads(run(*verify, "--candidates", 1000, "--json"))
+    assert searched["multiplicity"] == 1000 * report["multiplicity"]
     assert "INVALID" in run(*verify, "--suspect", folder / "innocent.safetensors", code=3)
     (folder / "nobody.json").write_text('{"authorities": [], "beacons": [], "verifiers": [], "log": null}')
     assert "INVALID" in run("verify", folder / "stolen.evidence", "--trust", folder / "nobody.json", code=3)
