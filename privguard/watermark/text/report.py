@@ -51,9 +51,10 @@ class Report(Record):
                 "No mark was found at the chosen level: chance alone gives such agreement with probability "
                 f"{_odds(p)}. This is no evidence that a person wrote the text."
             )
-        if not self.accepted:
-            return "Many sub-keys agree a little with this text, as in a forgery or a mixture: no attribution is made."
-        return f"The mark was found: text without it agrees this well with the key with probability {_odds(p)}."
+        found = f"The mark was found: text without it agrees this well with the key with probability {_odds(p)}."
+        if self.accepted:
+            return found
+        return f"{found} But many sub-keys agree with this text, as in a forgery or a mixture: no attribution is made."
 
     def to_html(self) -> str:
         """One self-contained page."""

@@ -11,6 +11,7 @@ from privguard.attest import journal
 from privguard.attest.statement import SigningKey
 from privguard.cli import app
 from privguard.errors import ProfileMismatchError, TamperedError
+from privguard.watermark.text.detect import Detections
 
 TEXT = "the a of and to in is it that was he for on are with as his they be at one have this from had by hot but"
 WORDS = TEXT.split()
@@ -86,7 +87,14 @@ def test_what_is_written_is_detected_from_tokens_and_from_text(home):
     texts = "".join(json.dumps({"text": row["text"]}) + "\n" for row in rows)
     piped = run(home, "detect", "-", "--tokenizer", home / "model", "--json", stdin=texts)
     assert [row["found"] for row in json.loads(piped.stdout)] == [True, True]
-    assert "found" in run(home, "detect", home / "marked.jsonl").stdout
+    assert run(home, "detect", home / "marked.jsonl").stdout.startswith("found")
+
+
+def test_a_mark_that_many_subkeys_agree_with_is_found_but_not_attributed(home, monkeypatch):
+    monkeypatch.setattr(Detections, "accepted", lambda self, *, log10_level: self.log10_p > log10_level)
+    found = json.loads(run(home, "detect", home / "marked.jsonl", "--json").stdout)
+    assert [(row["found"], row["attributed"]) for row in found] == [(True, False)] * 2
+    assert "not attributed" in run(home, "detect", home / "marked.jsonl").stdout
 
 
 def test_plain_text_is_not_found_and_the_exit_code_says_so(home):
@@ -97,7 +105,8 @@ def test_plain_text_is_not_found_and_the_exit_code_says_so(home):
 def test_reports_and_drill_leave_files_for_people(home, tmp_path):
     run(home, "detect", home / "marked.jsonl", "--tokenizer", home / "model", "--report", tmp_path / "r")
     assert "The mark was found" in (tmp_path / "r" / "document-0.html").read_text()
-    assert json.loads((tmp_path / "r" / "document-1.json").read_text())["accepted"] is True
+    verdict = json.loads((tmp_path / "r" / "document-1.json").read_text())["verdict"]
+    assert verdict["log10_p"] < -20
     drilled = run(
         home,
         "drill",

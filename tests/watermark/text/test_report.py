@@ -22,7 +22,6 @@ def test_a_marked_text_is_reported_with_its_colours_and_doubts(marked):
     detector, ids = marked
     words = [f"<w{i}&> " for i in ids]
     made = report(detector, Documents.of_lists([ids]), words=words, tests=3)
-    assert made.accepted
     assert made.answer.startswith("The mark was found")
     assert [quantile is None for _, quantile in made.tokens[:6]] == [True] * 4 + [False] * 2
     scored = [q for _, q in made.tokens if q is not None]
