@@ -117,7 +117,7 @@ def unique_in_corpus(documents: Documents, *, width: int) -> Ngrams:
 def _unique(documents: Documents, width: int, *, owner: NDArray[np.int64]) -> Ngrams:
     document = documents.owner
     inside = np.zeros(len(document), np.bool_)
-    inside[width:] = document[width:] == document[: len(document) - width]
+    inside[width:] = document[width:] == document[: max(0, len(document) - width)]
     for back in range(width + 1):
         inside[width:] &= documents.usable[width - back : len(document) - back]
     place = np.flatnonzero(inside)
