@@ -1,21 +1,20 @@
 """Gaussian noise from AES-256-CTR: a clipped sum goes in, a noisy sum comes out.
 
 Box–Muller (1958) on words of a cipher stream: the radius takes 63 bits, so |z| reaches 9.4 and the cut tail has
-probability below 1e-20 per coordinate; the angle takes 32 bits. Each parameter of each ledger position has a stream of
-its own, so no noise is ever used twice, and two processes that share the key add the same noise, not two noises.
+probability below 1e-20 per coordinate; the angle takes 32 bits. Each ledger position has a stream of its own, of which
+the parameters take consecutive pieces, so no noise is ever used twice, and two processes that share the key add the
+same noise, not two noises.
 
 What this does not repair: samples are float32, so the attack on floating-point noise (Mironov 2012) is not ruled out by
 construction; the report lists it among the assumptions.
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, final
+from typing import final
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from privguard import _check
@@ -52,57 +51,67 @@ def add_noise(clipped: ClippedSum, *, multiplier: float, source: Stream, lead: b
     """
     deviation = _check.non_negative("multiplier", multiplier) * clipped.l2_bound
     if deviation > 0:
-        makers: dict[torch.device, _BoxMuller] = {}
-        for name, gradient in clipped.gradients.items():
-            if not (lead or shards.is_cut(gradient)):
-                continue
-            mine, begins = shards.part(gradient)
-            if mine.device not in makers:
-                makers[mine.device] = _BoxMuller(deviation, mine.device)
-            makers[mine.device].add_to(mine, source.child(name, *begins))
+        gaussians: dict[torch.device, _Gaussians] = {}
+        for cut in (False, True):
+            for name, gradient in clipped.gradients.items():
+                if shards.is_cut(gradient) is not cut or not (lead or cut):
+                    continue
+                mine, begins = shards.part(gradient)
+                if mine.device not in gaussians:
+                    gaussians[mine.device] = _Gaussians(deviation, mine.device, source.child(len(gaussians)))
+                if cut:
+                    gaussians[mine.device].begin(source.child(name, *begins))
+                gaussians[mine.device].add_to(mine)
     return NoisySum(clipped.gradients, deviation)
 
 
 @final
-class _BoxMuller:
-    """Adds Gaussians of one deviation on one device, a block of pairs at a time.
+class _Gaussians:
+    """An endless row of Gaussians of one deviation on one device, made in blocks.
 
-    All blocks of all tensors share these buffers: fresh memory for each would cost as much in page faults as the
-    sines. On the host NumPy computes the functions, in a third of torch's time; their last bits may differ.
+    The parameters take consecutive pieces of it, and all blocks share these buffers: a block of its own for each small
+    parameter, and fresh memory for each block, took as long as the sines. On the host NumPy computes the functions, in
+    a third of torch's time; their last bits may differ.
     """
 
-    def __init__(self, deviation: float, device: torch.device) -> None:
+    def __init__(self, deviation: float, device: torch.device, source: Stream) -> None:
         self._scale = -2.0 * deviation * deviation
         self._words = np.empty(_PAIRS + _PAIRS // 2, np.int64)  # one for each radius, half of one for an angle
         self._bits = torch.from_numpy(self._words)
         self._radius, self._angle, self._cosine = (torch.empty(_PAIRS, device=device) for _ in range(3))
+        self._ready = torch.empty(2 * _PAIRS, device=device)
+        self.begin(source)
 
-    def add_to(self, target: Tensor, source: Stream) -> None:
-        """Add one Gaussian to each coordinate of a float32 tensor."""
+    def begin(self, source: Stream) -> None:
+        """Go on with another stream, from its beginning."""
+        self._fill, self._used = source.reader(), len(self._ready)
+
+    def add_to(self, target: Tensor) -> None:
+        """Add the next Gaussian to each coordinate of a float32 tensor."""
         if not target.is_contiguous():  # for instance channels_last: noise in the order of the coordinates all the same
             noise = torch.zeros_like(target, memory_format=torch.contiguous_format)
-            self.add_to(noise, source)
+            self.add_to(noise)
             target.add_(noise)
             return
-        flat, fill = target.view(-1), source.reader()
-        pairs = max(1, min(_PAIRS, -(-flat.numel() // 2)))
-        for start in range(0, flat.numel(), 2 * pairs):
-            radius, cosine, sine = self._draw(pairs, fill)
-            first, second = flat[start : start + pairs], flat[start + pairs : start + 2 * pairs]
-            first.addcmul_(radius[: len(first)], cosine[: len(first)])
-            second.addcmul_(radius[: len(second)], sine[: len(second)])
+        flat, done = target.view(-1), 0
+        while done < flat.numel():
+            if self._used == len(self._ready):
+                self._draw()
+            count = min(len(self._ready) - self._used, flat.numel() - done)
+            flat[done : done + count].add_(self._ready[self._used : self._used + count])
+            done, self._used = done + count, self._used + count
 
-    def _draw(self, pairs: int, fill: Callable[[NDArray[Any]], None]) -> tuple[Tensor, Tensor, Tensor]:
-        """The next (radius, cosine, sine) of ``pairs`` pairs, good until the next call."""
-        count = pairs + -(-pairs // 2)
-        fill(self._words[:count])
-        radius, angle, cosine = self._radius[:pairs], self._angle[:pairs], self._cosine[:pairs]
-        bits = self._bits[:count].to(radius.device)
+    def _draw(self) -> None:
+        self._fill(self._words)
+        radius, angle, cosine = self._radius, self._angle, self._cosine
+        bits = self._bits.to(radius.device)
         # uniform in (0, 1]: (m + ½)/2⁶³ from 63 bits, in float32, whose exponent keeps the tail
-        radius.copy_(bits[:pairs].bitwise_and_(_LONGEST)).add_(0.5).mul_(2.0**-63)
-        angle.copy_(bits[pairs:].view(torch.int32)[:pairs]).mul_(math.pi * 2.0**-31)
+        radius.copy_(bits[:_PAIRS].bitwise_and_(_LONGEST)).add_(0.5).mul_(2.0**-63)
+        angle.copy_(bits[_PAIRS:].view(torch.int32)).mul_(math.pi * 2.0**-31)
         _apply("log", radius).mul_(self._scale)
-        return _apply("sqrt", radius), _apply("cos", angle, out=cosine), _apply("sin", angle)
+        torch.mul(_apply("sqrt", radius), _apply("cos", angle, out=cosine), out=self._ready[:_PAIRS])
+        torch.mul(radius, _apply("sin", angle), out=self._ready[_PAIRS:])
+        self._used = 0
 
 
 def _apply(function: str, x: Tensor, *, out: Tensor | None = None) -> Tensor:

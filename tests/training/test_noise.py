@@ -1,5 +1,6 @@
 """The noise: the stated deviation and no other, far tails, never the same twice."""
 
+import itertools
 import math
 
 import numpy as np
@@ -60,13 +61,19 @@ def test_two_steps_two_parameters_and_two_processes_never_share_noise():
     root = Stream.from_entropy("run").child("noise")
     other_process = Stream.from_entropy("run").child("noise")
     drawn = [
-        sample(8, source=root.child(0)),
-        sample(8, source=root.child(1)),
-        sample(8, source=root.child(0), name="bias"),
-        sample(8, source=other_process.child(0)),
+        add_noise(
+            ClippedSum({"weight": torch.zeros(8), "bias": torch.zeros(8), "large": torch.zeros(300_000)}, 1.0),
+            multiplier=1.0,
+            source=source,
+        )
+        for source in (root.child(0), root.child(1), other_process.child(0))
     ]
-    values = {value for noisy in drawn for tensor in noisy.gradients.values() for value in tensor.tolist()}
-    assert len(values) == 4 * 8
+    rows = [torch.cat([tensor.flatten() for tensor in noisy.gradients.values()]) for noisy in drawn]
+    assert len({value for row in rows for value in row[:16].tolist()}) == 3 * 16
+    for one, two in itertools.combinations(rows, 2):
+        assert abs(np.corrcoef(one, two)[0, 1]) < 5 / math.sqrt(len(one))
+    blocks = rows[0][: 2 * 131_072].view(2, -1)  # the buffers are used again, what was in them is not
+    assert (blocks[0] != blocks[1]).float().mean() > 0.999
 
 
 @pytest.mark.parametrize("shape", [(1,), (2,), (3, 5), (131_073,), (0, 4), ()])
