@@ -100,7 +100,7 @@ def assemble(folder: str | os.PathLike[str], *, sources: Sources | None = None) 
         access=None if sources.journal is None else evidence.access(sources.journal, checkpoints),
         not_covered=tuple(statement.not_covered(manifest)),
         assumptions=tuple(statement.assumptions(manifest)),
-        supports=supports.table(),
+        supports=supports.table(journal=sources.journal is not None),
     )
 
 

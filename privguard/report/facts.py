@@ -120,7 +120,7 @@ def statistic(verdict: Verdict) -> str:
 
 def examples(data: Mapping[str, Any]) -> str:
     """How many records there were, where that is public."""
-    return "not public" if data.get("examples") is None else f"{data['examples']:,}, treated as public"
+    return "not public" if data.get("examples") is None else f"{data['examples']:,} (treated as a public number)"
 
 
 def _accounting(claim: Claim) -> Rows:

@@ -114,16 +114,21 @@ def assumptions(manifest: Manifest) -> Iterator[str]:
     )
     yield "The operating system's entropy and AES-256 are sound."
     yield "The shapes and types of the records, such as image size or padded length, are public."
-    yield (
-        "Each loss depends on its own example only. Before the first step, a probe on made-up records looked for leaks "
-        f"between examples in: {manifest.probe}."
-    )
+    yield f"Each loss depends on its own example only. {_probe(manifest.probe)}"
     delta, examples = manifest.plan["delta"], manifest.data.get("examples")
     if examples and delta >= 1 / examples:
         yield (
             f"δ = {delta:g} is not below 1/{examples:,}: publishing one whole record at random would be within "
             "this δ. Choose a smaller one."
         )
+
+
+def _probe(probed: str) -> str:
+    """Whether anything looked for leaks between examples; a run says ``nothing: why`` where nothing could."""
+    missing, _, why = probed.partition("nothing: ")
+    if not missing and why:
+        return f"Nothing looked for leaks between examples before the first step: {why}."
+    return f"Before the first step a probe on made-up records found no leak between examples; it covered {probed}."
 
 
 def factor(epsilon: float) -> str:

@@ -23,6 +23,7 @@ class Support(Record):
     left: str
 
 
+_JOURNAL = "access journal"
 _RMF, _ISO, _GDPR, _ACT = "NIST AI RMF 1.0", "ISO/IEC 42001:2023", "GDPR", "EU AI Act"
 _ROWS = (
     (
@@ -92,7 +93,7 @@ _ROWS = (
         _GDPR,
         "Art. 32",
         "Security of processing, with regular testing",
-        "encryption of checkpoints, who opened them, audits",
+        "encryption of checkpoints, access journal, audits",
         "all other processing of the same data",
     ),
     (
@@ -127,9 +128,15 @@ _ROWS = (
 )  # fmt: skip — one duty to a row
 
 
-def table() -> tuple[Support, ...]:
-    """The rows, grouped by framework."""
+def table(*, journal: bool) -> tuple[Support, ...]:
+    """The rows, grouped by framework; ``journal`` is whether an access journal was at hand."""
     return tuple(
-        Support(framework=framework, clause=clause, subject=subject, evidence=evidence, left=left)
+        Support(
+            framework=framework,
+            clause=clause,
+            subject=subject,
+            evidence=evidence if journal else evidence.replace(_JOURNAL, f"{_JOURNAL} (none was at hand)"),
+            left=left,
+        )
         for framework, clause, subject, evidence, left in _ROWS
     )

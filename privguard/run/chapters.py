@@ -1,7 +1,7 @@
 """The chapters of the demonstration, each a few calls of the library: what a team would write for its own model."""
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeAlias, final
@@ -89,10 +89,15 @@ def train(
         ]
     )
     loader = DataLoader(with_canaries(images, coins), batch_size=4096, shuffle=True)
-    private = privatize(model, optimizer, loader, plan, run=folder, seal_to=[stage.key], quiet=True)
-    for taken, (inputs, labels, canaries, is_image) in enumerate(private.batches(), start=1):
-        logits, canary = private.model(inputs, canaries)
-        private.backward(functional.cross_entropy(logits, labels, reduction="none") * is_image + canary)
+
+    def losses(batch: Sequence[torch.Tensor]) -> torch.Tensor:
+        inputs, labels, canaries, is_image = batch
+        logits, canary = model(inputs, canaries)
+        return functional.cross_entropy(logits, labels, reduction="none") * is_image + canary
+
+    private = privatize(model, optimizer, loader, plan, run=folder, seal_to=[stage.key], losses=losses, quiet=True)
+    for taken, batch in enumerate(private.batches(), start=1):
+        private.backward(losses(batch))
         private.step()
         done(taken / plan.steps)
     moved = -model.canary.weight.detach()[0].double().numpy()

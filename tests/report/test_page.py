@@ -51,7 +51,7 @@ def test_a_person_sees_what_was_spent_on_whose_data_and_what_contradicts_it(brow
     seen = browser.run("document.body.innerText")
     for wanted in (
         f"ε = {statement.upward(full.claim.epsilon)} at δ = 0.001",
-        "Whose data: Letters of patients <b>, in the words of who made this report. Records: 100, treated as public.",
+        "Whose data: Letters of patients <b>, in the words of who made this report. Records: 100 (treated as",
         "What is protected is a single training example.",
         "tries to find out whether a single training example was used: their odds are bounded",
         "What it does not protect against: 6 things are listed below",

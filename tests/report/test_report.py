@@ -94,7 +94,13 @@ def test_the_page_needs_no_network_and_carries_what_it_must(report):
             "Accountant",
         ),
         *("replaced", "Ledger", "Data commitment", "Software", "What this does not cover", "What it rests on"),
-        *("Poisson", "100, treated as public", "<svg", 'aria-label="ε grows', "checkpoints/step-00000006.sealed"),
+        *(
+            "Poisson",
+            "100 (treated as a public number)",
+            "<svg",
+            'aria-label="ε grows',
+            "checkpoints/step-00000006.sealed",
+        ),
     ):
         assert wanted in page, wanted
 
@@ -236,7 +242,7 @@ def test_what_is_no_report_is_not_read(report, change):
 
 
 def test_the_table_of_duties_supports_and_never_says_that_anybody_complies(report):
-    rows = supports.table()
+    rows = supports.table(journal=True)
     assert {row.framework for row in rows} == {"NIST AI RMF 1.0", "ISO/IEC 42001:2023", "GDPR", "EU AI Act"}
     assert {"Art. 25", "Art. 32", "Art. 35"} <= {row.clause for row in rows}
     assert all(row.left for row in rows)
@@ -244,6 +250,23 @@ def test_the_table_of_duties_supports_and_never_says_that_anybody_complies(repor
         assert text.count("supports: ") == len(rows)
         assert "compliant" not in text
         assert text.count("complies") == 1  # in the sentence that no report can say so
+
+
+def test_no_row_rests_on_a_journal_that_was_not_at_hand():
+    resting = [row.evidence for row in supports.table(journal=False) if "journal" in row.evidence]
+    assert resting
+    assert all("access journal (none was at hand)" in evidence for evidence in resting)
+
+
+@pytest.mark.parametrize(
+    ("probed", "said"),
+    [
+        ("model and loss", "found no leak between examples; it covered model and loss."),
+        ("nothing: the loop is not known", "Nothing looked for leaks between examples before the first step: the loop"),
+    ],
+)
+def test_what_was_probed_cannot_be_read_as_its_opposite(report, probed, said):
+    assert said in " ".join(statement.assumptions(replace(report.manifest, probe=probed)))
 
 
 def test_a_seeded_run_is_reported_without_a_claim(tmp_path):
