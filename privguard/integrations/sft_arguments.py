@@ -29,8 +29,7 @@ REFUSED: dict[str, Refusal] = {
     "padding_free": (bool, "a whole batch becomes one row with one gradient, so no clip can tell its examples apart"),
     "loss_type": (
         lambda value: value != "nll",
-        "only the mean log-likelihood of an example's own labels is known here; for another loss pass "
-        "per_example_loss, a function of (outputs, batch) that returns one loss for each example, with loss_type='nll'",
+        "only an example's mean log-likelihood is known here; pass loss_type='nll' and your own as per_example_loss",
     ),
     "router_aux_loss_coef": (bool, "balancing the experts over a batch couples its examples; set it to 0.0"),
     "activation_offloading": (
@@ -39,8 +38,7 @@ REFUSED: dict[str, Refusal] = {
     ),
     "dataset_num_proc": (
         lambda value: value is not None and value > 1,
-        "what its processes print quotes private records and tells their lengths; tokenise beforehand, with "
-        "Dataset.map(num_proc=...)",
+        "what its processes print quotes records and tells their lengths; tokenise beforehand with Dataset.map",
     ),
 }
 """Fields that are refused when they are set to a value for which the first item is true, and why."""
