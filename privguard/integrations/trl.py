@@ -72,10 +72,17 @@ class PrivateSFTTrainer(PrivateTrainer, SFTTrainer):
                 "the examples; set it to 0.0"
             )
 
-    def _prepare_dataset(self, dataset: Any, *how: Any) -> Any:
-        *_, name = how
-        with _unseen() if name == "train" else contextlib.nullcontext():
-            return super()._prepare_dataset(dataset, *how)
+    def _prepare_dataset(  # noqa: PLR0913, PLR0917 — SFTTrainer's own signature
+        self,
+        dataset: Any,
+        processing_class: Any,
+        args: SFTConfig,
+        packing: bool,  # noqa: FBT001
+        formatting_func: Any,
+        dataset_name: str,
+    ) -> Any:
+        with _unseen() if dataset_name == "train" else contextlib.nullcontext():
+            return super()._prepare_dataset(dataset, processing_class, args, packing, formatting_func, dataset_name)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """:class:`PrivateTrainer`'s own; of SFTTrainer's metrics those of an evaluation, without the tokens so far."""
