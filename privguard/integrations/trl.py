@@ -72,7 +72,7 @@ class PrivateSFTTrainer(PrivateTrainer, SFTTrainer):
                 "the examples; set it to 0.0"
             )
 
-    def _prepare_dataset(  # noqa: PLR0913, PLR0917 — SFTTrainer's own signature
+    def _prepare_dataset(
         self,
         dataset: Any,
         processing_class: Any,
