@@ -5,7 +5,7 @@ nobody has thought about.
 """
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from transformers import TrainingArguments
@@ -127,10 +127,7 @@ def refuse(args: TrainingArguments) -> None:
     Raises:
         PrivacyError: it names the setting, its value and the reason.
     """
-    for name, (bad, reason) in REFUSED.items():
-        value = getattr(args, name)
-        if bad(value):
-            raise PrivacyError(f"{name}={value!r}: {reason}")
+    refuse_fields(args, REFUSED)
     optimizer = str(getattr(args.optim, "value", args.optim))
     if optimizer in _UNFIT_OPTIMIZERS:
         raise PrivacyError(
@@ -141,6 +138,14 @@ def refuse(args: TrainingArguments) -> None:
             f"n_gpu={args.n_gpu}: DataParallel splits the batch behind the sampler's back; start one process per GPU "
             "with torchrun or accelerate launch"
         )
+
+
+def refuse_fields(args: TrainingArguments, refused: Mapping[str, Refusal]) -> None:
+    """Raise PrivacyError for the first field of ``refused`` whose value in ``args`` is a bad one."""
+    for name, (bad, reason) in refused.items():
+        value = getattr(args, name)
+        if bad(value):
+            raise PrivacyError(f"{name}={value!r}: {reason}")
 
 
 def expected_batch(args: TrainingArguments) -> int:
@@ -183,20 +188,27 @@ def private(args: TrainingArguments, plan: Plan) -> TrainingArguments:
 
 
 def page() -> str:
-    """The page ``docs/training-arguments.md``, made from the tables above."""
+    """The page ``docs/training-arguments.md`` down to ``SFTConfig``, made from the tables above."""
     lines = [
         "# TrainingArguments in a private run",
         "",
         "Every field of `transformers.TrainingArguments` under `PrivateTrainer`. A field of a new transformers release",
         "that is not in this table fails a test of privguard.",
         "",
-        "| field | in a private run |",
-        "|---|---|",
-        *(f"| `{name}` | **mapped**: {text} |" for name, text in sorted(MAPPED.items())),
-        *(f"| `{name}` | **refused** when it is set: {text} |" for name, (_, text) in sorted(REFUSED.items())),
-        *(f"| `{name}` | honoured |" for name in sorted(HONOURED)),
+        *table(HONOURED, MAPPED, REFUSED),
     ]
     return "\n".join(lines) + "\n"
+
+
+def table(honoured: Iterable[str], mapped: Mapping[str, str], refused: Mapping[str, Refusal]) -> list[str]:
+    """The lines of a table of fields, in Markdown."""
+    return [
+        "| field | in a private run |",
+        "|---|---|",
+        *(f"| `{name}` | **mapped**: {text} |" for name, text in sorted(mapped.items())),
+        *(f"| `{name}` | **refused** when it is set: {text} |" for name, (_, text) in sorted(refused.items())),
+        *(f"| `{name}` | honoured |" for name in sorted(honoured)),
+    ]
 
 
 def refuse_scalar_loss(trainer: Mapping[str, Any]) -> None:

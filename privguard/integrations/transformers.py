@@ -235,8 +235,8 @@ class PrivateTrainer(Trainer):
             if not math.isnan(ratio := run.noise_to_signal):
                 shown["noise_to_signal"] = ratio
         super().log(shown)
-        if "epoch" in shown:
-            logs["epoch"] = shown["epoch"]  # as Trainer does with what it is given: ``evaluate`` returns it
+        # as Trainer does with what it is given: ``evaluate`` returns it
+        logs.update({name: value for name, value in shown.items() if name == "epoch" or name.startswith("eval_")})
 
     def compute_loss(
         self,

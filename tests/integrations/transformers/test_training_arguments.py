@@ -5,6 +5,7 @@ from pathlib import Path
 
 from transformers import TrainingArguments
 
+from privguard.integrations import sft_arguments, training_arguments
 from privguard.integrations.training_arguments import HONOURED, MAPPED, REFUSED
 
 DOCS = Path(__file__).parents[3] / "docs" / "training-arguments.md"
@@ -18,6 +19,4 @@ def test_every_field_is_honoured_mapped_or_refused_and_in_one_table_only():
 
 
 def test_the_docs_say_the_same():
-    from privguard.integrations.training_arguments import page
-
-    assert DOCS.read_text() == page()
+    assert DOCS.read_text() == training_arguments.page() + "\n" + sft_arguments.page()
