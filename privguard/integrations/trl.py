@@ -17,7 +17,8 @@ from typing import Any
 
 import datasets
 from torch import nn
-from trl import SFTConfig, SFTTrainer
+from trl.trainer.sft_config import SFTConfig
+from trl.trainer.sft_trainer import SFTTrainer
 
 from privguard.errors import PrivacyError
 from privguard.integrations import sft_arguments, training_arguments
