@@ -206,9 +206,7 @@ class EscapeAlarm:
         Raises:
             SensitivityError: a parameter was unfrozen, frozen, added or replaced since the clipper was attached.
         """
-        for parameter in self._model.parameters():
-            if parameter.requires_grad:
-                parameter.grad = None
+        self._drop()
         now = self._marks()
         if now != self._watched:
             raise SensitivityError(
@@ -217,9 +215,15 @@ class EscapeAlarm:
             )
 
     def close(self) -> None:
-        """Remove the hooks."""
+        """Remove the hooks and the last step's gradients, which whoever trains on would add to."""
         for handle in self._handles:
             handle.remove()
+        self._drop()
+
+    def _drop(self) -> None:
+        for parameter in self._model.parameters():
+            if parameter.requires_grad:
+                parameter.grad = None
 
     def _marks(self) -> set[object]:
         """The trainable parameters; by name where FSDP2 exchanges the objects from one forward to the next."""
