@@ -18,7 +18,8 @@ from privguard.watermark.text.report import report
 
 
 def tiny_model():
-    config = GPT2Config(vocab_size=512, n_embd=32, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=0, pad_token_id=0)
+    sizes = {"vocab_size": 512, "n_embd": 32, "n_layer": 2, "n_head": 2}
+    config = GPT2Config(**sizes, bos_token_id=0, eos_token_id=None, pad_token_id=0)  # random weights: no early end
     return GPT2LMHeadModel(config).eval(), torch.randint(1, 512, (4, 6))
 
 
