@@ -12,6 +12,7 @@ from collections.abc import Generator
 from pathlib import Path
 
 _SUFFIX = ".sealing"
+_STRETCH = 16 << 20
 
 
 @contextlib.contextmanager
@@ -73,6 +74,17 @@ def pwrite_all(descriptor: int, content: bytes | memoryview, offset: int) -> Non
     while view:
         written = os.pwrite(descriptor, view, offset)
         view, offset = view[written:], offset + written
+
+
+def begin_writeback(descriptor: int, start: int, stop: int) -> None:
+    """Let the disk begin on the bytes before ``stop`` once 16 MiB of them are written; it promises nothing.
+
+    Without it the disk idles until the sync at the end. Linux starts to write dirty pages when told that they are not
+    needed, and drops from memory only those that are on the disk already (mm/fadvise.c).
+    """
+    begin, end = start // _STRETCH * _STRETCH, stop // _STRETCH * _STRETCH
+    if end > begin and hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(descriptor, begin, end - begin, os.POSIX_FADV_DONTNEED)
 
 
 def sync_folder(folder: Path) -> None:

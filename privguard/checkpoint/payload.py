@@ -100,7 +100,9 @@ class Place:
 
     def write(self, content: bytes | memoryview, position: int) -> None:
         """Write ``content`` at ``position``."""
-        durable.pwrite_all(self.descriptor, content, self.offset + position)
+        start = self.offset + position
+        durable.pwrite_all(self.descriptor, content, start)
+        durable.begin_writeback(self.descriptor, start, start + len(content))
 
 
 def message_size(plain: int) -> int:

@@ -233,3 +233,13 @@ def test_a_head_of_another_version_says_so(sealed, key):
     head.write_bytes(content)
     with pytest.raises(SealError, match="version=2"):
         Sealed(sealed, key)
+
+
+def test_the_disk_is_told_of_every_stretch_once_while_it_is_written(tmp_path, key, monkeypatch):
+    told: list[tuple[int, int]] = []
+    monkeypatch.setattr(os, "posix_fadvise", lambda _, start, size, __: told.append((start, start + size)))
+    (tmp_path / "data").write_bytes(bytes(70 << 20))
+    seal(tmp_path / "data", tmp_path / "data.sealed", to=[key])
+    stretch = 16 << 20
+    whole = (tmp_path / "data.sealed").stat().st_size // stretch
+    assert sorted(told) == [(n * stretch, (n + 1) * stretch) for n in range(whole)]
