@@ -498,7 +498,7 @@ def bfloat16() -> Rows:
 # ------------------------------------------------------------------------------------------------
 
 
-def references(rounds: int = 5, epochs: int = 2) -> Rows:
+def references(rounds: int = 5, epochs: int = 20) -> Rows:
     """600-512-100 MLPs, 5,000 rows, batch 256: CPU s for 64 models × 20 epochs, by interleaved rounds of 8 models.
 
     The floor is the five products of each step alone, of the same shapes.

@@ -201,12 +201,13 @@ def _train_stack(
     generators = [torch.Generator().manual_seed(schedule.seed * 1_000_003 + first + k) for k in range(len(included))]
     momenta = [torch.zeros_like(parameter) for parameter in stack.parameters]
     steps = schedule.epochs * math.ceil(int(included.sum(1).max()) / schedule.batch_size)
-    step = 0
+    taken, step = inputs.new_empty(0), 0
     for _ in range(schedule.epochs):
         for chosen, weights in batches(included, schedule.batch_size, generators):
             chosen, weights = chosen.to(inputs.device), weights.to(inputs.device)  # noqa: PLW2901 — the same batch, moved
-            taken = inputs.index_select(0, chosen.view(-1)).view(*chosen.shape, *inputs.shape[1:])
-            gradients = stack.gradients(taken, labels[chosen], weights)
+            torch.index_select(inputs, 0, chosen.view(-1), out=taken)  # the first step gives it its size
+            batch = taken.view(*chosen.shape, *inputs.shape[1:])
+            gradients = stack.gradients(batch, labels[chosen], weights)
             rate = schedule.learning_rate * 0.5 * (1 + math.cos(math.pi * step / steps))
             _sgd(stack.parameters, gradients, momenta, rate, schedule)
             step += 1
