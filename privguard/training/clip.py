@@ -206,8 +206,7 @@ class EscapeAlarm:
         Raises:
             SensitivityError: a parameter was unfrozen, frozen, added or replaced since the clipper was attached.
         """
-        self._drop()
-        now = self._marks()
+        now = self._marks(drop=True)
         if now != self._watched:
             raise SensitivityError(
                 f"model={type(self._model).__name__}: {len(now ^ self._watched)} trainable parameters changed since "
@@ -218,16 +217,20 @@ class EscapeAlarm:
         """Remove the hooks and the last step's gradients, which whoever trains on would add to."""
         for handle in self._handles:
             handle.remove()
-        self._drop()
+        self._marks(drop=True)
 
-    def _drop(self) -> None:
-        for parameter in self._model.parameters():
+    def _marks(self, *, drop: bool = False) -> set[object]:
+        """The trainable parameters, on request without their gradients; one walk over the model does both.
+
+        They go by name where FSDP2 exchanges the objects from one forward to the next.
+        """
+        found = set[object]()
+        for name, parameter in self._model.named_parameters():
             if parameter.requires_grad:
-                parameter.grad = None
-
-    def _marks(self) -> set[object]:
-        """The trainable parameters; by name where FSDP2 exchanges the objects from one forward to the next."""
-        return {name if self._any_cut else id(p) for name, p in self._model.named_parameters() if p.requires_grad}
+                found.add(name if self._any_cut else id(parameter))
+                if drop:
+                    parameter.grad = None
+        return found
 
     @staticmethod
     def _refuse(name: str):  # noqa: ANN205 — the type of a gradient hook is torch's own

@@ -7,7 +7,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from privguard.training.bookkeeping.gradients import Gradient, Grams, Instantiated, Product, SparseRows, Tied
+from privguard.training.bookkeeping.gradients import Gradient, Inputs, Instantiated, Product, SparseRows, Tied
 
 
 @final
@@ -47,7 +47,7 @@ class Pieces:
 Factor = Outer | Lookup | Full | Pieces
 
 
-def gather(factors: Sequence[Factor], shape: torch.Size, *, budget: int, grams: Grams) -> Gradient:
+def gather(factors: Sequence[Factor], shape: torch.Size, *, budget: int, inputs: Inputs) -> Gradient:
     """One gradient from all uses of a parameter of this shape; ``budget`` is how many numbers may be instantiated.
 
     Uses are put together *before* the norm is taken: the norm of a sum is not the sum of norms.
@@ -59,9 +59,9 @@ def gather(factors: Sequence[Factor], shape: torch.Size, *, budget: int, grams: 
     full = [f.values if isinstance(f, Full) else torch.cat(f.values) for f in factors if isinstance(f, Full | Pieces)]
     if not full and table is not None:
         rows = SparseRows(table.ids, table.cols.float())
-        return rows if outer is None else Tied(rows, Product(outer.rows.float(), outer.cols.float(), grams=grams))
+        return rows if outer is None else Tied(rows, Product(outer.rows.float(), outer.cols.float(), inputs=inputs))
     if not full and outer is not None and not _worth_instantiating(outer, shape, budget):
-        return Product(outer.rows.float(), outer.cols.float(), grams=grams)
+        return Product(outer.rows.float(), outer.cols.float(), inputs=inputs)
     if outer is not None:
         full.append(torch.bmm(outer.rows.float().transpose(1, 2), outer.cols.float()).view(-1, *shape))
     if table is not None:

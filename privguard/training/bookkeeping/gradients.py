@@ -82,17 +82,28 @@ def gram(x: Tensor) -> Tensor:
 
 
 @final
-class Grams:
-    """Gram matrices of one batch; the last one is kept, since query, key and value have the same input."""
+class Inputs:
+    """What the products of one batch share: query, key and value have the same input.
+
+    The last input's Gram matrices and its weighted copy are kept; it must not change meanwhile.
+    """
 
     def __init__(self) -> None:
-        self._last: tuple[Tensor, Tensor] | None = None
+        self._gram: tuple[Tensor, Tensor] | None = None
+        self._weighted: tuple[Tensor, Tensor, Tensor] | None = None
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """The Gram matrices of ``x``, which must not change meanwhile."""
-        if self._last is None or not _is_same(self._last[0], x):
-            self._last = x, gram(x)
-        return self._last[1]
+    def gram(self, x: Tensor) -> Tensor:
+        """The Gram matrices of ``x``."""
+        if self._gram is None or not _is_same(self._gram[0], x):
+            self._gram = x, gram(x)
+        return self._gram[1]
+
+    def weighted(self, x: Tensor, weights: Tensor) -> Tensor:
+        """Each example of ``x`` (B, T, d) times its weight."""
+        kept = self._weighted
+        if kept is None or not _is_same(kept[0], x) or kept[1] is not weights:
+            self._weighted = kept = x, weights, x * weights[:, None, None]
+        return kept[2]
 
 
 def _is_same(one: Tensor, two: Tensor) -> bool:
@@ -104,9 +115,9 @@ def _is_same(one: Tensor, two: Tensor) -> bool:
 class Product:
     """Gᵢ = rowsᵢᵀ colsᵢ, never formed; rows (B, T, p), cols (B, T, d)."""
 
-    def __init__(self, rows: Tensor, cols: Tensor, *, grams: "Grams | None" = None) -> None:
+    def __init__(self, rows: Tensor, cols: Tensor, *, inputs: Inputs | None = None) -> None:
         self.rows, self.cols = rows, cols
-        self._gram = grams or Grams()
+        self._inputs = inputs or Inputs()
         self.lengths: Tensor | None = None  # U, (B,) float64
         self._isolated: list[int] = []
 
@@ -116,7 +127,7 @@ class Product:
             row, col = (torch.linalg.vector_norm(x, dim=(1, 2)).double().square() for x in (self.rows, self.cols))
             lost = _TINY * (self.rows.shape[2] * col + self.cols.shape[2] * row)
             return row * col, lost
-        row, col = gram(self.rows), self._gram(self.cols)  # (B, T, T)
+        row, col = gram(self.rows), self._inputs.gram(self.cols)  # (B, T, T)
         squares = (row * col).sum((1, 2), dtype=torch.float64)
         row, col = (x.diagonal(dim1=1, dim2=2) for x in (row, col))  # (B, T)
         self.lengths = (row * col).sqrt().sum(1, dtype=torch.float64)
@@ -154,10 +165,10 @@ class Product:
         if self._isolated:
             together = weights.index_fill(0, torch.tensor(self._isolated, device=weights.device), 0)
         rows, cols = self.rows, self.cols
-        if rows.shape[2] <= cols.shape[2]:
+        if rows.shape[2] < cols.shape[2]:
             rows = rows * together[:, None, None]
         else:
-            cols = cols * together[:, None, None]
+            cols = self._inputs.weighted(cols, together)
         into.addmm_(rows.flatten(0, 1).t(), cols.flatten(0, 1), beta=int(keep))
         for index in self._isolated:
             self._add_exactly(index, float(weights[index]), into)
