@@ -25,6 +25,7 @@ from privguard.training.bookkeeping.normalisation import (
     rms_norm_of_transformers,
 )
 from privguard.training.bookkeeping.recurrent import recurrent
+from privguard.training.bookkeeping.shared import own_prompts, relative_bias, shared_method
 from privguard.training.bookkeeping.taps import frozen
 
 RULES: dict[type[nn.Module], Rule] = {
@@ -47,11 +48,12 @@ REWRITTEN: dict[type[nn.Module], Listen] = {
     nn.LSTM: recurrent,
     nn.GRU: recurrent,
 }
+METHODS: dict[str, Listen] = {"compute_bias": relative_bias, "get_prompt": own_prompts}
 
 
 def listen_to(name: str, module: nn.Module) -> Listen:
     """How to hear what this module does, by its exact class: a subclass may do something else."""
-    if (known := _known(module) or _inherited(module)) is not None:
+    if (known := METHODS.get(shared_method(module)) or _known(module) or _inherited(module)) is not None:
         return known
     if isinstance(module, ParametrizationList):
         raise UnsupportedModelError(
