@@ -8,7 +8,7 @@ from torch import distributed, nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn import functional
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditionalGeneration
 
 from privguard.errors import SensitivityError, UnsupportedModelError
 from privguard.training.clip import OneByOne, attach
@@ -48,6 +48,19 @@ def text():
     return model, (ids, ids), lambda model, x, y: model(x).logits.transpose(1, 2), lambda m: m.transformer.h
 
 
+def translation():
+    config = T5Config(
+        vocab_size=20, d_model=8, d_kv=4, d_ff=12, num_layers=2, num_heads=2, dropout_rate=0, decoder_start_token_id=0
+    )
+    ids = torch.randint(20, (4, 7))
+    model = T5ForConditionalGeneration(config)  # one table of relative positions for all blocks, in the first of them
+
+    def logits(model, x, y):
+        return model(input_ids=x, decoder_input_ids=y).logits.mT
+
+    return model, (ids, ids.flip(1)), logits, lambda m: [*m.encoder.block, *m.decoder.block]
+
+
 def clipped(model, batch, forward, clipper):
     clipper.begin(torch.tensor([True, True, False, True]))
     losses = functional.cross_entropy(forward(model, *batch), batch[1], reduction="none")
@@ -55,7 +68,8 @@ def clipped(model, batch, forward, clipper):
     return clipper.take().gradients
 
 
-@pytest.mark.parametrize("make", [pictures, text])
+@pytest.mark.filterwarnings("ignore:FSDP2-wrapped module .* returned a view")  # T5's bias, without privguard too
+@pytest.mark.parametrize("make", [pictures, text, translation])
 def test_the_sum_of_a_cut_model_is_that_of_a_whole_one(make):
     with torch.random.fork_rng():
         torch.default_generator.manual_seed(0)

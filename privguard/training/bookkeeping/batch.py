@@ -85,30 +85,32 @@ Rule = Callable[[Call], Iterator[tuple[str, Factor]]]
 @final
 @dataclass
 class Tapped:
-    """One module that owns trainable parameters.
+    """One module that owns trainable parameters, or through whose method they act.
 
     Attributes:
         name: as in ``model.named_modules()``.
         module: the module.
         names: local name → name in the model, of each trainable parameter it owns.
-        original: its forward before it was tapped.
+        method: the method that is listened to.
+        original: that method before it was tapped.
     """
 
     name: str
     module: nn.Module
     names: dict[str, str]
     desk: Desk
+    method: str = "forward"
     original: Callable[..., Any] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.original = self.module.forward
+        self.original = getattr(self.module, self.method)
 
     def own(self) -> list[nn.Parameter]:
         """Its trainable parameters."""
         return [self.module.get_parameter(local) for local in self.names]
 
     def install(self, listen: "Listen") -> None:
-        """Replace the forward; outside a batch, or without gradients, it stays the original one.
+        """Replace the method; outside a batch, or without gradients, it stays the original one.
 
         A compiler leaves it alone: what a tap notes on the side is no part of a graph.
         """
@@ -120,11 +122,11 @@ class Tapped:
             batch.reached.update(self.names.values())
             return listen(Heard(self, batch), args, kwargs)
 
-        self.module.forward = torch.compiler.disable(forward)
+        setattr(self.module, self.method, torch.compiler.disable(forward))
 
     def remove(self) -> None:
-        """Give the module its own forward back."""
-        del self.module.forward
+        """Give the module its own method back."""
+        delattr(self.module, self.method)
 
 
 @final

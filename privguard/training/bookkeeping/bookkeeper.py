@@ -19,6 +19,7 @@ from privguard.training.bookkeeping.factors import gather
 from privguard.training.bookkeeping.gradients import Gradient, Inputs
 from privguard.training.bookkeeping.norms import example_norms
 from privguard.training.bookkeeping.rules import listen_to
+from privguard.training.bookkeeping.shared import looks_up_bias, repeats_a_prompt, shared_method
 from privguard.training.clip import NO_BOUND, ClippedSum, EscapeAlarm, Total, Turn, clip_factors, trainable
 from privguard.training.refuse import refuse_mixing
 
@@ -151,7 +152,7 @@ def _keep_heap() -> None:
 
 
 def tapped_modules(model: nn.Module, parameters: dict[str, nn.Parameter], desk: Desk) -> list[Tapped]:
-    """The modules that own trainable parameters.
+    """The modules that own trainable parameters, and those that repeat one computed prompt for the batch.
 
     One that is never called itself, such as a list or a dictionary of parameters, leaves them to the module around it.
     """
@@ -164,13 +165,19 @@ def tapped_modules(model: nn.Module, parameters: dict[str, nn.Parameter], desk: 
             owner = _owner(model, path)
             inside = f"{path}.{local}".removeprefix(owner).strip(".")
             found.setdefault(owner, {})[inside] = names[id(parameter)]
-    return [Tapped(owner, model.get_submodule(owner), own, desk) for owner, own in found.items()]
+    for path, module in model.named_modules():
+        if repeats_a_prompt(module):
+            found.setdefault(path, {})
+    owners = {owner: model.get_submodule(owner) for owner in found}
+    return [Tapped(owner, module, found[owner], desk, shared_method(module)) for owner, module in owners.items()]
 
 
 def _owner(model: nn.Module, path: str) -> str:
-    above = path.rpartition(".")[0]
+    above, _, child = path.rpartition(".")
     if isinstance(model.get_submodule(path), nn.ParameterList | nn.ParameterDict):
         return _owner(model, above)
     if path and type(model.get_submodule(above)) is nn.MultiheadAttention:  # uses its out_proj without calling it
+        return above
+    if looks_up_bias(model.get_submodule(above), child):
         return above
     return path

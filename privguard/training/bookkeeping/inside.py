@@ -31,13 +31,13 @@ def by_operation(module: nn.Module) -> Listen | None:
             x = per_example(heard, x)
             return heard.tap(cast("Any", operation)(x, *others, **named), kept=x, factors=rule)
 
-        with frozen(heard.tapped.own()), _Instead(operation, heard.tapped.module, tapped):
+        with frozen(heard.tapped.own()), Instead(operation, heard.tapped.module, tapped):
             return heard.tapped.original(*args, **kwargs)
 
     return listen
 
 
-class _Instead(TorchFunctionMode):
+class Instead(TorchFunctionMode):
     """Inside, ``operation`` on the module's weight is replaced; every other call goes through."""
 
     def __init__(self, operation: Callable[..., Any], module: nn.Module, tapped: Callable[..., Any]) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn.utils.parametrize import ParametrizationList
 from transformers.pytorch_utils import Conv1D
 
@@ -25,6 +26,7 @@ from privguard.training.bookkeeping.normalisation import (
     rms_norm_of_transformers,
 )
 from privguard.training.bookkeeping.recurrent import recurrent
+from privguard.training.bookkeeping.shared import own_prompts, relative_bias, shared_method
 from privguard.training.bookkeeping.taps import frozen
 
 RULES: dict[type[nn.Module], Rule] = {
@@ -47,11 +49,12 @@ REWRITTEN: dict[type[nn.Module], Listen] = {
     nn.LSTM: recurrent,
     nn.GRU: recurrent,
 }
+METHODS: dict[str, Listen] = {"compute_bias": relative_bias, "get_prompt": own_prompts}
 
 
 def listen_to(name: str, module: nn.Module) -> Listen:
     """How to hear what this module does, by its exact class: a subclass may do something else."""
-    if (known := _known(module) or _inherited(module)) is not None:
+    if (known := METHODS.get(shared_method(module)) or _known(module) or _inherited(module)) is not None:
         return known
     if isinstance(module, ParametrizationList):
         raise UnsupportedModelError(
@@ -100,14 +103,18 @@ def by_rule(rule: Rule, per_example: Callable[[Heard, Tensor], Tensor]) -> Liste
 
 
 def _is_rms_norm_of_transformers(module: Any) -> bool:
-    """LlamaRMSNorm, T5LayerNorm and their kin, recognised by what they do to a random row: ``weight · x̂``."""
+    """LlamaRMSNorm, T5LayerNorm and their kin, recognised by what they do to a made-up row: ``weight · x̂``.
+
+    The weight is made up as well: one that is cut over ranks cannot be used outside its block's forward.
+    """
     if [n for n, _ in module.named_parameters()] != ["weight"] or not hasattr(module, "variance_epsilon"):
         return False
-    weight = module.get_parameter("weight")
-    if weight.dim() != 1 or len(inspect.signature(module.forward).parameters) != 1:
+    own = module.get_parameter("weight")
+    if own.dim() != 1 or len(inspect.signature(module.forward).parameters) != 1:
         return False
-    x = torch.linspace(-1, 2, len(weight), device=weight.device)[None]
+    x = torch.linspace(-1, 2, len(own), device=own.device)[None]
+    weight = torch.linspace(0.5, 3, len(own), device=own.device)
     with torch.no_grad():
-        given = module(x)
+        given = functional_call(module, {"weight": weight}, (x,))
         wanted = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + module.variance_epsilon) * weight
     return given.shape == wanted.shape and torch.allclose(given.float(), wanted.float(), rtol=1e-5, atol=1e-6)
