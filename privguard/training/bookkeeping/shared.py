@@ -35,7 +35,10 @@ def looks_up_bias(module: nn.Module, child: str) -> bool:
 
 
 def _has_relative_bias(module: nn.Module) -> bool:
-    return type(getattr(module, TABLE, None)) is nn.Embedding and callable(getattr(module, "compute_bias", None))
+    table = getattr(module, TABLE, None)
+    if type(table) is not nn.Embedding or not callable(getattr(module, "compute_bias", None)):
+        return False
+    return table.padding_idx is None and table.max_norm is None and not table.scale_grad_by_freq
 
 
 def relative_bias(heard: Heard, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
