@@ -154,7 +154,7 @@ def restore_generators(states: Mapping[str, Any]) -> None:
     np.random.set_state(states["numpy"])  # noqa: NPY002
     torch.random.set_rng_state(states["torch"])
     if torch.cuda.is_available() and "cuda" in states:
-        torch.cuda.set_rng_state_all(states["cuda"])
+        torch.cuda.set_rng_state_all(states["cuda"][: torch.cuda.device_count()])  # the run may go on where fewer are
 
 
 def from_all_processes(value: Any) -> list[Any]:

@@ -1,0 +1,32 @@
+"""Float32 means float32 while norms are taken and sums are formed, whatever the training around it has switched on.
+
+The bound on the rounding of a norm (:data:`~privguard.training.bookkeeping.gradients.KAPPA`) is that of IEEE float32.
+Under autocast, or with TF32 and bfloat16 products allowed, the same lines would multiply with 8 to 11 bits, and an
+example whose positions nearly cancel would contribute several per cent more than the clipping norm.
+"""
+
+from collections.abc import Generator
+from contextlib import contextmanager
+
+import torch
+from torch.backends import cuda, mkldnn
+
+
+@contextmanager
+def exact(device: torch.device) -> Generator[None]:
+    """Inside, products of float32 tensors on ``device`` are neither cast down nor computed in fewer bits."""
+    kind = device.type
+    cast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    switches = (cuda.matmul, mkldnn.matmul)  # torch's newer switches, which the older ones write to as well
+    before = [switch.fp32_precision for switch in switches]
+    for switch in switches:
+        switch.fp32_precision = "ieee"
+    try:
+        if cast:
+            with torch.autocast(kind, enabled=False):
+                yield
+        else:
+            yield
+    finally:
+        for switch, precision in zip(switches, before, strict=True):
+            switch.fp32_precision = precision
