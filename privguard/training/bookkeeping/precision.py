@@ -7,6 +7,7 @@ example whose positions nearly cancel would contribute several per cent more tha
 
 from collections.abc import Generator
 from contextlib import contextmanager
+from typing import Any, cast
 
 import torch
 from torch.backends import cuda, mkldnn
@@ -16,13 +17,13 @@ from torch.backends import cuda, mkldnn
 def exact(device: torch.device) -> Generator[None]:
     """Inside, products of float32 tensors on ``device`` are neither cast down nor computed in fewer bits."""
     kind = device.type
-    cast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
-    switches = (cuda.matmul, mkldnn.matmul)  # torch's newer switches, which the older ones write to as well
+    lowered = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    switches: tuple[Any, ...] = (cuda.matmul, cast("Any", mkldnn).matmul)  # torch's older switches write to these too
     before = [switch.fp32_precision for switch in switches]
     for switch in switches:
         switch.fp32_precision = "ieee"
     try:
-        if cast:
+        if lowered:
             with torch.autocast(kind, enabled=False):
                 yield
         else:
