@@ -4,9 +4,12 @@ python -m benchmarks                 hours: every figure that a page claims
 python -m benchmarks --quick         minutes: that each of them works, on small settings; no result is replaced
 python -m benchmarks --page          no run: the page again, from the results that are there
 python -m benchmarks step seal       only these
+
+Where there is a CUDA device, the benchmarks of training run on it too, after the CPU.
 """
 
 import argparse
+import itertools
 import json
 import os
 import pkgutil
@@ -20,10 +23,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from benchmarks import page
 
 HERE = Path(__file__).parent
-PARTS = {"__main__", "models", "page"}  # not benchmarks themselves
+PARTS = {"__main__", "clock", "models", "page", "ways"}  # not benchmarks themselves
+ON_DEVICES = {"step", "trainer"}  # measured on a GPU as well
 SHARED = ("text_corpus", "text_writer", "model_mark_", "seal_")  # parts of others
 QUICK: Mapping[str, list[str]] = {
     "audit": ["times"],
@@ -50,17 +56,25 @@ def run(chosen: Iterable[str], root: Path, options: Mapping[str, list[str]]) -> 
     runs: dict[str, Any] = json.loads(notes.read_text()) if notes.exists() else {}
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(root), str(HERE.parent)])}
     failed: list[str] = []
-    for name in chosen:
-        print(f"== benchmarks.{name}", flush=True)
+    for name, (result, device) in itertools.chain.from_iterable(map(_with_devices, chosen)):
+        print(f"== benchmarks.{name} {' '.join(device)}".rstrip(), flush=True)
         began = time.monotonic()
-        command = [sys.executable, "-m", f"benchmarks.{name}", *options.get(name, [])]
+        command = [sys.executable, "-m", f"benchmarks.{name}", *options.get(name, []), *device]
         if subprocess.run(command, cwd=root, env=environment, check=False).returncode:
-            failed.append(name)
+            failed.append(result)
             continue
         ended = datetime.now(UTC).isoformat(timespec="minutes")
-        runs[name] = {"ended": ended, "seconds": round(time.monotonic() - began), **page.machine()}
+        runs[result] = {"ended": ended, "seconds": round(time.monotonic() - began), **page.machine()}
         notes.write_text(json.dumps(runs, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
     return failed
+
+
+def _with_devices(name: str) -> Iterable[tuple[str, tuple[str, list[str]]]]:
+    """A benchmark, and for each device that it runs on the stem of its results and its option."""
+    if name not in ON_DEVICES:
+        return [(name, (name, []))]
+    here = [(name, (name, ["--device", "cpu"]))]
+    return [*here, (name, (f"{name}_cuda", ["--device", "cuda"]))] if torch.cuda.is_available() else here
 
 
 def main() -> int:

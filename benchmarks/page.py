@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 VERSIONS = ("torch", "numpy", "cryptography", "dp-accounting", "opacus", "transformers", "safetensors")
+ON_GPU = "_cuda"  # how the names of results end that were measured on one
 LONGEST = 40  # rows of a table; the rest is in the JSON
 
 INTRODUCTION = """\
@@ -52,8 +53,16 @@ def _section(stem: str, results: Path, runs: Mapping[str, Any]) -> str:
         if written.exists()
         else tables(json.loads((results / f"{stem}.json").read_text()))
     )
-    own = next((runs[name] for name in sorted(runs, key=len, reverse=True) if stem.startswith(name)), None)
-    return f"## {stem.replace('_', ' ')}\n\n{_where(own)}\n\n{_demoted(body).strip()}\n"
+    return f"## {stem.replace('_', ' ')}\n\n{_made_on(stem, results, runs)}\n\n{_demoted(body).strip()}\n"
+
+
+def _made_on(stem: str, results: Path, runs: Mapping[str, Any]) -> str:
+    """Where a result comes from. One that was measured on a GPU says itself on which."""
+    if not stem.endswith(ON_GPU):
+        return _where(next((runs[name] for name in sorted(runs, key=len, reverse=True) if stem.startswith(name)), None))
+    own = json.loads((results / f"{stem}.json").read_text())
+    device = "{device}, {memory}; driver {driver}, CUDA {cuda}, torch {torch}".format_map(own)
+    return f"*{device}*" + (f"\n\n{_where(runs[stem])}" if stem in runs else "")
 
 
 def _where(run: Mapping[str, Any] | None) -> str:

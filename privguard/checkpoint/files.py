@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import final
 
 import privguard
+from privguard import _canon
 from privguard.checkpoint import archive, durable
 from privguard.checkpoint.archive import HEAD, Advance, Audience, Contents
 from privguard.checkpoint.key import Key, To
@@ -105,6 +106,23 @@ def open_into(
             with durable.replacing(where) as descriptor:
                 _decrypt(sealed, name, descriptor, advance)
         return list(paths.values())
+
+
+def audit_into(path: str | os.PathLike[str], target: str | os.PathLike[str], *, key: Key) -> list[Path]:
+    """Write what an auditor may know into the new folder ``target``: ``manifest.json``, and ``ledger.jsonl`` if any.
+
+    Raises:
+        TamperedError: the key does not open it, or it is not what was written.
+        FileExistsError: ``target`` is there already.
+    """
+    target = Path(target)
+    with Sealed(path, key) as sealed:
+        parts = {"manifest.json": _canon.canonical(sealed.manifest) + b"\n", "ledger.jsonl": sealed.ledger}
+    target.mkdir()
+    written = {target / name: content for name, content in parts.items() if content}
+    for where, content in written.items():
+        durable.create(where, content, mode=0o600)
+    return list(written)
 
 
 def manifest(content: str) -> dict[str, str]:

@@ -55,10 +55,10 @@ def make(
     made = assemble(run, sources=_sources(data_name, journal, trust))
     (run / signing.SIGNED).unlink(missing_ok=True)  # a signature under an older report would only look like one
     pages = render.write(made, run)
-    if html is not None:
-        html.write_text(render.to_html(made), encoding="utf-8")
     if sign is not None:
         signing.sign(made, run, by=SigningKey.read(sign)).write(run / signing.SIGNED)
+    if html is not None:
+        html.write_bytes(pages[-1].read_bytes())
     said = str(made.claim) if made.claim is not None else made.summary[0]
     lines = [said, *made.contradictions, f"report: {html or pages[-1]}"]
     lines += [] if sign is None else [f"signed: {run / signing.SIGNED}"]

@@ -52,13 +52,21 @@ def open_(
     path: Sealed,
     key: KeyFile = None,
     passphrase_file: PassphraseFile = None,
-    output: Annotated[Path | None, typer.Option("-o", "--out", help="Default: PATH without .sealed")] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--out", help="Default: PATH without .sealed, with .audit for --audit.")
+    ] = None,
+    audit: Annotated[bool, typer.Option("--audit", help="Only what an auditor may read, into a folder.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Write the content of a sealed file or folder in clear."""
+    """Write the content of a sealed file or folder in clear; with --audit, its manifest and ledger."""
     from privguard.checkpoint import files
 
-    target = output or path.with_name(path.name.removesuffix(files.SUFFIX))
+    target = output or path.with_name(path.name.removesuffix(files.SUFFIX) + (".audit" if audit else ""))
+    if audit:
+        with recorded():
+            paths = files.audit_into(path, target, key=_key(key, passphrase_file))
+        emit({"paths": [str(each) for each in paths]}, as_json=as_json, lines=map(str, paths))
+        return
     with recorded(), _bar(f"Opening {path.name}", _size(path)) as advance:
         paths = files.open_into(path, target, key=_key(key, passphrase_file), advance=advance)
     emit({"paths": [str(each) for each in paths]}, as_json=as_json, lines=[str(target)])

@@ -72,6 +72,7 @@ class PrivateAccelerator(Accelerator):
         plan: Plan,
         run: str | os.PathLike[str],
         seal_to: To,
+        auditors: To = (),
         key: Any = None,
         trust: Trust | None = None,
         losses: Losses | None = None,
@@ -86,6 +87,7 @@ class PrivateAccelerator(Accelerator):
             plan: what touches privacy.
             run: folder of this run.
             seal_to: who can open the checkpoints: recipients, keys, or paths of their files.
+            auditors: who may read the ledger and the manifest in the checkpoints, and nothing else of them.
             key: opens checkpoints, for :meth:`load_state`; by default a key file among ``seal_to``.
             trust: who signs checkpoints, and the least step and ledger head to resume from; by default the run's own
                 signer signs, and only its checkpoints are loaded.
@@ -114,7 +116,7 @@ class PrivateAccelerator(Accelerator):
         super().__init__(**accelerator)
         self.plan = plan
         self._folder, self._seal_to, self._key, self._seed = Path(run), as_list(seal_to), key, insecure_seed
-        self._trust = trust or Trust()
+        self._auditors, self._trust = as_list(auditors), trust or Trust()
         self._losses = losses
         self._budget = (book, data_set)
         self._setting: Setting | None = None
@@ -264,6 +266,7 @@ class PrivateAccelerator(Accelerator):
             probed=probed.said,
             folder=self._folder,
             seal_to=self._seal_to,
+            auditors=self._auditors,
             also={f"schedule {i}": schedule.scheduler for i, schedule in enumerate(cast("Any", self._schedulers))},
             key=self._key,
             trust=self._trust,

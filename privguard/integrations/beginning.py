@@ -11,7 +11,6 @@ from torch.utils.data import DataLoader
 from privguard._random import Stream
 from privguard.accounting.ledger import Ledger
 from privguard.checkpoint import durable
-from privguard.checkpoint.key import recipients
 from privguard.checkpoint.store import Snapshot, load
 from privguard.errors import LedgerError, PrivacyError, ResumeError
 from privguard.integrations import manifest
@@ -34,7 +33,7 @@ def start(plan: Plan, setting: Setting, *, loader: DataLoader[Any] | None = None
         PrivacyError: the optimizer's parameters are not the model's, or a run without a claim is charged to a book.
         BudgetExceededError: the whole run does not fit the data set's budget; nothing was reserved or written.
     """
-    to = recipients(setting.seal_to)
+    to = setting.audience().to
     check_optimizer(setting.optimizer, trainable(setting.model).values())
     ledgers: list[Ledger] = []
 

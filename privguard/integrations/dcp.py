@@ -16,7 +16,7 @@ import io
 import json
 import os
 import secrets
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -98,10 +98,13 @@ class SealedWriter(FileSystemWriter):
         *,
         to: To,
         auditors: To = (),
+        facts: Mapping[str, Any] | None = None,
         trust: Trust | None = None,
         thread_count: int = 1,
     ) -> None:
         """Write into the folder ``path``, which all ranks share; ``trust`` says who signs.
+
+        ``auditors`` may read ``facts``, JSON values and the bytes of a ``ledger``, and nothing else.
 
         Raises:
             NoRecipientError: nobody could open it.
@@ -109,6 +112,7 @@ class SealedWriter(FileSystemWriter):
         # Syncing is done by the sealed file itself, before its rename; torch would sync the wrong descriptor.
         super().__init__(path, thread_count=thread_count, sync_files=False)
         self._audience = Audience.of(to, auditors)
+        self._facts = dict(facts or {})
         self._to, self._trust = to, trust or Trust()
         self.fs = _SealedFiles(self._audience)
 
@@ -133,7 +137,12 @@ class SealedWriter(FileSystemWriter):
         digests = {name: head_of(folder / name).preamble.digest() for name in sorted(names)}
         content = _canon.canonical({"metadata": _to_json(metadata), "files": digests})
         signer = self._trust.signing_key(self._to)
-        contents = Contents(members={_METADATA: Bytes(content)}, manifest=files.manifest("dcp"), signer=signer)
+        contents = Contents(
+            members={_METADATA: Bytes(content)},
+            manifest=files.manifest("dcp") | {name: value for name, value in self._facts.items() if name != "ledger"},
+            ledger=self._facts.get("ledger", b""),
+            signer=signer,
+        )
         archive.write_file(folder / _METADATA, contents, self._audience)
         for path in folder.glob("__*.distcp"):
             if path.name not in names:

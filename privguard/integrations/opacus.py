@@ -25,8 +25,9 @@ from privguard._random import Stream
 from privguard.accounting.accountant import spent
 from privguard.accounting.calibrate import dp_sgd
 from privguard.accounting.events import Events
-from privguard.checkpoint.key import To, recipients
-from privguard.checkpoint.store import Snapshot, save
+from privguard.checkpoint.archive import Audience
+from privguard.checkpoint.key import To
+from privguard.checkpoint.store import Snapshot
 from privguard.checkpoint.trust import Trust
 from privguard.errors import PrivacyError
 from privguard.integrations import beginning, manifest, sealed_state
@@ -83,6 +84,7 @@ def take_over(  # noqa: PLR0913 — Opacus' four objects, and what a person deci
     delta: float,
     run: str | os.PathLike[str],
     seal_to: To,
+    auditors: To = (),
     steps: int | None = None,
     also: Mapping[str, Stateful] | None = None,
     trust: Trust | None = None,
@@ -100,6 +102,7 @@ def take_over(  # noqa: PLR0913 — Opacus' four objects, and what a person deci
         delta: δ at which ε is reported.
         run: a new folder for the run.
         seal_to: who can open the state: recipients, keys, or paths of their files.
+        auditors: who may read ledger and manifest in the sealed state, and nothing else of it.
         steps: of the whole run, where it is to go on; those that were taken count.
         also: further state to keep, such as ``{"schedule": scheduler}``.
         trust: who signs the state; by default the run's own signer, which comes from a key among ``seal_to``.
@@ -114,7 +117,7 @@ def take_over(  # noqa: PLR0913 — Opacus' four objects, and what a person deci
     history = _history(engine, optimizer)
     _check_sampler(loader, history)
     whom, folder = as_list(seal_to), Path(run)
-    to, signer = recipients(whom), (trust or Trust()).signing_key(whom)
+    audience, signer = Audience.of(whom, auditors), (trust or Trust()).signing_key(whom)
     beginning.require_no_run(folder)
     bare = model._module if isinstance(model, GradSampleModule) else model  # noqa: SLF001 — what it wraps
     events: Events = [(dp_sgd(sample_rate=q, noise_multiplier=z), times) for z, q, times in history]
@@ -128,7 +131,7 @@ def take_over(  # noqa: PLR0913 — Opacus' four objects, and what a person deci
         model=bare,
         clipper=optimizer,
         probed="nothing: the steps were taken before privguard saw the run",
-        recipients=to,
+        recipients=audience.to,
         streams=streams,
         commitment=manifest.commitment(loader, salt),
     )
@@ -140,16 +143,14 @@ def take_over(  # noqa: PLR0913 — Opacus' four objects, and what a person deci
         state = Snapshot(
             run=facts.run,
             step=taken,
-            ledger_head=ledger.head,
-            ledger_size=ledger.size,
             weights=bare.state_dict(),
             optimizer=optimizer.state_dict(),
             generators={"ranks": [sealed_state.generators()], "streams": streams.secret()},
             extra={name: thing.state_dict() for name, thing in (also or {}).items()},
         )
-    snapshot = folder / "checkpoints" / f"step-{taken:08d}.sealed"
-    snapshot.parent.mkdir(exist_ok=True)
-    save(state, snapshot, to=to, signer=signer)
+        snapshot = folder / "checkpoints" / f"step-{taken:08d}.sealed"
+        snapshot.parent.mkdir(exist_ok=True)
+        sealed_state.write_snapshot(snapshot, state, audience, ledger=ledger, signer=signer)
     claim = None if facts.insecure else replace(spent(events, delta=delta), unproven=facts.unproven)
     return TakenOver(plan=plan, claim=claim, folder=folder, snapshot=snapshot)
 

@@ -44,6 +44,7 @@ def privatize(  # noqa: PLR0913 — what a person decides about a run, each with
     *,
     run: str | os.PathLike[str],
     seal_to: To,
+    auditors: To = (),
     resume: bool = False,
     key: Any = None,
     trust: Trust | None = None,
@@ -69,6 +70,8 @@ def privatize(  # noqa: PLR0913 — what a person decides about a run, each with
         plan: what touches privacy.
         run: folder of this run.
         seal_to: who can open the checkpoints: recipients, keys, or paths of their files.
+        auditors: who may read the ledger and the manifest in the checkpoints, and nothing else of them; as for
+            ``seal_to``.
         resume: go on with the run in the folder.
         key: opens the snapshots when resuming; by default a key file among ``seal_to``.
         trust: who signs the snapshots, and the least step and ledger head to resume from; by default the run's own
@@ -105,6 +108,7 @@ def privatize(  # noqa: PLR0913 — what a person decides about a run, each with
         probed=probed.said,
         folder=Path(run),
         seal_to=as_list(seal_to),
+        auditors=as_list(auditors),
         also=also or {},
         key=key,
         trust=trust or Trust(),

@@ -14,8 +14,7 @@ from typing import final
 from privguard._random import Stream
 from privguard.accounting.accountant import spent
 from privguard.accounting.ledger import Ledger
-from privguard.checkpoint.key import recipients
-from privguard.checkpoint.store import Snapshot, save
+from privguard.checkpoint.store import Snapshot
 from privguard.errors import PrivacyError, PrivguardError
 from privguard.integrations import sealed_state
 from privguard.integrations.charge import Charge
@@ -49,7 +48,7 @@ class PrivateRun:
         self._setting = setting
         self._ledger = ledger
         self._streams = streams
-        self._to = recipients(setting.seal_to)
+        self._audience = setting.audience()
         self._signer = None if isinstance(ledger, Follower) else setting.signing_key()
         self._parameters = trainable(setting.model)
         self._every = max(1, plan.steps // 10) if setting.every is None else setting.every
@@ -151,14 +150,12 @@ class PrivateRun:
         snapshot = Snapshot(
             run=self.manifest.run,
             step=self.taken,
-            ledger_head=ledger.head,
-            ledger_size=ledger.size,
             weights=weights,
             optimizer=optimizer,
             generators={"ranks": generators, "streams": self._streams.secret()},
             extra={name: thing.state_dict() for name, thing in setting.also.items()},
         )
-        save(snapshot, path, to=self._to, signer=self._signer)
+        sealed_state.write_snapshot(path, snapshot, self._audience, ledger=ledger, signer=self._signer)
 
     def settle(self) -> None:
         """Give reserved steps that were not taken back to the ledger; part of a clean stop."""

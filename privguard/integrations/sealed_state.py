@@ -7,7 +7,7 @@ A checkpoint of theirs becomes a sealed folder with members named as other tools
 import contextlib
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, final
 
@@ -16,13 +16,14 @@ import torch
 from torch import Tensor
 
 from privguard import _canon
+from privguard.accounting.ledger import Ledger
 from privguard.attest.statement import SigningKey
 from privguard.checkpoint import archive, files, tensors, tree
 from privguard.checkpoint.archive import HEAD, Audience, Contents
 from privguard.checkpoint.key import Key, To, key_among
 from privguard.checkpoint.opened import Sealed
 from privguard.checkpoint.payload import Bytes, Content
-from privguard.checkpoint.store import STATE, STATE_TENSORS
+from privguard.checkpoint.store import STATE, STATE_TENSORS, Snapshot, save
 from privguard.checkpoint.trust import Trust, require_step
 from privguard.errors import PlainCheckpointError, SealError
 
@@ -99,6 +100,21 @@ class Sealing:
         return key
 
 
+def write_snapshot(
+    path: Path, snapshot: Snapshot, audience: Audience, *, ledger: Ledger, signer: SigningKey | None
+) -> None:
+    """Seal the snapshot of a private run into a file, with what ``ledger`` says by now.
+
+    Auditors find its lines inside, where whoever holds the run folder cannot change them unnoticed.
+
+    Raises:
+        OSError: the disk is full, or the folder is not there; nothing is left behind.
+    """
+    lines = ledger.path.read_bytes() if audience.auditors else b""
+    whole = replace(snapshot, ledger=lines, ledger_head=ledger.head, ledger_size=ledger.size)
+    save(whole, path, to=audience.to, auditors=audience.auditors, signer=signer)
+
+
 def write(
     folder: str | Path,
     sealing: Sealing,
@@ -154,7 +170,7 @@ def restore_generators(states: Mapping[str, Any]) -> None:
     np.random.set_state(states["numpy"])  # noqa: NPY002
     torch.random.set_rng_state(states["torch"])
     if torch.cuda.is_available() and "cuda" in states:
-        torch.cuda.set_rng_state_all(states["cuda"])
+        torch.cuda.set_rng_state_all(states["cuda"][: torch.cuda.device_count()])  # the run may go on where fewer are
 
 
 def from_all_processes(value: Any) -> list[Any]:

@@ -10,6 +10,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from privguard.attest.statement import SigningKey
+from privguard.checkpoint.archive import Audience
 from privguard.checkpoint.key import Key, Recipient, To, key_among
 from privguard.checkpoint.trust import Trust
 from privguard.errors import ResumeError
@@ -37,6 +38,7 @@ class Setting:
         clipper: its per-example clipper.
         folder: the run folder.
         seal_to: who can open the checkpoints: recipients, keys or paths of their files.
+        auditors: who may read the ledger and the manifest in the checkpoints, and nothing else of them.
         also: further state to keep in the snapshots, such as a schedule.
         key: opens the snapshot to resume from; where None, the key files among ``seal_to`` are tried.
         trust: who signs the snapshots, and what one has to show to be resumed from; by default the run's own signer.
@@ -53,6 +55,7 @@ class Setting:
     clipper: Clipper
     folder: Path
     seal_to: To
+    auditors: To = ()
     also: Mapping[str, Stateful] = field(default_factory=dict[str, Stateful])
     key: Key | str | os.PathLike[str] | None = None
     trust: Trust = field(default_factory=Trust)
@@ -62,6 +65,10 @@ class Setting:
     ranks: Ranks = field(default_factory=Ranks)
     probed: str = "nothing"
     charge: Charge | None = None
+
+    def audience(self) -> Audience:
+        """Who may open the run's snapshots, and for what."""
+        return Audience.of(self.seal_to, self.auditors)
 
     def opening_key(self) -> Key:
         """The key that opens the run's snapshots; see :func:`key_for`."""

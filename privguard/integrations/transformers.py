@@ -54,6 +54,7 @@ class PrivateTrainer(Trainer):
         args: TrainingArguments | None = None,
         *,
         seal_to: To,
+        auditors: To = (),
         plan: Plan | None = None,
         budget: Budget | None = None,
         examples: int | None = None,
@@ -76,6 +77,7 @@ class PrivateTrainer(Trainer):
             model: the model to train; refused where examples are not kept apart in it.
             args: as for ``Trainer``; every field is honoured, mapped or refused, see ``docs/training-arguments.md``.
             seal_to: who can open the checkpoints: recipients, keys, or paths of their files.
+            auditors: who may read the ledger and the manifest in the checkpoints, and nothing else of them.
             plan: what touches privacy; or else
             budget: what may be spent; steps, batch and clipping norm (``max_grad_norm``) are those of ``args``.
             examples: with a budget, the *public* size of the data set. A different real size is never an error.
@@ -108,7 +110,7 @@ class PrivateTrainer(Trainer):
         training_arguments.agree(args, self.plan)
         self._limit = args.per_device_train_batch_size
         self._seal_to, self._key, self._seed = as_list(seal_to), key, insecure_seed
-        self._trust = trust or Trust()
+        self._auditors, self._trust = as_list(auditors), trust or Trust()
         self._budget = (book, data_set)
         self._own_loss, self._show_loss = per_example_loss, show_private_loss
         self._private: Underway | None = None
@@ -314,6 +316,7 @@ class PrivateTrainer(Trainer):
             clipper=self._clipper(model, head),
             folder=self._folder,
             seal_to=self._seal_to,
+            auditors=self._auditors,
             also={"schedule": cast("Any", self.lr_scheduler), "trainer": StepInTheSeal(self)},
             key=self._key,
             trust=self._trust,

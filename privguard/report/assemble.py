@@ -135,7 +135,12 @@ def _summary(claim: Claim | None, profile: statement.Profile) -> tuple[str, ...]
         )
     if not math.isfinite(claim.epsilon):
         return ("This run added no noise, so its ε is infinite: it carries no guarantee at all.",)
-    return statement.guarantee(claim), statement.reach(claim), statement.odds(claim, profile)
+    return (
+        statement.guarantee(claim),
+        statement.reach(claim),
+        statement.odds(claim, profile),
+        statement.connection(claim, profile),
+    )
 
 
 def _figures(claim: Claim | None) -> tuple[Figure, ...]:

@@ -92,6 +92,26 @@ def attacked(report: Report) -> str:
     )
 
 
+def audits(report: Report) -> list[str]:
+    """What an audit is, and the words of its table that a reader may not know."""
+    said = [
+        "An audit attacks the training and tries to refute the claim; it never confirms it.",
+        (
+            "The cap of an audit is the highest ε that it could have shown at all, had its attack been right every "
+            "time. It belongs to the audit and not to the model: with many trials it lies in the hundreds or "
+            "thousands, and nothing of that size was spent. An audit whose cap does not exceed the claim could not "
+            "have refuted it."
+        ),
+    ]
+    if any("canaries" in {*finding.counts, *finding.settings} for finding in report.findings):
+        said.append(
+            "Canaries are made-up records that belong to nobody. A coin decides for each whether the training sees it, "
+            "so that it is known afterwards how often the attack guessed right. Canaries that were put into this "
+            "training count among its records."
+        )
+    return said
+
+
 def sentences(report: Report) -> dict[str, str]:
     """The three sentences above, by the names under which the templates know them."""
     return {"whose": whose(report), "protects": protects(report), "attacked": attacked(report)}

@@ -17,25 +17,36 @@ def to_json(report: Report) -> str:
     return json.dumps(report.to_json(), indent=2, ensure_ascii=False, sort_keys=True) + "\n"
 
 
-def to_markdown(report: Report) -> str:
-    """The report as Markdown, for a pull request or a repository."""
-    return page("report.md.j2", report=report, **facts.sentences(report))
+def to_markdown(report: Report, *, signer: str | None = None) -> str:
+    """The report as Markdown, for a pull request or a repository; ``signer`` is the id of the key that signs it."""
+    return page("report.md.j2", report=report, signed=statement.signed(signer), **facts.sentences(report))
 
 
-def to_html(report: Report) -> str:
-    """The report as one page: style and plots inside, prints well, light and dark; it runs and fetches nothing."""
+def to_html(report: Report, *, signer: str | None = None) -> str:
+    """The report as one page: style and plots inside, prints well, light and dark; it runs and fetches nothing.
+
+    ``signer`` is the id of the key that signs it, which the page then names.
+    """
     return page(
         "report.html.j2",
         report=report,
+        signed=statement.signed(signer),
         curve=plot.epsilon_curve(report.curve) if report.curve else "",
         trade_off=plot.trade_off(report.trade_off) if report.trade_off else "",
         **facts.sentences(report),
     )
 
 
-def write(report: Report, folder: Path) -> list[Path]:
-    """Write ``report.json``, ``report.md`` and ``report.html`` into ``folder`` and return their paths."""
-    made = {JSON: to_json(report), MARKDOWN: to_markdown(report), HTML: to_html(report)}
+def write(report: Report, folder: Path, *, signer: str | None = None) -> list[Path]:
+    """Write ``report.json``, ``report.md`` and ``report.html`` into ``folder`` and return their paths.
+
+    The pages say that nobody has signed them, or who is about to: :func:`privguard.report.sign.sign` writes them anew.
+    """
+    made = {
+        JSON: to_json(report),
+        MARKDOWN: to_markdown(report, signer=signer),
+        HTML: to_html(report, signer=signer),
+    }
     for name, text in made.items():
         (folder / name).write_text(text, encoding="utf-8")
     return [folder / name for name in made]

@@ -26,7 +26,7 @@ PAGES = (render.JSON, render.MARKDOWN, render.HTML)
 
 
 def sign(report: Report, folder: str | os.PathLike[str], *, by: SigningKey) -> Envelope:
-    """Sign a report whose pages were written into the run folder that it was made from.
+    """Sign a report that was written into the run folder that it was made from; its pages then name the key.
 
     Raises:
         TamperedError: a page or the ledger is not the report's; make it again and sign that.
@@ -37,6 +37,7 @@ def sign(report: Report, folder: str | os.PathLike[str], *, by: SigningKey) -> E
     history = Ledger.read(folder / holdings.LEDGER)
     if (history.head, history.size) != (report.ledger_head, report.ledger_lines):
         raise TamperedError(f"{folder / holdings.LEDGER}: has changed since the report was made; make it again")
+    render.write(report, folder, signer=str(by.identity))
     names = (*holdings.covered(folder), *PAGES)
     subjects = tuple(Digest(name=name, sha256=holdings.sha256(folder / name)) for name in names)
     said = Statement(subjects=subjects, predicate_type=PREDICATE_TYPE, predicate=_predicate(report, by.identity))

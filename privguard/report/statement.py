@@ -44,6 +44,29 @@ def odds(claim: Claim, profile: Profile) -> str:
     )
 
 
+def connection(claim: Claim, profile: Profile) -> str:
+    """Why the factor of :func:`guarantee` and the share of :func:`odds` are one guarantee and not two figures."""
+    alone, together = percent(_accuracy(claim.epsilon, claim.delta)), percent(best_accuracy(profile))
+    most = factor(claim.epsilon)
+    turned = f"A factor of at most {most} turns even odds into at most {most} to 1"
+    if alone == together:
+        return f"{turned}, which is being right {alone} of the time: the factor and the share say the same."
+    return (
+        f"{turned}, which alone would let the attacker be right {alone} of the time; but only rare outcomes come near "
+        f"that factor, and over all outcomes together the share is at most {together}."
+    )
+
+
+def signed(signer: str | None) -> str:
+    """Whether a signature was made beside a page, and with which key; the page itself cannot prove it."""
+    if signer is None:
+        return "No signature was made with this page, so nobody vouches for it."
+    return (
+        f"A signature was made beside this page, in report.dsse.json, with the key {signer}. That this line says so "
+        "proves nothing, since anybody can write it; only the command privguard report verify proves it."
+    )
+
+
 def reach(claim: Claim) -> str:
     """Whose whole contribution the unit covers."""
     return _UNITS[claim.unit][1]

@@ -72,7 +72,7 @@ def fetch(loader: DataLoader[Any], records: Iterator[Sequence[int]]) -> Iterator
     Python call for each record.
     """
     if isinstance(loader.dataset, TensorDataset) and loader.collate_fn is default_collate and loader.num_workers == 0:
-        return _index(loader.dataset.tensors, records)
+        return _index(loader.dataset.tensors, records, pin=loader.pin_memory and torch.cuda.is_available())
     return iter(
         DataLoader(
             loader.dataset,
@@ -89,10 +89,11 @@ def fetch(loader: DataLoader[Any], records: Iterator[Sequence[int]]) -> Iterator
     )
 
 
-def _index(tensors: Sequence[Tensor], records: Iterator[Sequence[int]]) -> Iterator[list[Tensor]]:
+def _index(tensors: Sequence[Tensor], records: Iterator[Sequence[int]], *, pin: bool) -> Iterator[list[Tensor]]:
     for chosen in records:
         index = torch.as_tensor(chosen)
-        yield [tensor[index] for tensor in tensors]
+        rows = [tensor[index] for tensor in tensors]
+        yield [row.pin_memory() if pin and not row.is_cuda else row for row in rows]
 
 
 def examples_of(loader: DataLoader[Any]) -> int:

@@ -71,13 +71,13 @@ class _Gaussians:
 
     The parameters take consecutive pieces of it, and all blocks share these buffers: a block of its own for each small
     parameter, and fresh memory for each block, took as long as the sines. On the host NumPy computes the functions, in
-    a third of torch's time; their last bits may differ.
+    a third of torch's time; their last bits may differ. For a GPU the words alone are made on the host, in pinned
+    memory, and the copy is not waited for: while it goes and the GPU computes, the host enciphers the next block.
     """
 
     def __init__(self, deviation: float, device: torch.device, source: Stream) -> None:
         self._scale = -2.0 * deviation * deviation
-        self._words = np.empty(_PAIRS + _PAIRS // 2, np.int64)  # one for each radius, half of one for an angle
-        self._bits = torch.from_numpy(self._words)
+        self._words = _words(device)
         self._radius, self._angle, self._cosine = (torch.empty(_PAIRS, device=device) for _ in range(3))
         self._ready = torch.empty(2 * _PAIRS, device=device)
         self.begin(source)
@@ -102,9 +102,11 @@ class _Gaussians:
             done, self._used = done + count, self._used + count
 
     def _draw(self) -> None:
-        self._fill(self._words)
         radius, angle, cosine = self._radius, self._angle, self._cosine
-        bits = self._bits.to(radius.device)
+        if radius.is_cuda:
+            self._words = _words(radius.device)  # torch gives pinned memory out again once the copy from it is done
+        self._fill(self._words.numpy())
+        bits = self._words.to(radius.device, non_blocking=True)
         # uniform in (0, 1]: (m + ½)/2⁶³ from 63 bits, in float32, whose exponent keeps the tail
         radius.copy_(bits[:_PAIRS].bitwise_and_(_LONGEST)).add_(0.5).mul_(2.0**-63)
         angle.copy_(bits[_PAIRS:].view(torch.int32)).mul_(math.pi * 2.0**-31)
@@ -112,6 +114,11 @@ class _Gaussians:
         torch.mul(_apply("sqrt", radius), _apply("cos", angle, out=cosine), out=self._ready[:_PAIRS])
         torch.mul(radius, _apply("sin", angle), out=self._ready[_PAIRS:])
         self._used = 0
+
+
+def _words(device: torch.device) -> Tensor:
+    """Room on the host for the words of one block: one for each radius, half of one for each angle."""
+    return torch.empty(_PAIRS + _PAIRS // 2, dtype=torch.int64, pin_memory=device.type == "cuda")
 
 
 def _apply(function: str, x: Tensor, *, out: Tensor | None = None) -> Tensor:

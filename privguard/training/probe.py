@@ -13,6 +13,7 @@ from typing import Any, final
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from privguard import _check
 from privguard.errors import SensitivityError, UnsupportedModelError
@@ -190,8 +191,10 @@ def _only(rows: int, example: int | None = None) -> Tensor:
 def _run(losses: Losses, batch: Any) -> Tensor:
     """The user's losses, with every generator at the same place each time."""
     torch.default_generator.manual_seed(0)
-    if torch.cuda.is_available():
-        torch.cuda.manual_seed_all(0)
+    for place in {tensor.device for tensor in pytree.tree_leaves(batch) if isinstance(tensor, Tensor)}:
+        if place.type == "cuda":  # those that `untouched` puts back, and no other process's
+            with torch.cuda.device(place):
+                torch.cuda.manual_seed(0)
     try:
         with torch.enable_grad():
             return losses(batch)

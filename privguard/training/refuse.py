@@ -50,5 +50,10 @@ def _refuse_whole(model: nn.Module) -> None:
         raise UnsupportedModelError(
             f"model={type(model).__name__}: compiled before it was tapped; attach to the model itself"
         )
+    if len(devices := {str(p.device) for p in model.parameters() if p.requires_grad}) > 1:
+        raise UnsupportedModelError(
+            f"devices={sorted(devices)}: an example's norm is taken over all parameters at once, where they lie "
+            "together; move the model to one device, or give each process one"
+        )
     if bad := [n for n, p in model.named_parameters() if p.requires_grad and not p.is_floating_point()]:
         raise UnsupportedModelError(f"parameters={bad}: not real floating-point numbers; freeze them")

@@ -7,6 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+from privguard.checkpoint import Key, Snapshot, save
 
 
 def privguard(*arguments, cwd, expect=0, given="") -> subprocess.CompletedProcess[str]:
@@ -43,6 +46,24 @@ def test_seal_inspect_rewrap_open(place):
     assert not (place / "again.bin").exists()
     privguard("open", "model.bin.sealed", "--key", "other.key", "-o", "again.bin", cwd=place)
     assert (place / "again.bin").read_bytes() == (place / "model.bin").read_bytes()
+
+
+def test_an_auditor_is_let_in_to_manifest_and_ledger_alone(place):
+    ledger = b'{"kind":"opened"}\n'
+    officer, team = Key.generate_x25519(), Key.read(place / "team.key")
+    officer.write(place / "officer.key")
+    state = Snapshot(weights={"w": torch.ones(2)}, run="r", step=3, ledger=ledger)
+    save(state, place / "run.sealed", to=team, auditors=officer)
+    refused = privguard("open", "run.sealed", "--key", "officer.key", cwd=place, expect=1)
+    assert "may audit" in refused.stderr
+    done = privguard("open", "run.sealed", "--audit", "--key", "officer.key", "--json", cwd=place)
+    assert json.loads(done.stdout) == {"paths": ["run.audit/manifest.json", "run.audit/ledger.jsonl"]}
+    assert (place / "run.audit" / "ledger.jsonl").read_bytes() == ledger
+    assert json.loads((place / "run.audit" / "manifest.json").read_text())["step"] == 3
+    privguard("open", "run.sealed", "--audit", "--key", "officer.key", cwd=place, expect=2)
+    privguard("seal", "model.bin", "--to", "team.pub", cwd=place)
+    privguard("open", "model.bin.sealed", "--audit", "--key", "officer.key", "-o", "no", cwd=place, expect=3)
+    assert not (place / "no").exists()
 
 
 def test_passphrases_come_from_a_prompt_or_a_file(place):

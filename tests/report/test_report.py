@@ -14,7 +14,7 @@ from small import SmallRun, small_plan
 from privguard.attest.statement import SigningKey, Statement
 from privguard.attest.statement import sign as signed_by
 from privguard.errors import LedgerError, TamperedError
-from privguard.records import Digest, Manifest, Outcome, Relation, Unit
+from privguard.records import Claim, Digest, Manifest, Outcome, Relation, Unit
 from privguard.report import render, statement, supports
 from privguard.report.assemble import Sources, assemble
 from privguard.report.record import Report
@@ -68,6 +68,32 @@ def test_printed_numbers_are_never_below_the_computed_ones():
     assert float(statement.factor(1.0)) >= math.e
     assert statement.factor(40) == "more than 400 million"
     assert statement.upward(math.inf) == "∞"
+
+
+def test_one_sentence_connects_the_factor_and_the_share():
+    """e³ to 1 is 20.1 to 1, right 95.3 % of the time; the other pair bounds it by (e^0.5 + 0.01) / (1 + e^0.5)."""
+    facts = {"relation": Relation.ADD_OR_REMOVE_ONE, "unit": Unit.EXAMPLE, "accountant": "any", "interval": 1e-4}
+    claim = Claim(epsilon=3.0, delta=1e-5, **facts)
+    apart = statement.connection(claim, [(3.0, 1e-5), (0.5, 0.01)])
+    assert "at most 20.1 turns even odds into at most 20.1 to 1" in apart
+    assert "right 95.3\N{NO-BREAK SPACE}% of the time" in apart
+    assert apart.endswith("at most 62.7\N{NO-BREAK SPACE}%.")
+    assert "62.7\N{NO-BREAK SPACE}%" in statement.odds(claim, [(3.0, 1e-5), (0.5, 0.01)])
+    alike = statement.connection(claim, [(3.0, 1e-5)])
+    assert alike.endswith("right 95.3\N{NO-BREAK SPACE}% of the time: the factor and the share say the same.")
+
+
+@pytest.mark.parametrize("form", [render.to_html, render.to_markdown])
+def test_the_words_of_the_audits_are_explained_where_they_stand(folder, report, form):
+    plain = form(report)
+    assert statement.connection(report.claim, report.profile) in plain
+    assert "The cap of an audit is the highest ε that it could have shown at all" in plain
+    assert "Canaries" not in plain  # the small run's audit has none
+    keep(folder, finding(0.5, counts={"canaries": 40}, cap=1327.4), "canaries.json")
+    said = form(assemble(folder))
+    assert "Canaries are made-up records that belong to nobody." in said
+    assert said.index("Canaries are made-up records") < said.index("1327.400")
+    assert said.index("The cap of an audit") < said.index("1327.400")
 
 
 def test_every_format_says_the_same_claim(report):

@@ -34,6 +34,25 @@ def test_what_was_signed_holds_and_says_what_it_holds(signed, officer):
     assert "without an access journal" in verify(signed, signers=[officer.identity], journal="any").notes[0]
 
 
+@pytest.mark.parametrize("name", ["report.html", "report.md"])
+def test_a_page_says_itself_whether_it_was_signed_and_by_whom(folder, officer, name):
+    report = assemble(folder)
+    render.write(report, folder)
+    assert "No signature was made with this page" in (folder / name).read_text()
+    sign.sign(report, folder, by=officer).write(folder / sign.SIGNED)
+    said = (folder / name).read_text()
+    assert f"in report.dsse.json, with the key {verify(folder, signers=[officer.identity]).signer}." in said
+    assert "proves nothing, since anybody can write it; only the command privguard report verify proves it" in said
+    assert "No signature was made" not in said
+
+
+def test_a_page_that_only_says_that_it_was_signed_proves_nothing(signed, officer):
+    lie = render.to_html(assemble(signed), signer=str(SigningKey.generate().identity))
+    (signed / "report.html").write_text(lie)
+    with pytest.raises(TamperedError, match=r"report\.html: is not the page that was signed"):
+        verify(signed, signers=[officer.identity])
+
+
 def test_a_p256_key_signs_as_well(folder):
     by = SigningKey.generate_p256()
     assert verify(sign_report(folder, by), signers=[by.identity]).signer.startswith("ecdsa-p256")

@@ -18,6 +18,7 @@ from privguard.training.bookkeeping.batch import Batch, Desk, Part, Tapped
 from privguard.training.bookkeeping.factors import gather
 from privguard.training.bookkeeping.gradients import Gradient, Inputs
 from privguard.training.bookkeeping.norms import example_norms
+from privguard.training.bookkeeping.precision import exact, uncast
 from privguard.training.bookkeeping.rules import listen_to
 from privguard.training.bookkeeping.shared import looks_up_bias, repeats_a_prompt, shared_method
 from privguard.training.clip import NO_BOUND, ClippedSum, EscapeAlarm, Total, Turn, clip_factors, trainable
@@ -63,12 +64,15 @@ class BookKeeper:
         """See :meth:`~privguard.training.clip.Clipper.backward`."""
         mask, batch = self._turn.check(losses), self._desk.batch
         assert batch is not None  # noqa: S101 — the turn is open
+        mask = mask.to(losses.device, non_blocking=True)  # once, and without waiting for the forward to be done
         try:
             batch.collecting = True
-            torch.autograd.backward(losses, mask.to(losses))
+            with uncast(losses.device):
+                torch.autograd.backward(losses, mask.to(losses.dtype))
             batch.collecting = False
             self._check_reached(batch)
-            self._close_books(batch)
+            with exact(next(iter(self._parameters.values())).device):
+                self._close_books(batch, mask)
         finally:
             batch.collecting, self._desk.batch = False, None
             batch.factors.clear()
@@ -107,13 +111,13 @@ class BookKeeper:
         self._all_reached = True
 
     @torch.no_grad()
-    def _close_books(self, batch: Batch) -> None:
+    def _close_books(self, batch: Batch, mask: Tensor) -> None:
         gradients: dict[Part, Gradient] = {}
         inputs = Inputs()
         for part in list(batch.factors):
             shape = part.shape(self._parameters[part.name].shape)
             gradients[part] = gather(batch.factors.pop(part), shape, budget=self._budget, inputs=inputs)
-        factors = self._factors(gradients.values(), batch.mask)
+        factors = self._factors(gradients.values(), mask)
         silent = factors == 0
         any_silent = bool(silent.any())
 

@@ -38,10 +38,11 @@ def by_repetition(heard: Heard, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     leaves, spec = pytree.tree_flatten((args, kwargs))
     leaves = [heard.shared(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
     args, kwargs = pytree.tree_unflatten(leaves, spec)
-    before = torch.get_rng_state()
+    device = tapped.own()[0].device
+    before = _generators(device)
     with frozen(tapped.own()):
         output = tapped.original(*args, **kwargs)
-    if not torch.equal(before, torch.get_rng_state()):
+    if not all(map(torch.equal, before, _generators(device))):
         raise UnsupportedModelError(
             f"module={tapped.name!r} ({type(tapped.module).__name__}): has no rule and draws random numbers; train "
             "with physical batches of one (OneByOne)"
@@ -53,6 +54,12 @@ def by_repetition(heard: Heard, args: tuple[Any, ...], kwargs: dict[str, Any]) -
             again = _Again(tapped, leaves, spec, place, size)
             outputs[place] = heard.tap(heard.shared(value), kept=value[:0], factors=again.factors)
     return pytree.tree_unflatten(outputs, out_spec)
+
+
+def _generators(device: torch.device) -> list[Tensor]:
+    """Where the generators stand that a forward on this device may draw from; both states lie on the host."""
+    host = torch.get_rng_state()
+    return [host, torch.cuda.get_rng_state(device)] if device.type == "cuda" else [host]
 
 
 class _Again:

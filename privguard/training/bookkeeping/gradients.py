@@ -6,6 +6,7 @@ matrices (Li et al. 2021, "ghost clipping"), a sum of signed terms that can canc
 example whose slack is not small is settled in float64.
 """
 
+import itertools
 from collections.abc import Iterator
 from typing import Protocol, final
 
@@ -212,6 +213,11 @@ class SparseRows:
         """Sum a value of each row over the rows of each example, (B,)."""
         return values.new_zeros(self._batch).index_add_(0, self.example, values)
 
+    def places(self) -> list[slice]:
+        """Where each example's rows lie, which follow each other: the host asks the device once, not B times."""
+        edges = torch.searchsorted(self.example, torch.arange(self._batch + 1, device=self.example.device))
+        return [slice(start, end) for start, end in itertools.pairwise(edges.tolist())]
+
     def settle(self, which: Tensor) -> Tensor:
         """See :meth:`Gradient.settle`."""
         return self.per_example(torch.linalg.vector_norm(self.values, dim=1, dtype=torch.float64).square())[which]
@@ -236,6 +242,7 @@ class Tied:
 
     def __init__(self, table: SparseRows, output: Product) -> None:
         self._table, self._output = table, output
+        self._places = table.places()
 
     def square_norms(self) -> tuple[Tensor, Tensor | None]:
         """See :meth:`Gradient.square_norms`; ‖a + b‖² = ‖a‖² + ‖b‖² + 2⟨a, b⟩."""
@@ -256,7 +263,7 @@ class Tied:
 
     def _cross(self, index: int, dtype: torch.dtype) -> Tensor:
         """⟨table, output⟩ = Σ over looked-up rows v and positions s of rows[s, v] · ⟨cols[s], table[v]⟩."""
-        mine = self._table.example == index
+        mine = self._places[index]
         picked = self._output.rows[index].index_select(1, self._table.ids[mine]).to(dtype)  # (T, rows looked up)
         return (picked * (self._output.cols[index].to(dtype) @ self._table.values[mine].to(dtype).t())).sum().double()
 

@@ -1,6 +1,9 @@
 """What the clipped sum promises: bounded by C for every record, whatever the record is."""
 
 import math
+from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +14,7 @@ from torch import Tensor, nn
 from privguard.training.bookkeeping import BookKeeper
 from privguard.training.bookkeeping.gradients import KAPPA, ROUNDING, Product, SparseRows, Tied
 from privguard.training.bookkeeping.norms import example_norms
+from privguard.training.bookkeeping.precision import exact
 from privguard.training.clip import Clipper, OneByOne
 from tests.training.bookkeeping.compare import clipped, distance
 
@@ -189,3 +193,45 @@ def test_norms_are_never_below_the_truth_and_hardly_above(seed: int, scale: int,
         size = math.sqrt(sum(float(v.double().square().sum()) for v in sums.values()))
         assert size <= truth / 2 * (1 + 1e-4)
         assert size >= truth / 2 * (1 - 5e-4)  # float32 forward and backward included
+
+
+def lowered_by_autocast() -> AbstractContextManager[None]:
+    return torch.autocast("cpu", torch.bfloat16)
+
+
+@contextmanager
+def lowered_for_the_process() -> Generator[None]:
+    """What ``torch.set_float32_matmul_precision`` and ``TrainingArguments(tf32=True)`` do, to its last consequence."""
+    torch.set_float32_matmul_precision("medium")
+    try:
+        yield
+        assert torch.get_float32_matmul_precision() == "medium"  # and it is left as it was
+        assert torch.backends.mkldnn.matmul.fp32_precision == "bf16"
+        assert torch.backends.cuda.matmul.fp32_precision == "tf32"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+@pytest.mark.parametrize("lowered", [lowered_by_autocast, lowered_for_the_process])
+def test_products_in_fewer_bits_around_it_do_not_loosen_the_bound(lowered: Callable[[], Any]) -> None:
+    """Backward inside autocast gave up to 1.04 C here, where positions nearly cancel."""
+    source = torch.Generator().manual_seed(4)
+    model = nn.Linear(64, 128, bias=False)
+    x = torch.randn(6, 1, 64, generator=source) + 0.2 * torch.randn(6, 4, 64, generator=source)
+    sign = torch.tensor([1.0, -1.0, 1.0, -1.0])[:, None]
+    for row in x.split(1):
+        clipper = BookKeeper(model, max_grad_norm=1e-2)
+        clipper.begin(torch.ones(1, dtype=torch.bool))
+        losses = (model(row) * sign).flatten(1).sum(1)
+        with lowered():
+            clipper.backward(losses)
+        found = clipper.take().gradients["weight"].norm().item()
+        clipper.close()
+        assert 1e-2 * (1 - 2e-4) <= found <= 1e-2 * (1 + 1e-4)
+
+
+def test_books_are_closed_in_full_precision_whatever_is_switched_on() -> None:
+    with lowered_for_the_process(), lowered_by_autocast(), exact(torch.device("cpu")):
+        assert torch.backends.cuda.matmul.fp32_precision == torch.backends.mkldnn.matmul.fp32_precision == "ieee"
+        a, b = torch.randn(2, 3, 300), torch.randn(2, 300, 3)
+        assert torch.bmm(a, b).dtype == torch.float32
