@@ -142,6 +142,18 @@ def test_cancellation_neither_hides_a_norm_nor_inflates_it(scale: float, gap: fl
     assert ((raw - truth.square()).abs() <= KAPPA * ROUNDING * lengths.square()).all()
 
 
+def test_rounding_too_small_to_be_settled_is_added_to_the_norm() -> None:
+    generator = torch.Generator().manual_seed(5)
+    rows = torch.randn(256, 1, 64, generator=generator) * torch.tensor([1.0, -1.0])[:, None]
+    cols = torch.randn(256, 1, 64, generator=generator) + 0.1 * torch.randn(256, 2, 64, generator=generator)
+    truth = torch.einsum("btp,btd->bpd", rows.double(), cols.double()).flatten(1).norm(dim=1)
+    squares, slack = Product(rows, cols).square_norms()
+    assert slack is not None
+    unsettled = slack < 1e-4 * squares
+    assert (squares.sqrt() < truth * (1 - 1e-5))[unsettled].any()  # the danger is real
+    assert (example_norms([Product(rows, cols)], max_norm=float(truth.median())) >= truth * (1 - 1e-5)).all()
+
+
 @pytest.mark.parametrize("gap", [1e-7, 1e-5, 1e-4, 1e-2])
 def test_no_cancelling_example_contributes_more_than_the_clipping_norm(gap: float) -> None:
     rows, cols = cancelling(1e4, gap=gap)

@@ -164,6 +164,7 @@ def test_the_p_value_that_pays_for_subkeys_is_valid(profile_for):
     assert (p <= 0.05).sum() <= stats.binom.isf(1e-5, 3000, 0.05)
     assert (p <= 0.05).mean() > 0.03
     assert (e >= 20).sum() <= stats.binom.isf(1e-5, 3000, 0.05)
+    assert np.minimum(e, 20).mean() <= 1  # an e-value's mean is at most 1: 0.56 here, 2.0 for the best sub-key's
 
 
 def test_a_verdict_carries_what_a_reader_needs(secret, profile_for):
