@@ -49,7 +49,7 @@ def written(call, folder, plan=PLAN):
 
 
 def drawn(folder, commitment):
-    """The coins: but for once in 10⁸ runs 60 of each side, so that a perfect attack makes none of its 120 guesses wrong."""
+    """The coins: 60 at least of each side but for once in 10⁸ runs, so that a perfect attack makes no wrong guess."""
     included = Coins.read(folder / "coins.json", commitment=commitment).included
     assert 60 <= included.sum() <= 140
     return included
