@@ -20,12 +20,13 @@ def test_every_chapter_is_told(demonstration):
     assert done.returncode == 0, done.stderr  # an exact run is refuted, or a check of it fails, in 4 of a million
     assert (said["run"]["outcome"], said["step"]["outcome"], said["failed"]) == ("consistent", "consistent", [])
     assert 2.98 < said["claim"]["epsilon"] <= 3.0
-    assert said["private_accuracy"] > 0.85  # 93 % in the median of ten; a guess reads 10 %
-    assert said["released_accuracy"] > 0.80
+    assert said["private_accuracy"] > 0.80  # 92.6 % in the mean of 21, deviation 1.3 %; a guess reads 10 %
+    assert said["released_accuracy"] > 0.70  # 91 %, deviation 3 %
     assert {"run.json", "ledger.jsonl", "report.html", "report.json", "report.md"} <= {p.name for p in out.iterdir()}
 
 
 def test_thefts_are_proven_and_honesty_is_not(demonstration):
+    """The weakest proof, of the pruned copy, has z = 10.5 with deviation 1, where 5.7 suffice; honesty errs at 1e-6."""
     thefts = {each["suspect"]: each for each in json.loads(demonstration[1].stdout)["thefts"]}
     assert [name for name, each in thefts.items() if each["outcome"] == "proven"] == [
         "fine-tuned",
