@@ -42,7 +42,7 @@ def drill(place: str, journal: Path, *, kills: int, epsilon: float = 3.0) -> dic
     book.add(DataSet(sha256=DATA, name="drill"))
     book.grant(DATA, Budget(epsilon=epsilon, delta=1e-5), by=officer, reason="drill")
     descriptor = os.open(journal, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    ended = killed_at_work(lambda run: spend(place, run, descriptor), kills)
+    ended = killed_at_work(lambda run: spend(place, run, descriptor), kills, begun=lambda: journal.stat().st_size > 0)
     os.close(descriptor)
     standing = balanced(place, journal)
     still_open = sum(balance.open for balance in standing.runs.values())
@@ -65,14 +65,19 @@ def drill(place: str, journal: Path, *, kills: int, epsilon: float = 3.0) -> dic
     }
 
 
-def killed_at_work(work: Callable[[str], None], kills: int) -> Counter[int]:
-    """Keep eight workers going and kill one at a random moment, so many times; their exit codes, counted."""
+def killed_at_work(work: Callable[[str], None], kills: int, *, begun: Callable[[], bool]) -> Counter[int]:
+    """Keep eight workers going and, once they have begun, kill one at a random moment, so many times.
+
+    The exit codes, counted.
+    """
     rng, ended, workers = random.Random(2), Counter[int](), list[int]()
     try:
         for turn in range(kills):
             while len(workers) < WORKERS:
                 name = f"run-{turn}-{len(workers)}"
                 workers.append(forked(partial(work, name)))
+            while not begun():
+                time.sleep(0.001)
             time.sleep(rng.random() * 0.05)
             victim = workers.pop(rng.randrange(len(workers)))
             os.kill(victim, signal.SIGKILL)

@@ -68,8 +68,8 @@ def main() -> None:
                 {n: getattr(chosen, n) for n in ("profile", "trust", "secret")},
             )
         found = rows.map(partial(detect_columns, **files), batched=True, batch_size=1000, num_proc=chosen.processes)
-        marked = sum(p <= -5 - np.log10(len(found)) for p in found["log10_p"])
-    print(f"{marked} of {len(found)} documents carry the mark at 1e-5 over all of them")
+        marked = sum(p <= -6 - np.log10(len(found)) for p in found["log10_p"])
+    print(f"{marked} of {len(found)} documents carry the mark at 1e-6 over all of them")
 
 
 if __name__ == "__main__":

@@ -1,16 +1,38 @@
-"""Shared by all tests: hypothesis profiles, and where the real data is."""
+"""Shared by all tests: what is left to chance, and where the real data is."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 
-settings.register_profile("dev", max_examples=20, deadline=None)
-settings.register_profile(
-    "ci", max_examples=100, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
-)
+# The same examples every time, whatever the machine's speed; --hypothesis-profile=search looks for new ones.
+always = {"deadline": None, "derandomize": True, "suppress_health_check": [HealthCheck.too_slow]}
+settings.register_profile("dev", max_examples=20, **always)
+settings.register_profile("ci", max_examples=100, **always)
+settings.register_profile("search", max_examples=1_000, **always | {"derandomize": False})
 settings.load_profile("ci" if os.environ.get("CI") else "dev")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Fixtures, and then the test, find torch's own generator at one place, in whatever order the tests run.
+
+    pytest-randomly does so for ``random`` and NumPy. What is keyed from the operating system's entropy is none of it.
+    """
+    _seed_torch()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_call() -> None:
+    """See :func:`pytest_runtest_setup`."""
+    _seed_torch()
+
+
+def _seed_torch() -> None:
+    if (torch := sys.modules.get("torch")) is not None:  # fresh from its import it has a seed of its own
+        torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -19,7 +19,7 @@ from privguard.audit.roc import holm
 from privguard.audit.steps import FloatArray, Trace
 from privguard.records import Measurement
 
-FALSE_ALARM = 1e-3  # of all checks of one examination together
+FALSE_ALARM = 1e-3  # of all checks of one examination together, where nothing else was asked for
 _BLOCK = 1024  # rows that are held against all later ones at a time
 
 
@@ -34,12 +34,19 @@ class Examination(Measurement):
 
 
 def examine(
-    trace: Trace, *, noise_multiplier: float, giant: int | None = None, others: Mapping[str, float] | None = None
+    trace: Trace,
+    *,
+    noise_multiplier: float,
+    giant: int | None = None,
+    others: Mapping[str, float] | None = None,
+    level: float = FALSE_ALARM,
 ) -> Examination:
     """Run every check that a trace allows; ``others`` brings in p-values from ledger, sampler or other ranks.
 
-    ``giant`` is the number of a canary whose raw gradient is far larger than the others'.
+    ``giant`` is the number of a canary whose raw gradient is far larger than the others'. A correct step fails any
+    check at all with probability at most ``level``.
     """
+    _check.probability("level", level)
     sigma = _check.positive("noise_multiplier", noise_multiplier)
     p_values = {
         "noise level": noise_level(trace, sigma),
@@ -52,7 +59,8 @@ def examine(
         **(others or {}),
     }
     adjusted = holm(p_values)
-    return Examination(p_values=adjusted, failed=tuple(name for name, p in adjusted.items() if p <= FALSE_ALARM))
+    failed = tuple(name for name, p in adjusted.items() if p <= level)
+    return Examination(p_values=adjusted, failed=failed, level=level)
 
 
 def noise_level(trace: Trace, sigma: float) -> float:

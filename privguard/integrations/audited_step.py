@@ -18,7 +18,7 @@ from torch import nn
 from privguard._random import Stream
 from privguard.accounting.ledger import Ledger
 from privguard.audit import checks
-from privguard.audit.checks import Examination, examine
+from privguard.audit.checks import FALSE_ALARM, Examination, examine
 from privguard.audit.steps import StepDesign, Trace, observe, step_finding
 from privguard.records import Finding
 from privguard.training.clip import Clipper, attach, trainable
@@ -77,10 +77,13 @@ class AuditedStep:
         return inputs
 
 
-def audit_step(plan: Plan, *, canaries: int = 1_000, trials: int = 200) -> tuple[Finding, Examination]:
+def audit_step(
+    plan: Plan, *, canaries: int = 1_000, trials: int = 200, confidence: float = 0.95, level: float = FALSE_ALARM
+) -> tuple[Finding, Examination]:
     """Audit this installation's private step: a finding against the plan's claim, and a check for each known bug.
 
-    The positive control is the same step without noise. The sampler is drawn as often as the step is taken.
+    The positive control is the same step without noise. The sampler is drawn as often as the step is taken. A correct
+    step is refuted with probability at most 1 - ``confidence``, and fails any check with probability ``level``.
     """
     design = StepDesign(
         canaries=canaries,
@@ -89,11 +92,12 @@ def audit_step(plan: Plan, *, canaries: int = 1_000, trials: int = 200) -> tuple
         sample_rate=plan.sample_rate,
         steps=plan.steps,
         delta=plan.delta,
+        confidence=confidence,
     )
     trace, recorded = _traced(plan, design)
     bare, _ = _traced(replace(plan, noise_multiplier=0.0, epsilon=None), design)
     others = {"every step recorded": recorded, **_sampled(plan, trials)}
-    examination = examine(trace, noise_multiplier=plan.noise_multiplier, giant=0, others=others)
+    examination = examine(trace, noise_multiplier=plan.noise_multiplier, giant=0, others=others, level=level)
     return step_finding(trace, design, control=bare), examination
 
 

@@ -25,6 +25,9 @@ class Settings(Record):
         learning_rate: of SGD with momentum 0.9.
         hidden: units between the two layers.
         canaries: records that ride along by a fair coin each, so that the run can be audited.
+        confidence: of the two audits. They split their error over both sides of a threshold, and to refute an exact run
+            both sides have to err, which at 0.999 happens in 1 run of 400,000.
+        false_alarm: chance that a correct step fails any of its checks.
         references: models that show what the target would say had it not seen a record.
         triggers: committed trigger inputs; a quarter of them is opened for each suspect.
         teaching: steps in which the released model learns them.
@@ -40,6 +43,8 @@ class Settings(Record):
     learning_rate: float = 2.0
     hidden: int = 256
     canaries: int = 500
+    confidence: float = 0.999
+    false_alarm: float = 1e-6
     references: int = 8
     triggers: int = 72
     teaching: int = 300
@@ -55,7 +60,8 @@ class Settings(Record):
         for name in ("steps", "hidden", "teaching", "thief_epochs"):
             _check.count(name, getattr(self, name))
         _check.probability("delta", self.delta, remedy="below 1 over the number of examples")
-        _check.probability("prune", self.prune)
+        for name in ("prune", "confidence", "false_alarm"):
+            _check.probability(name, getattr(self, name))
         _check.count("canaries", self.canaries, least=40, remedy="fewer could not refute anything")
         _check.count("references", self.references, least=2, remedy="a record has to be in some and out of others")
         _check.count("triggers", self.triggers, least=32, remedy="each of four suspects is asked a quarter of them")
@@ -98,6 +104,7 @@ class Settings(Record):
             per_side=self.canaries // 4,
             claimed=self.epsilon,
             delta=self.delta,
+            confidence=self.confidence,
             bounds=(Bound.GAUSSIAN_THRESHOLD,),
             threshold=self.steps / 2,
         )

@@ -93,7 +93,9 @@ def demo(
     watch("audit the run", 0.74)
     verdict = chapters.audit_run(stage, plan, seen)
     watch("audit clip and noise", 0.79)
-    step, examination = audit_step(plan, canaries=chosen.canaries)
+    step, examination = audit_step(
+        plan, canaries=chosen.canaries, confidence=chosen.confidence, level=chosen.false_alarm
+    )
     keep([step], folder, name="audit")
     watch("attack the model", 0.88)
     membership = chapters.attack_membership(stage, model)

@@ -138,7 +138,7 @@ def postgres_server():
         yield url
     finally:
         server.send_signal(signal.SIGINT)
-        server.wait(30)
+        server.wait(300)
         shutil.rmtree(home, ignore_errors=True)
 
 
@@ -147,7 +147,7 @@ def plain_engine(url):
 
 
 def wait_for(url):
-    for _ in range(600):
+    for _ in range(3_000):
         try:
             plain_engine(url).connect().close()
         except OperationalError:

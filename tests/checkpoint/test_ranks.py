@@ -37,7 +37,7 @@ def together(start, tmp_path):
         for one in both:
             one.start()
         for one in both:
-            one.join(60)
+            one.join(600)
             one.kill()
             one.join()
         return [one.exitcode for one in both]

@@ -17,15 +17,16 @@ from privguard.run import Settings
 def test_every_chapter_is_told(demonstration):
     out, done = demonstration
     said = json.loads(done.stdout)
-    refuted = "refuted" in (said["run"]["outcome"], said["step"]["outcome"]) or said["failed"]
-    assert done.returncode == (1 if refuted else 0), done.stderr  # an exact run is refuted in fewer than 1 of 100
+    assert done.returncode == 0, done.stderr  # an exact run is refuted, or a check of it fails, in 4 of a million
+    assert (said["run"]["outcome"], said["step"]["outcome"], said["failed"]) == ("consistent", "consistent", [])
     assert 2.98 < said["claim"]["epsilon"] <= 3.0
-    assert said["private_accuracy"] > 0.85  # 93 % in the median of ten; a guess reads 10 %
-    assert said["released_accuracy"] > 0.80
+    assert said["private_accuracy"] > 0.80  # 92.6 % in the mean of 21, deviation 1.3 %; a guess reads 10 %
+    assert said["released_accuracy"] > 0.70  # 91 %, deviation 3 %
     assert {"run.json", "ledger.jsonl", "report.html", "report.json", "report.md"} <= {p.name for p in out.iterdir()}
 
 
 def test_thefts_are_proven_and_honesty_is_not(demonstration):
+    """The weakest proof, of the pruned copy, has z = 10.5 with deviation 1, where 5.7 suffice; honesty errs at 1e-6."""
     thefts = {each["suspect"]: each for each in json.loads(demonstration[1].stdout)["thefts"]}
     assert [name for name, each in thefts.items() if each["outcome"] == "proven"] == [
         "fine-tuned",
@@ -123,13 +124,13 @@ def test_ctrl_c_leaves_a_run_that_is_priced(tmp_path, privguard):
     out = tmp_path / "run"
     command = [sys.executable, "-m", "privguard", "demo", "--config", str(tmp_path / "long.toml"), "--out", str(out)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 600
         while not (out / "ledger.jsonl").exists() or len((out / "ledger.jsonl").read_bytes().splitlines()) < 3:
             assert process.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)
-        said = process.communicate(timeout=120)[1]
+        said = process.communicate(timeout=600)[1]
     assert process.returncode == 130, said
     assert "Traceback" not in said
     assert re.search(r"privguard\s+report", said)

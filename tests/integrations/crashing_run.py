@@ -1,6 +1,9 @@
 """A private run in a process of its own, which the tests kill, interrupt or starve of disk.
 
-python crashing_run.py FOLDER KEY [resume] [disk BYTES] [slow]
+python crashing_run.py FOLDER KEY [resume] [disk BYTES] [hold STEP] [slow STEP]
+
+Held, it stays inside its loop after that step, however long the test needs to see it; slow, each step from there on
+takes half a second, so that an interrupt, which ends a run after its step, comes before the last one.
 """
 
 import resource
@@ -25,6 +28,8 @@ def main(folder, key, *flags):
         )  # a write past the limit then fails with an error, as on a full disk
         limit = int(flags[flags.index("disk") + 1])
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    hold = int(flags[flags.index("hold") + 1]) if "hold" in flags else None
+    slow = int(flags[flags.index("slow") + 1]) if "slow" in flags else 200
     private = run.start(small_plan(steps=200), resume="resume" in flags, checkpoint_every=10)
     print("started", flush=True)
     done = 0
@@ -33,8 +38,10 @@ def main(folder, key, *flags):
         if private.step():
             done += 1
             print(f"step {done}", flush=True)
-        if "slow" in flags:
+        while done == hold:
             time.sleep(0.01)
+        if slow <= done < 200:
+            time.sleep(0.5)
     print("finished", flush=True)
 
 

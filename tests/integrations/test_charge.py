@@ -97,7 +97,8 @@ def test_a_killed_run_keeps_its_reservation_and_spends_it_once(tmp_path, book, p
             if private.step():
                 with taken.open("a") as file:
                     file.write("step\n")
-                time.sleep(0.02)
+            while taken.read_text().count("step") == 9:  # stays here until it is killed
+                time.sleep(0.005)
 
     child = forked(train)
     while taken.read_text().count("step") < 9:

@@ -2,12 +2,12 @@
 
 import os
 import re
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from processes import WAIT, free_port
 
 ROOT = Path(__file__).parents[2]
 
@@ -16,7 +16,7 @@ def start(*command, **more):
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **more}
     return subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280, check=True
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=WAIT, check=True
     ).stdout
 
 
@@ -44,8 +44,5 @@ def test_a_run_goes_on_after_a_clean_stop_and_after_a_crash(tmp_path):
 
 
 def test_two_processes_print_one_claim(tmp_path):
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port = str(one.getsockname()[1])
-    out = start("sh", "recipes/two_processes.sh", str(tmp_path / "two"), "--tiny", PORT=port)
+    out = start("sh", "recipes/two_processes.sh", str(tmp_path / "two"), "--tiny", PORT=str(free_port()))
     assert out.count("ε=") == 1

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from processes import WAIT
 from small import SmallRun, small_plan
 from torch.nn import functional
 
@@ -90,14 +91,14 @@ def child(tmp_path):
 
 
 def test_kill_and_resume_keeps_what_was_reserved_spent_and_ends_within_the_budget(child):
-    killed = child.spawn("slow")
+    killed = child.spawn("hold", "25")
     child.until(killed, "step 25")
     killed.kill()
     killed.communicate()
     reserved = child.history().position
-    assert 25 <= reserved <= 25 + 2 * 8
+    assert 25 <= reserved <= 25 + 8
     again = child.spawn("resume")
-    out, err = again.communicate(timeout=120)
+    out, err = again.communicate(timeout=WAIT)
     assert again.returncode == 0, err
     assert out.count("step ") == 200 - reserved  # the lost steps are not trained again: their budget is gone
     assert child.history().position == 200
@@ -120,23 +121,23 @@ def test_a_killed_run_never_draws_the_same_sample_or_noise_again(small):
 
 
 def test_ctrl_c_leaves_a_run_that_goes_on_where_it_was(child):
-    interrupted = child.spawn("slow")
+    interrupted = child.spawn("slow", "15")
     child.until(interrupted, "step 15")
     interrupted.send_signal(signal.SIGINT)
-    _, err = interrupted.communicate(timeout=60)
+    _, err = interrupted.communicate(timeout=WAIT)
     assert interrupted.returncode != 0
     assert "KeyboardInterrupt" in err
     history = child.history()
     assert history.settled
     assert (child.run / "checkpoints" / f"step-{history.position:08d}.sealed").exists()
     again = child.spawn("resume")
-    out, err = again.communicate(timeout=120)
+    out, err = again.communicate(timeout=WAIT)
     assert out.count("step ") == 200 - history.position, err
 
 
 def test_a_full_disk_is_an_error_that_leaves_ledger_and_folder_readable(child):
     full = child.spawn("disk", "6000")
-    out, err = full.communicate(timeout=120)
+    out, err = full.communicate(timeout=WAIT)
     assert full.returncode != 0
     assert "OSError" in err
     assert "File too large" in err

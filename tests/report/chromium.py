@@ -108,7 +108,7 @@ class Chromium:
         for descriptor in (self._in, self._out):
             os.close(descriptor)
         try:
-            self._process.wait(20)
+            self._process.wait(60)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()

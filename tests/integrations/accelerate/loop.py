@@ -67,7 +67,7 @@ def start(
     losses=None,
     **changes,
 ):
-    several = [InitProcessGroupKwargs(backend="gloo", timeout=timedelta(seconds=20))] if "RANK" in os.environ else []
+    several = [InitProcessGroupKwargs(backend="gloo", timeout=timedelta(seconds=120))] if "RANK" in os.environ else []
     accelerator = PrivateAccelerator(
         plan=plan(**changes),
         run=folder,

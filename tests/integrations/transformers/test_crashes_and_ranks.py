@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 import trainer_alone
-from processes import launch, spawn, until
+from processes import WAIT, launch, spawn, until
 
 from privguard.accounting.ledger import Ledger
 from privguard.checkpoint.key import Key
@@ -21,14 +21,14 @@ def out(tmp_path):
 
 def test_a_killed_run_keeps_what_was_reserved_spent_draws_afresh_and_ends_within_the_budget(out):
     steps = 30
-    killed = spawn(SCRIPT, out / "run", out, steps, 1.0)
+    killed = spawn(SCRIPT, out / "run", out, steps, 1.0, "hold", 5)
     said = until(killed, "step 5")
     killed.kill()
     said += killed.communicate()[0].split("\n")
     reserved = Ledger.read(out / "run" / "ledger.jsonl").position
-    assert 5 < reserved <= 5 + 2 * 8
+    assert 5 <= reserved <= 5 + 8
     again = spawn(SCRIPT, out / "run", out, steps, 1.0, "resume")
-    more, err = again.communicate(timeout=280)
+    more, err = again.communicate(timeout=WAIT)
     assert again.returncode == 0, err
     assert more.count("step ") == steps - reserved  # lost steps are not taken again: their budget is gone
     keys = [line for line in [*said, *more.split("\n")] if line.startswith("keyed")]

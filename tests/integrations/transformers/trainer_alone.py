@@ -1,6 +1,6 @@
 """A PrivateTrainer run in processes of its own, which the tests kill or start as ranks.
 
-python trainer_alone.py RUN OUT STEPS NOISE [resume] [die RANK STEP]
+python trainer_alone.py RUN OUT STEPS NOISE [resume] [die RANK STEP] [hold STEP]
 """
 
 import hashlib
@@ -19,15 +19,17 @@ from privguard.checkpoint.key import Key
 
 
 class Tell(hf.TrainerCallback):
-    """Says each step, slowly enough to be killed in between; kills its own rank where that was asked for."""
+    """Says each step; where that was asked for, stays at one until it is killed, or kills its own rank."""
 
     def __init__(self, rank, flags):
         self.rank = rank
         self.victim = [int(n) for n in flags[flags.index("die") + 1 :][:2]] if "die" in flags else None
+        self.hold = int(flags[flags.index("hold") + 1]) if "hold" in flags else None
 
     def on_step_end(self, args, state, control, **_):
         print(f"step {state.global_step}", flush=True)
-        time.sleep(0.02)
+        while state.global_step == self.hold:
+            time.sleep(0.02)
         if [self.rank, state.global_step] == self.victim:
             os.kill(os.getpid(), signal.SIGKILL)
 
@@ -43,7 +45,7 @@ def main(folder, out, steps, noise, *flags):
     plan = make_plan(4, sample_rate=0.34, noise_multiplier=float(noise), max_grad_norm=0.5, steps=int(steps))
     args = arguments(
         folder, 4, per_device_train_batch_size=4 // ranks, learning_rate=0.1, save_strategy="steps", save_steps=2,
-        **({"ddp_backend": "gloo", "ddp_timeout": 20} if ranks > 1 else {}),
+        **({"ddp_backend": "gloo", "ddp_timeout": 120} if ranks > 1 else {}),
     )  # fmt: skip
     secret = None if float(noise) else 1
     trainer = private_trainer(

@@ -47,10 +47,12 @@ def test_a_false_claim_is_stopped_by_exactly_its_defence(court, name, tables):
 
         court = replace(court, accuser=LocalNotary.generate(bits=2048))
     by_chance = name == "alignment to the marked copy"  # on tables as small as these it succeeds in 25 of 40 attempts
-    outcomes = [false_claims.DRILLS[name](court) for _ in range(12 if by_chance else 3)]
+    outcomes = [false_claims.DRILLS[name](court) for _ in range(3)]
+    while by_chance and len(outcomes) < 40 and not any(without for _, without in outcomes):
+        outcomes.append(false_claims.DRILLS[name](court))
     assert not any(accepted for accepted, _ in outcomes)
     succeeded = [without for _, without in outcomes]
-    assert any(succeeded) if by_chance else all(succeeded)  # all twelve fail once in 100,000 runs
+    assert any(succeeded) if by_chance else all(succeeded)  # forty fail once in 10¹⁷ runs; in 10¹² were it 20 of 40
 
 
 def test_an_honest_claim_by_the_same_court_is_accepted(court):

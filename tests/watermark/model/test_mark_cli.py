@@ -84,7 +84,7 @@ def test_a_stolen_model_is_proven_and_an_innocent_one_is_not(folder):
 
 
 def test_the_leaking_recipient_is_named_and_nobody_else(folder):
-    notary = ["--notary", folder / "notary.json", "--unmarked", folder / "plain.safetensors"]
+    notary = ["--notary", folder / "notary.json", "--unmarked", folder / "plain.safetensors", "--level", 1e-6]
     found = json.loads(run("trace", folder / "claim", "--suspect", folder / "stolen.safetensors", *notary, "--json"))
     assert [item["recipient"] for item in found] == [3]
     assert "nobody" in run("trace", folder / "claim", "--suspect", folder / "innocent.safetensors", *notary, code=1)

@@ -37,4 +37,4 @@ def test_the_language_recipe_runs(data):
     if not (data / "tinyshakespeare").exists():
         pytest.skip("no tinyshakespeare")
     found = recipe("mark_a_language_model").main(data, tiny=True)
-    assert found["unmarked"] > -3
+    assert found["unmarked"] > -6  # by chance once in a million runs

@@ -1,6 +1,7 @@
 """``privguard mark text`` from end to end with a real tokenizer and a tiny model on disk."""
 
 import json
+from random import Random
 
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -11,6 +12,8 @@ from privguard.attest import journal
 from privguard.attest.statement import SigningKey
 from privguard.cli import app
 from privguard.errors import ProfileMismatchError, TamperedError
+from privguard.watermark.secret import Secret
+from privguard.watermark.text import generate
 from privguard.watermark.text.detect import Detections
 
 TEXT = "the a of and to in is it that was he for on are with as his they be at one have this from had by hot but"
@@ -19,8 +22,11 @@ WORDS = TEXT.split()
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory, tiny_gpt2):
-    """A folder with model, tokenizer, prompts, and everything that setup makes."""
+    """A folder with model, tokenizer, prompts, a secret that is no chance, and everything that setup makes."""
     folder = tmp_path_factory.mktemp("cli")
+    Secret(bytes(range(32))).write(folder / "mark.secret")
+    chance = generate._chance
+    generate._chance = Random(0)
     bpe = Tokenizer(models.WordLevel({w: i for i, w in enumerate(["<end>", "<unk>", *WORDS])}, unk_token="<unk>"))
     bpe.pre_tokenizer = pre_tokenizers.Whitespace()
     fast = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<end>", unk_token="<unk>", pad_token="<end>")
@@ -53,6 +59,7 @@ def home(tmp_path_factory, tiny_gpt2):
         "--tokens",
         150,
     )
+    generate._chance = chance
     return folder
 
 
@@ -127,8 +134,6 @@ def test_reports_and_drill_leave_files_for_people(home, tmp_path):
 
 def test_text_without_a_tokenizer_and_a_foreign_secret_are_refused(home, tmp_path):
     assert isinstance(run(home, "detect", home / "plain.txt", code=None).exception, ValueError)
-    from privguard.watermark.secret import Secret
-
     Secret.generate().write(tmp_path / "other")
     arguments = [
         "mark",

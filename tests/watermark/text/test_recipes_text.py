@@ -18,7 +18,7 @@ def run(recipe, *arguments, folder):
         "OMP_NUM_THREADS": "1",
     }
     return subprocess.run(
-        command, check=True, capture_output=True, text=True, cwd=folder, env=environment, timeout=250
+        command, check=True, capture_output=True, text=True, cwd=folder, env=environment, timeout=600
     ).stdout
 
 
