@@ -207,7 +207,7 @@ def private() -> dict[str, Any]:
                 "before": theft.accuracy(model, *task.test),
                 "after": theft.accuracy(marked, *task.test),
                 "triggers": found.log10_p,
-                "weights": read.log10_p if read else 0.0,
+                "weights": 0.0 if read is None else read.log10_p,
             }
         )
         print("private", seed, rows[-1], file=sys.stderr, flush=True)
