@@ -123,14 +123,28 @@ def test_a_request_that_was_put_aside_goes_on_under_its_subkey(desk_for):
         request.text.extend([7])
     for i, request in enumerate(requests):
         assert begin(desk, [1, 2, 3], [i, 7, 8]).pen.stream is request.pen.stream
-    streams = {id(request.pen.stream) for request in requests}
+    streams = {id(request.pen.stream) for request in [*requests, begin(desk, [8, 8])]}
     for prompt, written, order in (
         ([1, 2, 3], [], Order()),  # a new request, not one taken up again
         ([1, 2], [3, 5], Order()),
+        ([8, 8], [5], Order()),  # of this prompt nothing was written before
         ([1, 2, 3], [5, 9], Order()),
         ([1, 2, 3], [5, 7], Order(user="ann")),
     ):
         assert id(begin(desk, prompt, written, order=order).pen.stream) not in streams
+
+
+def test_a_repeated_context_is_left_to_chance(desk_for):
+    """Even logits: the mark would take one token every time, chance hardly one token twice."""
+    flat = torch.zeros(1, VOCABULARY)
+    for desk, written, distinct in (
+        (desk_for(), [1], True),
+        (desk_for(), [], False),
+        (desk_for(mask_repeats=False), [1], False),
+    ):
+        request = begin(desk, [1] * 5, written)
+        draws = {int(desk.write(flat, [request]).argmax()) for _ in range(20)}
+        assert (len(draws) > 10) if distinct else (len(draws) == 1)
 
 
 @pytest.mark.parametrize("prf", ["aes256-v1", "aes256-chacha8-v1"])
