@@ -22,6 +22,7 @@ def choose(
     *,
     profile: Profile,
     repeated: NDArray[np.bool_],
+    generator: torch.Generator | None = None,
 ) -> torch.Tensor:
     """The marked tokens of (B, V) logits, (B,); rows with a repeated context are drawn unmarked.
 
@@ -32,12 +33,12 @@ def choose(
     if isinstance(profile.scheme, Gumbel):
         chosen = _gumbel(logits, vocabulary_words(contexts, streams, width=scores.shape[1], device=scores.device))
     elif isinstance(profile.scheme, Tournament):
-        chosen = _tournament(logits, contexts, streams, scheme=profile.scheme)
+        chosen = _tournament(logits, contexts, streams, scheme=profile.scheme, generator=generator)
     else:
         raise MarkError(f"scheme {profile.scheme.name}: written on the CPU only; move the logits there")
     if repeated.any():
         rows = torch.from_numpy(np.flatnonzero(repeated)).to(scores.device)
-        chosen[rows] = torch.multinomial(torch.softmax(logits[rows], -1), 1)[:, 0]
+        chosen[rows] = torch.multinomial(torch.softmax(logits[rows], -1), 1, generator=generator)[:, 0]
     return chosen
 
 
@@ -84,7 +85,12 @@ def _gumbel(logits: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
 
 
 def _tournament(
-    logits: torch.Tensor, contexts: NDArray[np.int64], streams: list[ContextStream], *, scheme: Tournament
+    logits: torch.Tensor,
+    contexts: NDArray[np.int64],
+    streams: list[ContextStream],
+    *,
+    scheme: Tournament,
+    generator: torch.Generator | None,
 ) -> torch.Tensor:
     k = min(scheme.top_k, logits.shape[1])
     probabilities = torch.softmax(logits, -1)
@@ -96,4 +102,4 @@ def _tournament(
         g = ((words >> layer) & 1).to(p.dtype)
         p = p * (1 + g - (p * g).sum(-1, keepdim=True))
     whole = probabilities.scatter(1, ids, (p * share).clamp_min(0))
-    return torch.multinomial(whole, 1)[:, 0]
+    return torch.multinomial(whole, 1, generator=generator)[:, 0]

@@ -19,10 +19,10 @@ from transformers.generation.configuration_utils import GenerationMode
 from privguard import _check
 from privguard.errors import MarkError, ProfileMismatchError
 from privguard.watermark.secret import Secret
-from privguard.watermark.text import device, host
+from privguard.watermark.text.choose import Pen, choosers_of, mark, pieces_of, repeats
 from privguard.watermark.text.prf import FILLER, ContextStream
-from privguard.watermark.text.profile import Profile, rotation
-from privguard.watermark.text.scheme import GreenList, Payload, Tournament
+from privguard.watermark.text.profile import Profile
+from privguard.watermark.text.scheme import GreenList
 
 Context: TypeAlias = NDArray[np.int64]
 _chance = SystemRandom()
@@ -46,7 +46,7 @@ class MarkedGeneration:
     ) -> None:
         self.profile = profile
         self._streams = [profile.stream(secret, subkey=j, user=user) for j in range(profile.subkeys)]
-        self._messages = _pieces(profile, message)
+        self._messages = pieces_of(profile, message)
 
     def __call__(
         self,
@@ -104,8 +104,9 @@ class MarkProcessor(LogitsProcessor):
         pad: int | None = None,
         messages: tuple[int, ...] = (),
     ) -> None:
-        self.profile, self._streams, self._prompt, self._pad = profile, streams, prompt, pad
-        self._pickers = _pickers(profile, messages)
+        self.profile, self._prompt, self._pad = profile, prompt, pad
+        choosers = choosers_of(profile, messages)
+        self._pens = [Pen(stream, choosers) for stream in streams]
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Green logits raised, or one-hot rows of the chosen tokens.
@@ -121,46 +122,11 @@ class MarkProcessor(LogitsProcessor):
         if not bool(torch.isfinite(scores.amax(-1)).all()):
             raise MarkError("logits: a row holds NaN or no finite value; look at the model and at the other processors")
         ids = self._history(input_ids)
-        contexts = ids[:, ids.shape[1] - self.profile.context_width :]
-        if isinstance(self.profile.scheme, GreenList):
-            return self._raise_green(scores, contexts)
-        repeated = self._repeated(ids) if self.profile.mask_repeats else np.zeros(len(ids), np.bool_)
-        chosen = self._choose(scores, contexts, repeated)
-        return torch.full_like(scores, -torch.inf).scatter_(1, chosen[:, None], 0.0)
-
-    def _choose(self, scores: torch.Tensor, contexts: NDArray[np.int64], repeated: NDArray[np.bool_]) -> torch.Tensor:
-        if scores.device.type != "cpu":
-            return device.choose(scores, contexts, self._streams, profile=self.profile, repeated=repeated)
-        rows = scores.detach().float().numpy()
-        chance = torch.rand((len(rows), 3), dtype=torch.float64).numpy()
-        tokens = [
-            self._pick(row, stream, context[None, :], chance=u, plain=bool(plain))
-            for row, stream, context, u, plain in zip(rows, self._streams, contexts, chance, repeated, strict=True)
-        ]
-        return torch.tensor(tokens, device=scores.device)
-
-    def _pick(
-        self,
-        row: host.Row,
-        stream: ContextStream,
-        context: NDArray[np.int64],
-        *,
-        chance: NDArray[np.float64],
-        plain: bool,
-    ) -> int:
-        if plain:
-            return int(torch.multinomial(torch.softmax(torch.from_numpy(row), -1), 1))
-        piece = piece_of(stream, context, len(self._pickers)) if len(self._pickers) > 1 else 0
-        return self._pickers[piece](row, stream, context, chance=chance)
-
-    def _raise_green(self, scores: torch.Tensor, contexts: NDArray[np.int64]) -> torch.Tensor:
-        assert isinstance(self.profile.scheme, GreenList)  # noqa: S101 — for the type checker
-        if scores.device.type != "cpu":
-            return device.raise_green(scores, contexts, self._streams, scheme=self.profile.scheme)
-        out = scores.detach().float().clone()
-        for row, stream, context in zip(out.numpy(), self._streams, contexts, strict=True):
-            host.raise_green(row, stream, context[None, :], scheme=self.profile.scheme)
-        return out.to(scores.dtype)
+        width = self.profile.context_width
+        repeated = np.zeros(len(ids), np.bool_)
+        if self.profile.mask_repeats and self.profile.scheme.samples:
+            repeated = repeats(ids, prompt=self._prompt, width=width)
+        return mark(scores, ids[:, ids.shape[1] - width :], repeated, profile=self.profile, pens=self._pens)
 
     def _history(self, input_ids: torch.Tensor) -> NDArray[np.int64]:
         """Ids on the host with fillers before each row and in place of its left padding."""
@@ -169,14 +135,6 @@ class MarkProcessor(LogitsProcessor):
             leading = np.logical_and.accumulate(ids == self._pad, axis=1)
             ids = np.where(leading, FILLER, ids)
         return np.pad(ids, ((0, 0), (self.profile.context_width, 0)), constant_values=FILLER)
-
-    def _repeated(self, ids: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Rows whose context already chose a token of this sequence: a second choice from it would not be fresh."""
-        width, end = self.profile.context_width, ids.shape[1]
-        same = np.ones((len(ids), end - width - self._prompt), np.bool_)
-        for j in range(width):
-            same &= ids[:, self._prompt + j : end - width + j] == ids[:, end - width + j, None]
-        return np.asarray(same.any(1))
 
 
 @final
@@ -199,33 +157,6 @@ class GreenListProcessor(LogitsProcessor):
         """(B, T) ids and (B, V) logits to (B, V) logits with the green ones raised."""
         processor = MarkProcessor(self._profile, streams=[self._stream] * len(scores), prompt=input_ids.shape[1])
         return processor(input_ids, scores)
-
-
-def piece_of(stream: ContextStream, context: NDArray[np.int64], pieces: int) -> int:
-    """Which piece of a payload a context carries: a word that stands beyond all vocabularies, modulo the pieces."""
-    return int(host.selector_words(stream, context)[0] % np.uint32(pieces))
-
-
-def _pieces(profile: Profile, message: int | None) -> tuple[int, ...]:
-    if not isinstance(profile.scheme, Payload):
-        _check.require(message is None, "message", message, wanted="none", remedy="use a profile with scheme=Payload()")
-        return ()
-    limit = 1 << profile.scheme.bits
-    if message is None or not 0 <= message < limit:
-        raise ValueError(f"message={message}: expected a whole number in [0, 2**{profile.scheme.bits})")
-    out: list[int] = []
-    for bits in profile.scheme.pieces:
-        out.append(message & ((1 << bits) - 1))
-        message >>= bits
-    return tuple(out)
-
-
-def _pickers(profile: Profile, messages: tuple[int, ...]) -> list[host.Chooser]:
-    if isinstance(profile.scheme, Payload):
-        return [host.PickGumbel(turn=piece, modulus=rotation(profile)) for piece in messages]
-    if isinstance(profile.scheme, Tournament):
-        return [host.PickTournament(profile.scheme)]
-    return [host.PickGumbel()]
 
 
 def _refuse_unmarkable(config: GenerationConfig, profile: Profile) -> GenerationMode:

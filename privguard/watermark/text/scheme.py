@@ -77,6 +77,7 @@ class GreenList:
             type(self.green) is int and 0 < self.green < _LEVELS, "green", self.green, wanted="1 to 255, in 256ths"
         )
         _check.positive("bias", self.bias)
+        object.__setattr__(self, "bias", float(self.bias))  # canonical JSON writes 2.0 as 2; the keys' label must not
 
     @property
     def null(self) -> BinomialCount:
