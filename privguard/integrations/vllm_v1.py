@@ -4,8 +4,7 @@ That is the runner where ``VLLM_USE_V2_MODEL_RUNNER=0``, where Triton is missing
 never change the likeliest token run there behind penalties, temperature and min-p, and only for requests that sample;
 all others run before penalties and temperature. The schemes that choose the token are of the first kind, for no greedy
 request is marked by them: what is left to apply before the choice is the request's own top-k and top-p. The green list
-is of the second kind, raised by δ times the temperature; a repetition penalty then scales it for tokens that it
-penalises.
+is of the second kind, raised by δ times the temperature; a repetition penalty then scales it for tokens it penalises.
 """
 
 from dataclasses import replace

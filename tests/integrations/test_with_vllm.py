@@ -388,6 +388,21 @@ def test_a_placeholder_in_place_of_a_token_stops_the_engine_before_it_is_hashed(
         engine.mark.apply(TABLE[:1].clone())
 
 
+def test_a_row_in_the_middle_of_a_prompt_is_left(marked):
+    """The runner V2 samples there too and throws the token away: it must not become part of the text."""
+    marked(Gumbel())
+    engine = RunnerV2()
+    engine.add("a", [5, 6, 7, 8], SamplingParams(max_tokens=9))
+    engine.mark.apply_staged_writes()
+    slots, logits = np.array([engine.slots["a"]]), TABLE[[6]].clone()
+    slot, at = torch.from_numpy(slots), torch.tensor([1])
+    context = v2.LogitsContext(slot, slot, slots, torch.zeros_like(at), torch.tensor([6]), at, np.array([2]))
+    assert torch.equal(engine.mark.apply(logits, context), TABLE[[6]])
+    pen = engine.pen("a")
+    token = host.PickGumbel()(TABLE[8].numpy(), pen.stream, np.array([[5, 6, 7, 8]]), chance=np.zeros(3))
+    assert engine.step() == {"a": token}
+
+
 def test_vllm_loads_each_class_for_its_own_runner_only(marked):
     """Why no entry point is registered: the runner that a plug-in was not written for refuses to start with it."""
     marked(Gumbel())
