@@ -7,8 +7,9 @@ starts without it, and a clone into memory that an earlier round left warm is th
 first load.
 
 A virtual machine's memory costs its first user a fault in the host for every page, and what sits long enough in the
-free list may cost it again. Small pages come back warm from the writer before; large ones come from deep in that list,
-and a load with them took 0.6 s instead of 0.08 for 256 MiB. So free memory is touched once before every size.
+free list costs it again. Small pages come back warm from the writer before; large ones come from deep in that list, and
+a load with them took 0.6 s instead of 0.08 for 256 MiB. So before each measurement of any writer, free memory of twice
+the size is written to once and given back.
 
 ``wall`` needs an idle machine; ``cpu`` is the process's own time over all its threads, and repeats under load. With two
 threads the wall time is what a user waits; the CPU time shows what that costs.
@@ -131,13 +132,11 @@ def timed(work: Callable[[], object], threads: int) -> tuple[float, float]:
     return spent
 
 
-def touch_free_memory(share: float = 0.6) -> None:
-    """Write to each large page of most of the free memory, and give it back."""
-    facts = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-    size = int(int(facts["MemFree"].split()[0]) * 1024 * share)
+def touch(size: int) -> None:
+    """Write to every page of fresh memory of this many bytes, in large pages, and give it back."""
     with mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
         memory.madvise(mmap.MADV_HUGEPAGE)
-        for start in range(0, size, 4096):
+        for start in range(0, size, mmap.PAGESIZE):
             memory[start] = 1
 
 
@@ -157,6 +156,7 @@ def compare(mib: int, folder: Path, *, rounds: int, sync: bool, peers: bool) -> 
                 if writer.name in broken or (kind == "load" and sync):
                     continue
                 try:
+                    touch(mib << 21)
                     spent = timed(work, writer.threads)
                 except Exception as error:  # a peer that does not run here is left out of the table
                     print(f"{writer.name}: {type(error).__name__}: {str(error)[:100]}")
@@ -325,7 +325,6 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     facts: list[dict[str, Any]] = []
     for mib in arguments.mib:
-        touch_free_memory()
         with (
             tempfile.TemporaryDirectory(dir="/dev/shm") as fast,
             tempfile.TemporaryDirectory(dir=arguments.disk) as slow,

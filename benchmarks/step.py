@@ -142,7 +142,7 @@ def _row(case: Case, found: dict[str, Any], ways: list[str]) -> str:
     memory = [_number(peaks[way] / base) if base and peaks.get(way) else "–" for way in ways if _holds(way)]
     cells = [_cell(time.get(way, {})) for way in ways]
     seconds = time["ordinary"].get("seconds")
-    ordinary = next(iter(time["ordinary"])) if seconds is None else f"{1000 * seconds:.3g}"
+    ordinary = next(iter(time["ordinary"])) if seconds is None else f"{1000 * seconds:,.0f}"
     return _line([case.name, _number(case.bar), ordinary, *cells, _number(case.memory), *memory])
 
 
