@@ -237,12 +237,13 @@ def _entries(path: Path) -> Iterator[tuple[Entry, bytes, bytes]]:
 def _parse(line: bytes) -> tuple[Entry, bytes]:
     try:
         value: dict[str, Any] = json.loads(line)
-        entry = Entry(**value["entry"])
-        if _canon.canonical(value) != line or type(entry.sequence) is not int:
-            raise TamperedError("journal: a line that is not in canonical form")
-        return entry, base64.b64decode(value["signature"], validate=True)
+        entry, signature = Entry(**value["entry"]), base64.b64decode(value["signature"], validate=True)
+        canonical = _canon.canonical(value) == line and type(entry.sequence) is int
     except (ValueError, TypeError, KeyError, RecursionError):
         raise TamperedError("journal: a line that is no entry") from None
+    if not canonical or base64.b64encode(signature).decode() != value["signature"]:  # its last character has idle bits
+        raise TamperedError("journal: a line that is not in canonical form")
+    return entry, signature
 
 
 def _last_line(descriptor: int) -> tuple[int, bytes]:

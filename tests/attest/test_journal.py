@@ -67,7 +67,8 @@ def test_a_cut_tail_is_found_against_an_anchor_only(path):
 
 def test_every_flipped_bit_is_found(path):
     content = bytearray(path.read_bytes())
-    for bit in range(0, 8 * len(content), 97):
+    end = 8 * len(content)
+    for bit in (*range(0, end, 97), *range(end - 96, end)):  # base64 leaves bits idle at the end of a signature
         content[bit // 8] ^= 1 << bit % 8
         path.write_bytes(content)
         with pytest.raises(TamperedError):
