@@ -84,7 +84,8 @@ def begin_writeback(descriptor: int, start: int, stop: int) -> None:
     """
     begin, end = start // _STRETCH * _STRETCH, stop // _STRETCH * _STRETCH
     if end > begin and hasattr(os, "posix_fadvise"):
-        os.posix_fadvise(descriptor, begin, end - begin, os.POSIX_FADV_DONTNEED)
+        with contextlib.suppress(OSError):  # a file system that takes no advice saves as well without
+            os.posix_fadvise(descriptor, begin, end - begin, os.POSIX_FADV_DONTNEED)
 
 
 def sync_folder(folder: Path) -> None:

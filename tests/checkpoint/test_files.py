@@ -243,3 +243,14 @@ def test_the_disk_is_told_of_every_stretch_once_while_it_is_written(tmp_path, ke
     stretch = 16 << 20
     whole = (tmp_path / "data.sealed").stat().st_size // stretch
     assert sorted(told) == [(n * stretch, (n + 1) * stretch) for n in range(whole)]
+
+
+def test_a_file_system_that_takes_no_advice_is_sealed_to_all_the_same(tmp_path, key, monkeypatch):
+    def refuse(*_: int) -> None:
+        raise OSError(22, "Invalid argument")
+
+    monkeypatch.setattr(os, "posix_fadvise", refuse)
+    (tmp_path / "data").write_bytes(bytes(17 << 20))
+    seal(tmp_path / "data", tmp_path / "data.sealed", to=[key])
+    open_into(tmp_path / "data.sealed", tmp_path / "again", key=key)
+    assert (tmp_path / "again").read_bytes() == bytes(17 << 20)

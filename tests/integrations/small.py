@@ -27,6 +27,17 @@ def small_data(count=100):
     return TensorDataset(torch.randn(count, 6, generator=generator), torch.randint(0, 3, (count,), generator=generator))
 
 
+class Scored(nn.Module):
+    """A model as transformers' Trainer calls it."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(6, 3)
+
+    def forward(self, x, labels=None):
+        return {"logits": self.layer(x)}
+
+
 def small_model():
     generator = torch.Generator().manual_seed(1)
     model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))

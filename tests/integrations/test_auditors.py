@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 import transformers as hf
-from small import SmallRun, small_data, small_plan
+from small import Scored, SmallRun, small_data, small_plan
 from torch.nn import functional
 from torch.utils.data import DataLoader
 
@@ -52,15 +52,6 @@ def test_of_a_plain_loop(tmp_path):
         run.start(**WHOM, key=OFFICER, resume=True)
     run.renew()
     assert SmallRun.go(run.start(**WHOM, resume=True), steps=2) == 2
-
-
-class Scored(torch.nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.layer = torch.nn.Linear(6, 3)
-
-    def forward(self, x, labels=None):
-        return {"logits": self.layer(x)}
 
 
 class StopAfterFour(hf.TrainerCallback):

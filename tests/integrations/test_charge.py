@@ -6,7 +6,7 @@ import time
 
 import pytest
 import torch
-from small import SmallRun, small_data, small_plan
+from small import Scored, SmallRun, small_data, small_plan
 
 from benchmarks.book import forked
 from privguard.accounting.account import DataSet
@@ -213,14 +213,6 @@ def test_accelerate_charges_the_book(tmp_path, book):
 
 def test_the_trainer_charges_the_book(tmp_path, book):
     import transformers as hf
-
-    class Scored(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.layer = torch.nn.Linear(6, 3)
-
-        def forward(self, x, labels=None):
-            return {"logits": self.layer(x)}
 
     def losses(outputs, batch):
         return torch.nn.functional.cross_entropy(outputs["logits"], batch["labels"], reduction="none")

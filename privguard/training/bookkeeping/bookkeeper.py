@@ -65,13 +65,14 @@ class BookKeeper:
         mask, batch = self._turn.check(losses), self._desk.batch
         assert batch is not None  # noqa: S101 — the turn is open
         mask = mask.to(losses.device, non_blocking=True)  # once, and without waiting for the forward to be done
+        device = next(iter(self._parameters.values())).device  # the model's: losses may have been moved
         try:
             batch.collecting = True
-            with uncast(losses.device):
+            with uncast(device):
                 torch.autograd.backward(losses, mask.to(losses.dtype))
             batch.collecting = False
             self._check_reached(batch)
-            with exact(next(iter(self._parameters.values())).device):
+            with exact(device):
                 self._close_books(batch, mask)
         finally:
             batch.collecting, self._desk.batch = False, None

@@ -131,6 +131,9 @@ def test_bfloat16_autocast_keeps_the_bound_and_the_sum() -> None:
     whole = clip(model, batch, losses=rounded)
     assert all(value.dtype == torch.float32 for value in whole.values())
     assert distance(whole, clip(model, batch)) < 0.1
+    with torch.autocast("cpu", torch.bfloat16):  # around the backward pass as well: not one bit may change
+        inside = clip(model, batch, losses=rounded)
+    assert all(torch.equal(inside[name], value) for name, value in whole.items())
     with_it, rest = (clip(model, tuple(t[k:] for t in batch), losses=rounded, bound=0.3) for k in (0, 1))
     assert sum(float((with_it[n] - rest[n]).double().square().sum()) for n in rest) ** 0.5 <= 0.3 * (1 + 1e-4)
 
