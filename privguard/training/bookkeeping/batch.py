@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from privguard.errors import SensitivityError, UnsupportedModelError
-from privguard.training.bookkeeping.factors import Factor
+from privguard.training.bookkeeping.factors import Factor, Outer
 from privguard.training.bookkeeping.taps import tap
 
 
@@ -158,7 +158,7 @@ class Heard:
                 call = Call(tapped.module, kept, g, batch.size, frozenset(tapped.names))
                 for key, factor in factors(call):
                     part = key if isinstance(key, Part) else Part(tapped.names[key])
-                    batch.factors[part].append(factor)
+                    batch.factors[part].append(factor.lean() if isinstance(factor, Outer) else factor)
 
         return tap(output, kept=kept, root=batch.root, collect=collect)
 

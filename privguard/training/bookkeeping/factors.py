@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from privguard.training.bookkeeping.gradients import Gradient, Inputs, Instantiated, Product, SparseRows, Tied
+from privguard.training.bookkeeping.idle import without_idle
 
 
 @final
@@ -17,6 +18,10 @@ class Outer:
 
     rows: Tensor
     cols: Tensor
+
+    def lean(self) -> "Outer":
+        """The same without the positions that add nothing."""
+        return Outer(*without_idle(self.rows, self.cols))
 
 
 @final
