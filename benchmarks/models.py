@@ -1,10 +1,15 @@
-"""The six models that step time and memory are measured on; random weights, random data of the right shapes.
+"""The models that step time and memory are measured on; random weights, random data of the right shapes.
 
-On a GPU the same six are larger (``LARGE``): those for a CPU take a millisecond there, in which the host cannot even
+There are two of BERT. The classifier reads one position, so most of its last block has a gradient at that position
+alone, and the book-keeper leaves the others out; where a mean over all positions is read it can leave out nothing. LoRA
+is how large models are tuned privately: what is clipped and noised is small beside what goes forward.
+
+On a GPU the same models are larger (``LARGE``): those for a CPU take a millisecond there, in which the host cannot even
 name their kernels, so that the figure would be the host's. These are what people fine-tune: BERT base and GPT-2 small
 with their own vocabularies, and the WRN-16-4 of De et al. 2022 (arXiv 2204.13650), at batches that fill the device.
 """
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import final
@@ -12,7 +17,13 @@ from typing import final
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2LMHeadModel
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    BertForTokenClassification,
+    GPT2Config,
+    GPT2LMHeadModel,
+)
 from transformers.pytorch_utils import Conv1D
 
 
@@ -46,7 +57,10 @@ def mlp(width: int = 1024) -> nn.Module:
     return nn.Sequential(*layers)
 
 
-def bert(*, layers: int = 4, width: int = 256, heads: int = 4, length: int = 64, words: int = 5000) -> nn.Module:
+def bert(
+    *, mean: bool = False, layers: int = 4, width: int = 256, heads: int = 4, length: int = 64, words: int = 5000
+) -> nn.Module:
+    """A classifier by its first position; with ``mean``, one with logits at each."""
     config = BertConfig(
         vocab_size=words,
         hidden_size=width,
@@ -56,7 +70,7 @@ def bert(*, layers: int = 4, width: int = 256, heads: int = 4, length: int = 64,
         max_position_embeddings=length,
         num_labels=2,
     )
-    return BertForSequenceClassification(config)
+    return (BertForTokenClassification if mean else BertForSequenceClassification)(config)
 
 
 def gpt2(
@@ -77,6 +91,15 @@ def gpt2_linear(**sizes: int) -> nn.Module:
             parent, _, local = name.rpartition(".")
             setattr(model.get_submodule(parent), local, layer)
     return model
+
+
+def adapted(model: nn.Module, *, rank: int = 8) -> nn.Module:
+    """The same, frozen but for LoRA adapters of its attention (Hu et al. 2021, arXiv 2106.09685)."""
+    from peft import LoraConfig, get_peft_model
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft calls what transformers has renamed
+        return get_peft_model(model, LoraConfig(r=rank, target_modules=["c_attn"], fan_in_fan_out=True))
 
 
 class Block(nn.Module):
@@ -112,7 +135,8 @@ def classify(model: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
 
 
 def classify_text(model: nn.Module, batch: tuple[Tensor, ...], **ids: Tensor) -> Tensor:
-    return functional.cross_entropy(model(input_ids=batch[0], **ids).logits, batch[1], reduction="none")
+    logits = model(input_ids=batch[0], **ids).logits
+    return functional.cross_entropy(logits if logits.dim() == 2 else logits.mean(1), batch[1], reduction="none")
 
 
 def classify_spelt_out(model: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
@@ -145,9 +169,11 @@ def tokens(length: int, vocabulary: int, *, classes: int = 2) -> Callable[[int],
 CASES = [
     Case("MLP", mlp, features(600, classes=100), classify, 256, 1.30),
     Case("BERT", bert, tokens(64, 5000), classify_text, 32, 1.18, spelt_out=classify_spelt_out),
+    Case("BERT, mean", lambda: bert(mean=True), tokens(64, 5000), classify_text, 32, None, None, classify_spelt_out),
     Case("GPT-2 tied", lambda: gpt2(tied=True), tokens(128, 4000), predict, 16, 1.18, spelt_out=predict_spelt_out),
     Case("GPT-2 HF", lambda: gpt2(tied=False), tokens(128, 4000), predict, 16, 1.18, spelt_out=predict_spelt_out),
     Case("GPT-2 untied", gpt2_linear, tokens(128, 4000), predict, 16, 1.20, spelt_out=predict_spelt_out),
+    Case("GPT-2 LoRA", lambda: adapted(gpt2(tied=True)), tokens(128, 4000), predict, 16, None, None, predict_spelt_out),
     Case("WRN", wrn, features(3, 32, 32, classes=10), classify, 64, 1.50, 1.30),
 ]
 
@@ -155,14 +181,12 @@ BASE = {"layers": 12, "width": 768, "heads": 12}
 SMALL = {**BASE, "length": 512, "words": 50257}
 LARGE = [
     Case("MLP", lambda: mlp(4096), features(600, classes=100), classify, 4096, memory=None),
-    Case(
-        "BERT",
-        lambda: bert(**BASE, length=128, words=30522),
-        tokens(128, 30522),
-        classify_text,
-        128,
-        memory=None,
-        spelt_out=classify_spelt_out,
+    *(
+        Case(name, make, tokens(128, 30522), classify_text, 128, memory=None, spelt_out=classify_spelt_out)
+        for name, make in {
+            "BERT": lambda: bert(**BASE, length=128, words=30522),
+            "BERT, mean": lambda: bert(**BASE, length=128, words=30522, mean=True),
+        }.items()
     ),
     *(
         Case(name, make, tokens(512, 50257), predict, 16, memory=None, spelt_out=predict_spelt_out)
@@ -170,6 +194,7 @@ LARGE = [
             "GPT-2 tied": lambda: gpt2(tied=True, **SMALL),
             "GPT-2 HF": lambda: gpt2(tied=False, **SMALL),
             "GPT-2 untied": lambda: gpt2_linear(**SMALL),
+            "GPT-2 LoRA": lambda: adapted(gpt2(tied=True, **SMALL)),
         }.items()
     ),
     Case("WRN", lambda: wrn(blocks=2, factor=4), features(3, 32, 32, classes=10), classify, 512, memory=None),
