@@ -58,14 +58,20 @@ class Stream:
         """The key itself, for a sealed snapshot and nothing else."""
         return self._key
 
-    def reader(self) -> Callable[[NDArray[Any]], None]:
-        """A function that overwrites one contiguous array after another with consecutive bytes, from the beginning."""
-        encryptor = Cipher(algorithms.AES(self._key), modes.CTR(bytes(16))).encryptor()
+    def reader(self, start: int = 0) -> Callable[[NDArray[Any]], None]:
+        """A function that overwrites one contiguous array after another with consecutive bytes.
+
+        They begin at byte ``start`` of the stream, a multiple of 16: AES in counter mode begins at any of its blocks.
+        """
+        counter, inside = divmod(start, 16)
+        if inside or counter < 0:
+            raise ValueError(f"start={start}: expected a multiple of 16, at least 0")
+        encryptor = Cipher(algorithms.AES(self._key), modes.CTR(counter.to_bytes(16, "big"))).encryptor()
 
         def fill(target: NDArray[Any]) -> None:
             view = memoryview(cast("Any", target)).cast("B")  # numpy arrays are buffers; their stubs do not say so
-            for start in range(0, len(view), _BLOCK):
-                piece = view[start : start + _BLOCK]
+            for first in range(0, len(view), _BLOCK):
+                piece = view[first : first + _BLOCK]
                 encryptor.update_into(_ZEROS[: len(piece)], piece)
 
         return fill

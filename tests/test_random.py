@@ -17,6 +17,16 @@ def test_bytes_are_aes_256_in_counter_mode():
     assert filled.tobytes() == expected
 
 
+def test_a_reader_begins_at_any_block_of_the_cipher():
+    stream = Stream.from_insecure_seed(1, "s")
+    late = np.empty(100, np.uint64)
+    stream.reader(48)(late)
+    assert late.tolist() == stream.words(106)[6:].tolist()
+    for wrong in (8, -16):
+        with pytest.raises(ValueError, match=f"start={wrong}: expected a multiple of 16"):
+            stream.reader(wrong)
+
+
 def test_children_are_repeatable_and_apart():
     stream = Stream.from_entropy("run")
     labels = [("noise", 1), ("noise", 2), ("noise", "1"), ("noise",), ("sampler", 1), ("noise/int:1",)]

@@ -3,15 +3,19 @@
 Box–Muller (1958) on words of a cipher stream: the radius takes 63 bits, so |z| reaches 9.4 and the cut tail has
 probability below 1e-20 per coordinate; the angle takes 32 bits. Each ledger position has a stream of its own, of which
 the parameters take consecutive pieces, so no noise is ever used twice, and two processes that share the key add the
-same noise, not two noises.
+same noise, not two noises. How many threads make it changes nothing.
 
 What this does not repair: samples are float32, so the attack on floating-point noise (Mironov 2012) is not ruled out by
 construction; the report lists it among the assumptions.
 """
 
+import itertools
 import math
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import final
+from typing import Any, final
 
 import numpy as np
 import torch
@@ -23,6 +27,8 @@ from privguard.training import shards
 from privguard.training.clip import ClippedSum
 
 _PAIRS = 1 << 16  # pairs per block: words, radii and angles of a block stay in the second-level cache
+_BLOCK = 2 * _PAIRS  # Gaussians per block
+_BYTES = _PAIRS * 12  # of the stream for each block: a word for each radius, half of one for each angle
 _LONGEST = (1 << 63) - 1
 
 
@@ -51,81 +57,105 @@ def add_noise(clipped: ClippedSum, *, multiplier: float, source: Stream, lead: b
     """
     deviation = _check.non_negative("multiplier", multiplier) * clipped.l2_bound
     if deviation > 0:
-        gaussians: dict[torch.device, _Gaussians] = {}
-        for cut in (False, True):
-            for name, gradient in clipped.gradients.items():
-                if shards.is_cut(gradient) is not cut or not (lead or cut):
-                    continue
-                mine, begins = shards.part(gradient)
-                if mine.device not in gaussians:
-                    gaussians[mine.device] = _Gaussians(deviation, mine.device, source.child(len(gaussians)))
-                if cut:
-                    gaussians[mine.device].begin(source.child(name, *begins))
-                gaussians[mine.device].add_to(mine)
+        whole: dict[torch.device, list[Tensor]] = {}
+        for name, gradient in clipped.gradients.items():
+            mine, begins = shards.part(gradient)
+            if shards.is_cut(gradient):
+                _add([mine], deviation, source.child(name, *begins))
+            elif lead:
+                whole.setdefault(mine.device, []).append(mine)
+        for number, targets in enumerate(whole.values()):
+            _add(targets, deviation, source.child(number))
     return NoisySum(clipped.gradients, deviation)
+
+
+def _add(targets: Sequence[Tensor], deviation: float, source: Stream) -> None:
+    """Add the stream's Gaussians to the coordinates of these tensors of one device, one after the other.
+
+    The row of Gaussians is made in blocks, since blocks of their own for small parameters, and fresh memory for each,
+    took as long as the sines. On the host as many threads as torch uses make a block each: NumPy's functions run side
+    by side, only the cipher does not.
+    """
+    device = targets[0].device
+    rows = [_row(target) for target in targets]
+    ends = list(itertools.accumulate(len(row) for row in rows))
+    blocks = range(0, ends[-1], _BLOCK)
+
+    def work(mine: range) -> None:
+        gaussians = _Gaussians(deviation, device)
+        for start in mine:
+            ready = gaussians.block(source.reader(start // _BLOCK * _BYTES), min(_BLOCK, ends[-1] - start))
+            done, number = 0, bisect_right(ends, start)
+            while done < len(ready):
+                room = ends[number] - start - done
+                begin = len(rows[number]) - room
+                piece = rows[number][begin : begin + len(ready) - done]
+                piece += ready[done : done + room]
+                done, number = done + len(piece), number + 1
+
+    workers = min(len(blocks), torch.get_num_threads()) if device.type == "cpu" else 1
+    if workers > 1:
+        with ThreadPoolExecutor(workers) as pool:
+            list(pool.map(work, (blocks[first::workers] for first in range(workers))))
+    else:
+        work(blocks)
+    for target, row in zip(targets, rows, strict=True):
+        if not target.is_contiguous():
+            target.add_(torch.as_tensor(row).view(target.shape))
+
+
+def _row(target: Tensor) -> Any:
+    """The coordinates of a float32 tensor in their order, to add to: an array on the host, a tensor elsewhere.
+
+    Where they do not lie in that order, channels_last for instance, these are zeros for the noise alone.
+    """
+    flat = target.view(-1) if target.is_contiguous() else torch.zeros(target.numel(), device=target.device)
+    return flat.numpy() if flat.device.type == "cpu" else flat
 
 
 @final
 class _Gaussians:
-    """An endless row of Gaussians of one deviation on one device, made in blocks.
+    """Makes blocks of Gaussians of one deviation on one device, in buffers of its own.
 
-    The parameters take consecutive pieces of it, and all blocks share these buffers: a block of its own for each small
-    parameter, and fresh memory for each block, took as long as the sines. On the host NumPy computes the functions, in
-    a third of torch's time; their last bits may differ. For a GPU the words alone are made on the host, in pinned
-    memory, and the copy is not waited for: while it goes and the GPU computes, the host enciphers the next block.
+    On the host NumPy computes the functions, in a third of torch's time; their last bits may differ. For a GPU the
+    words alone are made on the host, in pinned memory, and the copy is not waited for: while it goes and the GPU
+    computes, the host enciphers the next block.
     """
 
-    def __init__(self, deviation: float, device: torch.device, source: Stream) -> None:
+    def __init__(self, deviation: float, device: torch.device) -> None:
         self._scale = -2.0 * deviation * deviation
-        self._words = _words(device)
-        self._radius, self._angle, self._cosine = (torch.empty(_PAIRS, device=device) for _ in range(3))
-        self._ready = torch.empty(2 * _PAIRS, device=device)
-        self.begin(source)
+        self._device = device
+        self._xp: Any = np if device.type == "cpu" else torch
+        self._words = np.empty(_BYTES // 8, np.int64)
+        buffers = [torch.empty(size, device=device) for size in (_PAIRS, _PAIRS, _PAIRS, _BLOCK)]
+        self._buffers: list[Any] = [b.numpy() for b in buffers] if device.type == "cpu" else buffers
 
-    def begin(self, source: Stream) -> None:
-        """Go on with another stream, from its beginning."""
-        self._fill, self._used = source.reader(), len(self._ready)
-
-    def add_to(self, target: Tensor) -> None:
-        """Add the next Gaussian to each coordinate of a float32 tensor."""
-        if not target.is_contiguous():  # for instance channels_last: noise in the order of the coordinates all the same
-            noise = torch.zeros_like(target, memory_format=torch.contiguous_format)
-            self.add_to(noise)
-            target.add_(noise)
-            return
-        flat, done = target.view(-1), 0
-        while done < flat.numel():
-            if self._used == len(self._ready):
-                self._draw()
-            count = min(len(self._ready) - self._used, flat.numel() - done)
-            flat[done : done + count].add_(self._ready[self._used : self._used + count])
-            done, self._used = done + count, self._used + count
-
-    def _draw(self) -> None:
-        radius, angle, cosine = self._radius, self._angle, self._cosine
-        if radius.is_cuda:
-            self._words = _words(radius.device)  # torch gives pinned memory out again once the copy from it is done
-        self._fill(self._words.numpy())
-        bits = self._words.to(radius.device, non_blocking=True)
+    def block(self, fill: Callable[[Any], None], count: int) -> Any:
+        """The first ``count`` Gaussians from the words that ``fill`` writes; they stay until the next call."""
+        xp, pairs = self._xp, (count + 1) // 2
+        radius, angle, cosine, ready = self._buffers
+        radius, angle, cosine = radius[:pairs], angle[:pairs], cosine[:pairs]
+        words = self._filled(fill, pairs + (pairs + 1) // 2)
+        bits = words[:pairs]
+        bits &= _LONGEST
         # uniform in (0, 1]: (m + ½)/2⁶³ from 63 bits, in float32, whose exponent keeps the tail
-        radius.copy_(bits[:_PAIRS].bitwise_and_(_LONGEST)).add_(0.5).mul_(2.0**-63)
-        angle.copy_(bits[_PAIRS:].view(torch.int32)).mul_(math.pi * 2.0**-31)
-        _apply("log", radius).mul_(self._scale)
-        torch.mul(_apply("sqrt", radius), _apply("cos", angle, out=cosine), out=self._ready[:_PAIRS])
-        torch.mul(radius, _apply("sin", angle), out=self._ready[_PAIRS:])
-        self._used = 0
+        radius[:] = bits
+        radius += 0.5
+        radius *= 2.0**-63
+        angle[:] = words[pairs:].view(xp.int32)[:pairs]
+        angle *= math.pi * 2.0**-31
+        xp.log(radius, out=radius)
+        radius *= self._scale
+        xp.sqrt(radius, out=radius)
+        xp.multiply(radius, xp.cos(angle, out=cosine), out=ready[:pairs])
+        xp.multiply(radius, xp.sin(angle, out=angle), out=ready[pairs : 2 * pairs])
+        return ready[:count]
 
-
-def _words(device: torch.device) -> Tensor:
-    """Room on the host for the words of one block: one for each radius, half of one for each angle."""
-    return torch.empty(_PAIRS + _PAIRS // 2, dtype=torch.int64, pin_memory=device.type == "cuda")
-
-
-def _apply(function: str, x: Tensor, *, out: Tensor | None = None) -> Tensor:
-    """``out = function(x)``, in place without ``out``."""
-    out = x if out is None else out
-    if x.device.type == "cpu":
-        getattr(np, function)(x.numpy(), out=out.numpy())
-    else:
-        getattr(torch, function)(x, out=out)
-    return out
+    def _filled(self, fill: Callable[[Any], None], count: int) -> Any:
+        if self._device.type == "cpu":
+            fill(self._words[:count])
+            return self._words[:count]
+        pinned = self._device.type == "cuda"  # torch gives such memory out again once the copy from it is done
+        words = torch.empty(count, dtype=torch.int64, pin_memory=pinned)
+        fill(words.numpy())
+        return words.to(self._device, non_blocking=True)

@@ -85,6 +85,35 @@ def test_every_shape_is_filled(shape):
     assert bool((noisy != 0).all())
 
 
+def plain_noise(count, *, deviation, source):
+    """Box–Muller in float64, pair by pair of each block, from the stream's words read in one go."""
+    per_block = 3 << 15
+    words = source.words(-(-count // (1 << 17)) * per_block).astype(object)
+    row = []
+    for block in range(0, len(words), per_block):
+        pairs = min(1 << 16, -(-(count - len(row)) // 2))
+        radii, halves = words[block : block + pairs], words[block + pairs : block + pairs + -(-pairs // 2)]
+        angles = [int(w) >> shift & 0xFFFFFFFF for w in halves for shift in (0, 32)][:pairs]
+        angles = np.array([math.pi * (a - (a >> 31 << 32)) / 2**31 for a in angles])
+        radii = deviation * np.array([math.sqrt(-2 * math.log(((int(r) & (2**63 - 1)) + 0.5) / 2**63)) for r in radii])
+        row += [*(radii * np.cos(angles)), *(radii * np.sin(angles))]
+    return np.array(row[:count])
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_noise_is_that_of_the_obvious_formula_however_many_threads_make_it(threads, monkeypatch):
+    shapes = [(70_001,), (0, 3), (), (2, 3, 4, 5), (100_003,), (131_072,), (7,)]
+    tensors = {str(number): torch.zeros(shape) for number, shape in enumerate(shapes)}
+    tensors["3"] = tensors["3"].to(memory_format=torch.channels_last)
+    source = Stream.from_insecure_seed(6, "noise")
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    noisy = add_noise(ClippedSum(tensors, 2.0), multiplier=0.5, source=source)
+    found = torch.cat([value.flatten() for value in noisy.gradients.values()]).numpy()
+    truth = plain_noise(len(found), deviation=1.0, source=source.child(0))
+    assert np.abs(found - truth).max() < 5e-4  # a uniform that float32 rounds to 1 stood for a radius of up to 3.5e-4
+    assert np.abs(found - truth).mean() < 1e-7
+
+
 def test_memory_order_does_not_matter():
     source = Stream.from_insecure_seed(5, "noise")
     flat, last = torch.zeros(2, 3, 4, 5), torch.zeros(2, 3, 4, 5).to(memory_format=torch.channels_last)
