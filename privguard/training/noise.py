@@ -42,27 +42,32 @@ class NoisySum:
 def add_noise(clipped: ClippedSum, *, multiplier: float, source: Stream, lead: bool = True) -> NoisySum:
     """Add N(0, (multiplier · l2_bound)²) to every coordinate, in place: ``clipped`` is used up.
 
-    Of several processes one leads, and adds noise to what all have copies of. Of a parameter that is cut over ranks
-    each adds noise to its own part, from a stream named by where the part begins.
+    With several processes, only the one with ``lead`` adds noise to parameters of which each process has a copy. Of a
+    parameter that is cut over ranks each process adds noise to its own part, from a stream named by the parameter and
+    by where the part begins.
 
     Guarantee: the Gaussian mechanism for a sum of L2 sensitivity ``clipped.l2_bound`` under add-or-remove-one (Dwork &
     Roth 2014, A.1; Abadi et al. 2016, Algorithm 1). ``source`` must belong to one ledger position alone. ``multiplier``
     is dimensionless; 0 adds nothing, and the claim of such a run is infinite.
     """
     deviation = _check.non_negative("multiplier", multiplier) * clipped.l2_bound
-    if deviation > 0:
-        gaussians: dict[torch.device, _Gaussians] = {}
-        for cut in (False, True):
-            for name, gradient in clipped.gradients.items():
-                if shards.is_cut(gradient) is not cut or not (lead or cut):
-                    continue
-                mine, begins = shards.part(gradient)
-                if mine.device not in gaussians:
-                    gaussians[mine.device] = _Gaussians(deviation, mine.device, source.child(len(gaussians)))
-                if cut:
-                    gaussians[mine.device].begin(source.child(name, *begins))
-                gaussians[mine.device].add_to(mine)
-    return NoisySum(clipped.gradients, deviation)
+    noisy = NoisySum(clipped.gradients, deviation)
+    if deviation == 0:
+        return noisy
+    # Each device has one row of Gaussians. Whole parameters come first and take consecutive pieces of it; each part of
+    # one that is cut begins a row of its own.
+    gaussians: dict[torch.device, _Gaussians] = {}
+    for name, gradient in sorted(clipped.gradients.items(), key=lambda item: shards.is_cut(item[1])):
+        cut = shards.is_cut(gradient)
+        if not (lead or cut):
+            continue
+        mine, begins = shards.part(gradient)
+        if mine.device not in gaussians:
+            gaussians[mine.device] = _Gaussians(deviation, mine.device, source.child(len(gaussians)))
+        if cut:
+            gaussians[mine.device].begin(source.child(name, *begins))
+        gaussians[mine.device].add_to(mine)
+    return noisy
 
 
 @final
