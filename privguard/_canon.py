@@ -13,6 +13,7 @@ from typing import Any, TypeAlias, cast
 import rfc8785
 
 Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
+_HEXADECIMAL = frozenset("0123456789abcdef")
 
 
 def to_json(value: object) -> Any:  # noqa: PLR0911 — one line for each kind of value
@@ -50,3 +51,8 @@ def canonical(value: object) -> bytes:
 def digest(value: object) -> str:
     """SHA-256 of the canonical JSON of ``value``, as 64 hexadecimal characters."""
     return hashlib.sha256(canonical(value)).hexdigest()
+
+
+def is_digest(value: object) -> bool:
+    """Whether this is a SHA-256 as :func:`digest` writes it: 64 lower-case hexadecimal characters."""
+    return isinstance(value, str) and len(value) == 64 and set(value) <= _HEXADECIMAL  # noqa: PLR2004 — 256 bits

@@ -14,7 +14,7 @@ from privguard import _canon, _check
 
 
 class Relation(StrEnum):
-    """Which two data sets count as neighbours."""
+    """Which two data sets count as neighbours: one unit more or less, or one unit exchanged for another."""
 
     ADD_OR_REMOVE_ONE = "add-or-remove-one"
     REPLACE_ONE = "replace-one"
@@ -28,7 +28,11 @@ class Unit(StrEnum):
 
 
 class Outcome(StrEnum):
-    """The three words of an audit; it never confirms."""
+    """How an audit ends; it never confirms a claim.
+
+    *Refuted*: the claim does not hold, at the audit's confidence. *Consistent*: the audit could have refuted it, as its
+    positive control shows, and did not. *Uninformative*: it could not have refuted it, so it says nothing.
+    """
 
     REFUTED = "refuted"
     CONSISTENT = "consistent"

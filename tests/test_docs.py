@@ -178,6 +178,20 @@ def leaves(command, path=()):
     return [leaf for word, child in children.items() for leaf in leaves(child, (*path, word))]
 
 
+def test_the_architecture_page_names_every_file():
+    """All but the book-keeping's, which has a page of its own."""
+    parts = re.split(r"^### `(\w+)/`", (ROOT / "docs" / "architecture.md").read_text(), flags=re.MULTILINE)
+    named = set()
+    for part, said in zip(parts[1::2], parts[2::2], strict=True):
+        cells = re.findall(r"^\| (`.+?`) \|", said, re.MULTILINE)
+        inside = "" if part == "run" else f"{part}/"  # the last table names whole paths
+        named |= {inside + name for cell in cells for name in re.findall(r"`([^`]+)`", cell)}
+    files = (path.relative_to(ROOT / "privguard") for path in (ROOT / "privguard").rglob("*.py"))
+    modules = {file.with_suffix("").as_posix() for file in files if not file.name.startswith("__")}
+    engine = "training/bookkeeping/"
+    assert named - {engine} == {module for module in modules if not module.startswith(engine)}
+
+
 def test_the_comparison_holds_measured_figures_only():
     parts = re.split(r"^Source: `(.+?)`$", (ROOT / "docs" / "comparison.md").read_text(), flags=re.MULTILINE)
     for source, said in zip(parts[1::2], parts[2::2], strict=True):

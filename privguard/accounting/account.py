@@ -44,8 +44,7 @@ class DataSet(Record):
 
     def __post_init__(self) -> None:
         for label, value in (("sha256", self.sha256), ("parent", self.parent or self.sha256)):
-            hexadecimal = len(value) == 64 and set(value) <= set("0123456789abcdef")  # noqa: PLR2004 — SHA-256 in hex
-            _check.require(hexadecimal, label, value, wanted="64 lower-case hexadecimal characters")
+            _check.require(_canon.is_digest(value), label, value, wanted="64 lower-case hexadecimal characters")
         _check.require(self.parent != self.sha256, "parent", self.parent, wanted="another data set")
 
 
@@ -115,7 +114,17 @@ class Run:
 
 @final
 class Account:
-    """The state of a book after some rows."""
+    """The state of a book after some rows, which :meth:`apply` takes in one by one.
+
+    Attributes:
+        id: the book's own random name, from its first row.
+        officers: whose signatures make a grant.
+        data_sets: every data set that was entered, by its SHA-256.
+        limits: the limit in force for each data set that has one, by SHA-256.
+        serials: the number of the last grant for each data set.
+        runs: what each run reserved and settled, by the run's name.
+        heads: the hash chain, one head after each row.
+    """
 
     def __init__(self) -> None:
         self.id = ""
@@ -235,8 +244,3 @@ class Account:
         run.blocks = [(first, min(times, used - first), event) for first, times, event in run.blocks if first < used]
         run.returned += run.position - used
         run.position = run.settled = used
-
-
-def body_of(row: Mapping[str, Any]) -> bytes:
-    """The bytes of a row that its head covers."""
-    return _canon.canonical(row)

@@ -55,11 +55,6 @@ def from_json(value: object) -> "DpEvent":
     return _build(check_json(value))
 
 
-def require_priceable(event: "DpEvent") -> None:
-    """Raise what :func:`to_json` raises unless an accountant here can price this event."""
-    to_json(event)
-
-
 def fold(events: Events) -> "list[tuple[DpEvent, int]]":
     """Equal events counted together, in the order of their JSON: one history has one form, whatever its order.
 

@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from privguard.errors import TamperedError
 
 PERIOD_MS = 60_000
-_LINKS = ("previous", "hour", "day", "month", "year")
+LINKS = ("previous", "hour", "day", "month", "year")  # earlier pulses that a pulse names, in the order of signing
 
 
 @final
@@ -102,8 +102,8 @@ def verify(published: Mapping[str, Any], *, beacon: Beacon) -> Pulse:
 def signed_bytes(fields: Mapping[str, Any]) -> bytes:
     """The fields of a pulse in the order and layout in which they are signed; text and hashes carry a 4-byte length."""
     external, links = fields["external"], {item["type"]: item["value"] for item in fields["listValues"]}
-    if tuple(item["type"] for item in fields["listValues"]) != _LINKS:
-        raise ValueError(f"listValues: expected {', '.join(_LINKS)}")
+    if tuple(item["type"] for item in fields["listValues"]) != LINKS:
+        raise ValueError(f"listValues: expected {', '.join(LINKS)}")
     return b"".join(
         [
             _text(fields["uri"]),
@@ -118,7 +118,7 @@ def signed_bytes(fields: Mapping[str, Any]) -> bytes:
             _hex(external["sourceId"]),
             _number(external["statusCode"], 4),
             _hex(external["value"]),
-            *(_hex(links[link]) for link in _LINKS),
+            *(_hex(links[link]) for link in LINKS),
             _hex(fields["precommitmentValue"]),
             _number(fields["statusCode"], 4),
         ]

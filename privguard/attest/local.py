@@ -8,7 +8,6 @@ their own operator. Therefore their :class:`~privguard.attest.timestamp.Authorit
 import hashlib
 import hmac
 import os
-from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast, final
 
@@ -24,13 +23,19 @@ from cryptography.hazmat.primitives.serialization import (
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from rfc3161_client import _rust as parser  # its request parser has no public name
 
+from privguard.attest import _der as der
 from privguard.attest import beacon
 from privguard.attest.beacon import Beacon
 from privguard.attest.timestamp import Authority
 
-_YEARS = timedelta(days=3650)
+_VALID = timedelta(days=3650)  # before and after the making of a certificate: tests stamp for the past, too
 _SHA256 = "2.16.840.1.101.3.4.2.1"
+_ECDSA_WITH_SHA256 = "1.2.840.10045.4.3.2"
+_SIGNED_DATA = "1.2.840.113549.1.7.2"
 _TST_INFO = "1.2.840.113549.1.9.16.1.4"
+_CONTENT_TYPE = "1.2.840.113549.1.9.3"
+_MESSAGE_DIGEST = "1.2.840.113549.1.9.4"
+_SIGNING_CERTIFICATE_V2 = "1.2.840.113549.1.9.16.2.47"
 _POLICY = "1.3.6.1.4.1.99999.1"  # a policy number of nobody: no outside authority uses it
 
 
@@ -56,11 +61,12 @@ class TimestampServer:
         """The timestamp response (DER) to a request, for the present or for the time ``at``."""
         asked = parser.parse_timestamp_request(request)
         moment = (at or datetime.now(UTC)).astimezone(UTC)
-        imprint = _sequence(_sequence(_oid(_SHA256)), _octets(asked.message_imprint.message))
-        nonce = [] if asked.nonce is None else [_integer(asked.nonce)]
-        serial = _integer(int.from_bytes(os.urandom(16), "big"))
-        info = _sequence(_integer(1), _oid(_POLICY), imprint, serial, _time(moment), *nonce)
-        return _sequence(_sequence(_integer(0)), self._signed(info))
+        imprint = der.sequence(der.sequence(der.oid(_SHA256)), der.octets(asked.message_imprint.message))
+        nonce = [] if asked.nonce is None else [der.integer(asked.nonce)]
+        serial = der.integer(int.from_bytes(os.urandom(16), "big"))
+        info = der.sequence(der.integer(1), der.oid(_POLICY), imprint, serial, der.time(moment), *nonce)
+        granted = der.sequence(der.integer(0))
+        return der.sequence(granted, self._signed(info))
 
     def to_json(self) -> dict[str, Any]:
         """Everything needed to go on answering, **the private key included**; for a file with mode 0600."""
@@ -80,20 +86,22 @@ class TimestampServer:
     def _signed(self, info: bytes) -> bytes:
         """CMS SignedData over a TSTInfo (RFC 5652, 5; RFC 3161, 2.4.2; RFC 5816 for the certificate's hash)."""
         own = self._certificate.public_bytes(Encoding.DER)
-        attributes = [
-            _attribute("1.2.840.113549.1.9.3", _oid(_TST_INFO)),
-            _attribute("1.2.840.113549.1.9.4", _octets(hashlib.sha256(info).digest())),
-            _attribute(
-                "1.2.840.113549.1.9.16.2.47", _sequence(_sequence(_sequence(_octets(hashlib.sha256(own).digest()))))
-            ),
-        ]
-        signature = self._key.sign(_set(attributes), ec.ECDSA(SHA256()))
-        issuer = _sequence(self._certificate.issuer.public_bytes(), _integer(self._certificate.serial_number))
-        algorithm, ecdsa = _sequence(_oid(_SHA256)), _sequence(_oid("1.2.840.10045.4.3.2"))
-        signer = _sequence(_integer(1), issuer, algorithm, _retag(_set(attributes), 0xA0), ecdsa, _octets(signature))
-        content = _sequence(_oid(_TST_INFO), _explicit(_octets(info)))
-        body = _sequence(_integer(3), _set([algorithm]), content, _retag(_set([own]), 0xA0), _set([signer]))
-        return _sequence(_oid("1.2.840.113549.1.7.2"), _explicit(body))
+        own_hash = der.sequence(der.sequence(der.sequence(der.octets(hashlib.sha256(own).digest()))))
+        attributes = der.set_of(
+            [
+                der.attribute(_CONTENT_TYPE, der.oid(_TST_INFO)),
+                der.attribute(_MESSAGE_DIGEST, der.octets(hashlib.sha256(info).digest())),
+                der.attribute(_SIGNING_CERTIFICATE_V2, own_hash),
+            ]
+        )
+        signature = der.octets(self._key.sign(attributes, ec.ECDSA(SHA256())))
+        issuer = der.sequence(self._certificate.issuer.public_bytes(), der.integer(self._certificate.serial_number))
+        digest, ecdsa = der.sequence(der.oid(_SHA256)), der.sequence(der.oid(_ECDSA_WITH_SHA256))
+        signer = der.sequence(der.integer(1), issuer, digest, der.implicit(attributes), ecdsa, signature)
+        content = der.sequence(der.oid(_TST_INFO), der.explicit(der.octets(info)))
+        certificates = der.implicit(der.set_of([own]))
+        body = der.sequence(der.integer(3), der.set_of([digest]), content, certificates, der.set_of([signer]))
+        return der.sequence(der.oid(_SIGNED_DATA), der.explicit(body))
 
 
 @final
@@ -130,7 +138,7 @@ class LocalBeacon:
             "timeStamp": time,
             "localRandomValue": self._random(index).hex(),
             "external": {"sourceId": bytes(64).hex(), "statusCode": 0, "value": bytes(64).hex()},
-            "listValues": [{"uri": uri, "type": link, "value": bytes(64).hex()} for link in beacon._LINKS],  # noqa: SLF001 — one format
+            "listValues": [{"uri": uri, "type": link, "value": bytes(64).hex()} for link in beacon.LINKS],
             "precommitmentValue": hashlib.sha512(self._random(index + 1)).hexdigest(),
             "statusCode": 0,
         }
@@ -164,8 +172,8 @@ def _certificate(name: str, key: _Key, *, issuer: str, signer: _Key) -> x509.Cer
         .issuer_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, issuer)]))
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - _YEARS)
-        .not_valid_after(now + _YEARS)
+        .not_valid_before(now - _VALID)
+        .not_valid_after(now + _VALID)
         .add_extension(x509.BasicConstraints(ca=is_root, path_length=None), critical=True)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False)
@@ -177,57 +185,3 @@ def _certificate(name: str, key: _Key, *, issuer: str, signer: _Key) -> x509.Cer
 
 def _private(key: _Key) -> bytes:
     return key.private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption())
-
-
-# The few lines of DER (X.690) that a timestamp answer needs.
-
-
-def _tagged(tag: int, body: bytes) -> bytes:
-    if len(body) < 0x80:  # noqa: PLR2004 — the short form of a length ends here
-        return bytes([tag, len(body)]) + body
-    size = len(body).to_bytes((len(body).bit_length() + 7) // 8, "big")
-    return bytes([tag, 0x80 | len(size)]) + size + body
-
-
-def _sequence(*items: bytes) -> bytes:
-    return _tagged(0x30, b"".join(items))
-
-
-def _set(items: Sequence[bytes]) -> bytes:
-    return _tagged(0x31, b"".join(sorted(items)))  # SET OF is sorted by encoding (X.690, 11.6)
-
-
-def _retag(encoded: bytes, tag: int) -> bytes:
-    return bytes([tag]) + encoded[1:]
-
-
-def _explicit(body: bytes) -> bytes:
-    return _tagged(0xA0, body)
-
-
-def _octets(data: bytes) -> bytes:
-    return _tagged(0x04, data)
-
-
-def _integer(value: int) -> bytes:
-    return _tagged(0x02, value.to_bytes(value.bit_length() // 8 + 1, "big"))
-
-
-def _time(moment: datetime) -> bytes:
-    return _tagged(0x18, moment.strftime("%Y%m%d%H%M%SZ").encode())
-
-
-def _oid(dotted: str) -> bytes:
-    first, second, *rest = (int(part) for part in dotted.split("."))
-    return _tagged(0x06, bytes([40 * first + second]) + b"".join(_base128(part) for part in rest))
-
-
-def _base128(value: int) -> bytes:
-    digits = [value & 0x7F]
-    while value := value >> 7:
-        digits.append(0x80 | value & 0x7F)
-    return bytes(reversed(digits))
-
-
-def _attribute(kind: str, value: bytes) -> bytes:
-    return _sequence(_oid(kind), _set([value]))

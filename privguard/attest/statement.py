@@ -286,7 +286,7 @@ def sign(statement: Statement, *, by: SigningKey) -> Envelope:
 
 
 def countersign(envelope: Envelope, *, by: SigningKey) -> Envelope:
-    """The same envelope with one more signature."""
+    """The same envelope with one more signature over the same payload."""
     signature = by.sign(pae(envelope.payload_type, envelope.payload))
     pairs = (*envelope.signatures, (by.identity.key_id, signature))
     return Envelope(payload=envelope.payload, payload_type=envelope.payload_type, signatures=pairs)

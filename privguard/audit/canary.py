@@ -107,6 +107,20 @@ def guess(scores: NDArray[np.floating], per_side: int) -> tuple[NDArray[np.int64
     return order[len(order) - per_side :], order[:per_side]
 
 
+def count_calls(scores: NDArray[np.floating], included: NDArray[np.bool_], *, threshold: float) -> dict[str, int]:
+    """Who is called a member by a score above ``threshold``, held against the coins: scores and coins of any one shape.
+
+    The names are those of the arguments of :func:`privguard.audit.bound.gaussian_threshold`.
+    """
+    called = scores > threshold
+    return {
+        "true_positives": int((called & included).sum()),
+        "members": int(included.sum()),
+        "false_positives": int((called & ~included).sum()),
+        "non_members": int((~included).sum()),
+    }
+
+
 def count_right(scores: NDArray[np.floating], included: NDArray[np.bool_], *, per_side: int) -> int:
     """How many of the 2 · ``per_side`` guesses the coins bear out."""
     inside, outside = guess(scores, per_side)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from privguard import _check
 from privguard._random import Stream
 from privguard.audit import bound
-from privguard.audit.canary import Coins, count_right
+from privguard.audit.canary import Coins, count_calls, count_right
 from privguard.errors import AuditError
 from privguard.records import Claim, Finding, Measurement, Outcome, Record, Relation, Unit
 
@@ -152,14 +152,8 @@ class Design(Record):
     ) -> tuple[float, dict[str, int]]:
         """The bound and its counts, for scores (canaries,) and what the coins said."""
         if which is Bound.GAUSSIAN_THRESHOLD:
-            called = scores > (self.threshold or 0.0)
-            counts = {
-                "true_positives": int((called & included).sum()),
-                "members": int(included.sum()),
-                "false_positives": int((called & ~included).sum()),
-                "non_members": int((~included).sum()),
-            }
-            return self._at_threshold(*counts.values()), counts
+            counts = count_calls(scores, included, threshold=self.threshold or 0.0)
+            return self._at_threshold(**counts), counts
         right = count_right(scores, included, per_side=self.per_side)
         return self._one_run(which, right), {"guesses": self.guesses, "right": right}
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from privguard import _check
 from privguard.audit.language import mean_log_probability, token_scores
+from privguard.audit.score import evaluating
 from privguard.records import Measurement
 
 FloatArray = NDArray[np.float64]
@@ -141,16 +142,14 @@ def sample_suffixes(
 
 
 def _evaluated(model: nn.Module, ids: Tensor) -> Tensor:
-    training = model.training
-    model.eval()
-    try:
+    """Logits (B, T, V) of token ids (B, T), in float64 and in evaluation mode."""
+    with evaluating(model):
         output: Any = model(input_ids=ids, attention_mask=torch.ones_like(ids))
-    finally:
-        model.train(training)
     return getattr(output, "logits", output).double()
 
 
 def _shaped(logits: Tensor, sampling: Sampling) -> Tensor:
+    """The logits that are sampled from: at the temperature, and −inf for all but the likeliest tokens."""
     scaled = logits / sampling.temperature
     if sampling.top_k is None or sampling.top_k >= scaled.shape[-1]:
         return scaled

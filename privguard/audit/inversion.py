@@ -14,7 +14,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from privguard import _check
+from privguard.audit.score import evaluating
 from privguard.records import Measurement
+
+_SMOOTH = 1e-3  # weight of the total variation: enough to keep the ascent from noise of single pixels
 
 
 @final
@@ -41,19 +44,15 @@ def reconstruct(
     """
     _check.count("starts", starts)
     _check.count("steps", steps)
-    training = model.training
-    model.eval()
     inputs = torch.rand(starts, *shape, generator=torch.Generator().manual_seed(seed)).requires_grad_()
     labels = torch.full((starts,), label)
     optimizer = torch.optim.Adam([inputs], lr=0.05)
-    try:
+    with evaluating(model):
         for _ in range(steps):
-            loss = nn.functional.cross_entropy(model(inputs), labels, reduction="sum") + 1e-3 * _roughness(inputs)
+            loss = nn.functional.cross_entropy(model(inputs), labels, reduction="sum") + _SMOOTH * _roughness(inputs)
             (inputs.grad,) = torch.autograd.grad(loss, [inputs])
             optimizer.step()
             inputs.data.clamp_(0, 1)
-    finally:
-        model.train(training)
     return inputs.detach().numpy()
 
 
@@ -77,9 +76,9 @@ def nearness(
 
 def picture(reconstructions: NDArray[np.floating], *, nearest: NDArray[np.floating]) -> str:
     """Reconstructions (n, h, w) above the member nearest to each, as SVG text."""
-    import io
-
     from matplotlib.figure import Figure
+
+    from privguard.audit.picture import svg_text
 
     figure = Figure(figsize=(1.1 * len(reconstructions), 2.4), layout="constrained")
     for row, images in enumerate((reconstructions, nearest)):
@@ -87,9 +86,7 @@ def picture(reconstructions: NDArray[np.floating], *, nearest: NDArray[np.floati
             axes = figure.add_subplot(2, len(reconstructions), row * len(reconstructions) + column + 1)
             axes.imshow(np.squeeze(image), cmap="gray", vmin=0, vmax=1)
             axes.set_axis_off()
-    text = io.StringIO()
-    figure.savefig(text, format="svg", metadata={"Date": None})
-    return text.getvalue()
+    return svg_text(figure)
 
 
 def nearest_members(reconstructions: NDArray[np.floating], members: NDArray[np.floating]) -> NDArray[np.int64]:

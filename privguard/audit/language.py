@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from privguard import _check
+from privguard.audit.score import evaluating
 
 FloatArray = NDArray[np.float64]
 WINDOWS = (2, 3, 4, 6, 9, 13, 18, 25, 32, 40)  # tokens, spaced geometrically as in arXiv 2601.02751
@@ -47,14 +48,10 @@ def token_scores(model: nn.Module, texts: Sequence[Sequence[int]], *, batch: int
     """
     short = [number for number, text in enumerate(texts) if len(text) < 2]  # noqa: PLR2004 — one token predicts one
     _check.require(not short, "texts", f"numbers {short[:5]}", wanted="at least two tokens each")
-    training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         return [
             scores for start in range(0, len(texts), batch) for scores in _batch(model, texts[start : start + batch])
         ]
-    finally:
-        model.train(training)
 
 
 def mean_log_probability(scores: Sequence[TokenScores]) -> FloatArray:

@@ -21,26 +21,18 @@ def roc_svg(
     floor = 1 / max(2, int((~mask).sum()))
     figure = Figure(figsize=(5.2, 5.0), layout="constrained")
     axes = figure.add_subplot()
+
+    def draw(name: str, values: NDArray[np.float64], colour: str) -> roc.Roc:
+        curve, label = roc.curve(values, mask), f"{name} (AUC {roc.auc(values, mask).value:.3f})"
+        axes.step(curve.false, curve.true, where="post", label=label, color=colour)
+        return curve
+
     for number, (name, values) in enumerate(statistics.items()):
-        curve = roc.curve(values, mask)
-        axes.step(
-            curve.false,
-            curve.true,
-            where="post",
-            label=f"{name} (AUC {roc.auc(values, mask).value:.3f})",
-            color=f"C{number}",
-        )
+        curve = draw(name, values, f"C{number}")
         if number == 0:
             axes.fill_between(curve.false, curve.low, curve.high, step="post", alpha=0.2, color="C0", linewidth=0)
     if blind is not None:
-        curve = roc.curve(blind, mask)
-        axes.step(
-            curve.false,
-            curve.true,
-            where="post",
-            label=f"blind, no model (AUC {roc.auc(blind, mask).value:.3f})",
-            color="grey",
-        )
+        draw("blind, no model", blind, "grey")
     axes.plot([floor, 1], [floor, 1], linestyle=":", color="black", linewidth=0.8, label="chance")
     axes.set(
         xscale="log",
@@ -51,6 +43,11 @@ def roc_svg(
         ylabel="true-positive rate",
     )
     axes.legend(fontsize=8, loc="lower right")
+    return svg_text(figure)
+
+
+def svg_text(figure: Figure) -> str:
+    """A figure as SVG, without the date of its making, so that equal figures give equal text."""
     text = io.StringIO()
     figure.savefig(text, format="svg", metadata={"Date": None})
     return text.getvalue()

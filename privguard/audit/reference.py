@@ -8,23 +8,21 @@ the number of references that hold a record would give its membership away.
 Reference models have memorised the records they were trained on; keep their folder as you keep the records.
 """
 
-import json
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, final
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from privguard import _canon, _check
+from privguard.audit.reference_store import ReferenceStore
 from privguard.audit.stack import stack_modules, stackable
-from privguard.errors import AuditError
 
 MakeModel = Callable[[], nn.Module]
 OnProgress = Callable[[int, int, float], None]  # models done, models in all, seconds left
@@ -117,15 +115,11 @@ def train_references(
         range(first, min(first + schedule.at_once, len(included)))
         for first in range(0, len(included), schedule.at_once)
     ]
-    store = _Store(place.folder, _settings(schedule, included, labels))
+    store = ReferenceStore(place.folder, _settings(schedule, included, labels))
     mine = [group for number, group in enumerate(groups) if number % place.share[1] == place.share[0]]
-    _train_groups(
-        make_model,
-        (inputs, labels, included),
-        [group for group in mine if not store.has(group)],
-        schedule,
-        (store, place),
-    )
+    missing = [group for group in mine if not store.has(group)]
+    records = _Records(inputs.to(place.device, schedule.precision), labels.to(place.device), included)
+    _train_groups(make_model, records, missing, schedule, store=store, place=place)
     states = [state for group in groups for state in store.read(group)]
     return References(included, states, make_model)
 
@@ -169,23 +163,33 @@ def batches(
         yield torch.from_numpy(taken[:, step].copy()), weights[:, step]
 
 
+@dataclass(frozen=True)
+class _Records:
+    """What is trained on: inputs (n, ...) and labels (n,) on the device, and which model sees which record (K, n)."""
+
+    inputs: Tensor
+    labels: Tensor
+    included: NDArray[np.bool_]
+
+
 def _train_groups(
     make_model: MakeModel,
-    data: tuple[Tensor, Tensor, NDArray[np.bool_]],
+    records: _Records,
     groups: list[range],
     schedule: Schedule,
-    keep: "tuple[_Store, Place]",
+    *,
+    store: ReferenceStore,
+    place: Place,
 ) -> None:
-    inputs, labels, included = data
-    store, place = keep
-    inputs, labels = inputs.to(place.device, schedule.precision), labels.to(place.device)
+    """Train the groups one after the other, and keep each before the next begins."""
     begun, total = time.monotonic(), sum(len(group) for group in groups)
     done = 0
     for group in groups:
         modules = [_fresh(make_model, schedule.seed, k).to(place.device) for k in group]
         names = [name for name, _ in modules[0].named_parameters()]
         stack = _stacked(modules, schedule.precision)
-        _train_stack(stack, (inputs, labels, included[group.start : group.stop]), schedule, first=group.start)
+        own = replace(records, included=records.included[group.start : group.stop])
+        _train_stack(stack, own, schedule, first=group.start)
         store.write(
             group, [{name: value.cpu() for name, value in stack.state(i, names).items()} for i in range(len(group))]
         )
@@ -194,11 +198,10 @@ def _train_groups(
             place.on_progress(done, total, (time.monotonic() - begun) / done * (total - done))
 
 
-def _train_stack(
-    stack: Trainable, data: tuple[Tensor, Tensor, NDArray[np.bool_]], schedule: Schedule, *, first: int
-) -> None:
-    inputs, labels, included = data
-    generators = [torch.Generator().manual_seed(schedule.seed * 1_000_003 + first + k) for k in range(len(included))]
+def _train_stack(stack: Trainable, records: _Records, schedule: Schedule, *, first: int) -> None:
+    """Train the models of one group side by side; ``first`` is the number of its first model."""
+    inputs, labels, included = records.inputs, records.labels, records.included
+    generators = [torch.Generator().manual_seed(_seed(schedule.seed, first + k)) for k in range(len(included))]
     momenta = [torch.zeros_like(parameter) for parameter in stack.parameters]
     steps = schedule.epochs * math.ceil(int(included.sum(1).max()) / schedule.batch_size)
     taken, step = inputs.new_empty(0), 0
@@ -286,56 +289,6 @@ class _OneByOne:
         return {name: value.detach().clone() for name, value in self._modules[model].state_dict().items()}
 
 
-@final
-class _Store:
-    """Finished groups, in memory or in a folder that only ever holds whole groups of one setting."""
-
-    def __init__(self, folder: Path | None, settings: dict[str, Any]) -> None:
-        self._folder = folder
-        self._kept: dict[int, list[dict[str, Tensor]]] = {}
-        if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
-            self._pin(folder / "references.json", settings)
-
-    @staticmethod
-    def _pin(path: Path, settings: dict[str, Any]) -> None:
-        if not path.exists():
-            _replace(path, lambda part: part.write_bytes(_canon.canonical(settings)))
-        elif json.loads(path.read_bytes()) != settings:
-            raise AuditError(f"{path}: these references were trained with other settings; choose an empty folder")
-
-    def has(self, group: range) -> bool:
-        return self._folder is not None and self._path(group).exists()
-
-    def write(self, group: range, states: list[dict[str, Tensor]]) -> None:
-        if self._folder is None:
-            self._kept[group.start] = states
-            return
-        flat = {f"{i}/{name}": value for i, state in enumerate(states) for name, value in state.items()}
-        _replace(self._path(group), lambda part: save_file(flat, part))
-
-    def read(self, group: range) -> list[dict[str, Tensor]]:
-        if self._folder is None:
-            return self._kept.get(group.start, [])
-        if not self.has(group):
-            raise AuditError(f"{self._path(group)}: not trained yet; run the other shares, then this one again")
-        states: list[dict[str, Tensor]] = [{} for _ in group]
-        for name, value in load_file(self._path(group)).items():
-            number, _, rest = name.partition("/")
-            states[int(number)][rest] = value
-        return states
-
-    def _path(self, group: range) -> Path:
-        return (self._folder or Path()) / f"references-{group.start:05d}.safetensors"
-
-
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    """Write beside ``path`` and move into place, so that a killed run leaves no half file under the name."""
-    part = path.with_name(path.name + ".part")
-    write(part)
-    part.replace(path)
-
-
 def _settings(schedule: Schedule, included: NDArray[np.bool_], labels: Tensor) -> dict[str, Any]:
     facts = {name: str(value) for name, value in vars(schedule).items()}
     return {
@@ -345,9 +298,15 @@ def _settings(schedule: Schedule, included: NDArray[np.bool_], labels: Tensor) -
     }
 
 
+def _seed(seed: int, number: int) -> int:
+    """The seed of one model; two schedules' seeds lie so far apart that no two models of theirs share one."""
+    return seed * 1_000_003 + number
+
+
 def _fresh(make_model: MakeModel, seed: int, number: int) -> nn.Module:
+    """The untrained model of this number, the same however many are trained at once."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed * 1_000_003 + number)  # noqa: TID251 — nn.Module knows no other generator; restored on exit
+        torch.manual_seed(_seed(seed, number))  # noqa: TID251 — nn.Module knows no other generator; restored on exit
         return make_model()
 
 

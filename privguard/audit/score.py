@@ -4,7 +4,8 @@ The model may be any torch module, or any function from a batch of inputs to log
 is audited through the function that calls it.
 """
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Generator
 from typing import Any
 
 import numpy as np
@@ -28,18 +29,25 @@ def model_logits(model: nn.Module | ScoringFunction, inputs: Tensor, *, batch: i
     Raises:
         ValueError: where an output has another shape, or holds NaN or infinity.
     """
-    training = isinstance(model, nn.Module) and model.training
-    if isinstance(model, nn.Module):
-        model.eval()
-    try:
-        parts = [_numbers(model(part)) for part in inputs.split(batch)]
-    finally:
-        if isinstance(model, nn.Module):
-            model.train(training)
-    logits = np.concatenate(parts)
+    with evaluating(model):
+        logits = np.concatenate([_numbers(model(part)) for part in inputs.split(batch)])
     _check.require(logits.ndim == 2, "logits.shape", logits.shape, wanted="(examples, classes)")  # noqa: PLR2004 — (n, C)
     _check.require(bool(np.isfinite(logits).all()), "logits", "NaN or inf", wanted="finite numbers")
     return logits
+
+
+@contextlib.contextmanager
+def evaluating(model: object) -> Generator[None]:
+    """Hold a torch module in evaluation mode for the length of the block; leave a plain function alone."""
+    if not isinstance(model, nn.Module):
+        yield
+        return
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
 
 
 def log_confidence(logits: ArrayLike, labels: ArrayLike, *, temperature: float = 1.0) -> FloatArray:

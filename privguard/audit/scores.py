@@ -33,10 +33,10 @@ class ScoresAudit(Measurement):
 
 
 def read_scores(path: Path) -> dict[str, NDArray[Any]]:
-    """The arrays of a scores file; objects are refused, as they would be pickles.
+    """The arrays of an ``.npz`` file by name; arrays of objects are refused, as they would be pickles.
 
     Raises:
-        ValueError: where the file is no ``.npz`` of plain arrays, or has no scores or no members.
+        ValueError: where the file is no ``.npz`` of plain arrays.
     """
     try:
         with np.load(path, allow_pickle=False) as file:
@@ -47,7 +47,11 @@ def read_scores(path: Path) -> dict[str, NDArray[Any]]:
 
 
 def audit_scores(arrays: Mapping[str, NDArray[Any]]) -> ScoresAudit:
-    """Weigh the scores of one or several attacks against the split that they were computed on."""
+    """Weigh the scores of one or several attacks against the split that they were computed on.
+
+    Raises:
+        ValueError: where there are no scores, or no members.
+    """
     attacks = {_name(key): np.asarray(arrays[key], np.float64) for key in arrays if key.startswith("scores")}
     _check.require(bool(attacks), "arrays", sorted(arrays), wanted="'scores', or several named 'scores_<attack>'")
     _check.require(

@@ -58,7 +58,6 @@ def inspect(path: str | os.PathLike[str]) -> Inspection:
     """
     path = Path(path)
     head = head_of(path)
-    listed = {role: tuple(one.name for one in head.slot.stanzas if one.role is role) for role in Role}
     return Inspection(
         path=str(path),
         form=head.preamble.form.name.lower(),
@@ -67,8 +66,8 @@ def inspect(path: str | os.PathLike[str]) -> Inspection:
         data_bytes=head.preamble.data_bytes,
         ledger_bytes=head.preamble.ledger_bytes,
         rewraps=head.slot.sequence - 1,
-        resume=listed[Role.RESUME],
-        audit=listed[Role.AUDIT],
+        resume=head.slot.names(Role.RESUME),
+        audit=head.slot.names(Role.AUDIT),
     )
 
 

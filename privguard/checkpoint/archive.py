@@ -95,7 +95,10 @@ def complete_file(
     sizes: Mapping[str, int],
     manifest: Mapping[str, Any],
 ) -> str:
-    """Add to a file whose members are written all that goes around them; its digest for the journal comes back."""
+    """Write index, manifest and head around members that are written already; returns the preamble's digest, in hex.
+
+    ``sizes`` are the members' bytes of plaintext by name, in the order in which they lie in the file.
+    """
     small = _small(sizes, manifest, b"")
     draft = _draft(Form.FILE, secrets, stanzas, list(sizes.values()), small)
     return _complete(path, descriptor, secrets, stanzas, draft=draft, small=small)
@@ -151,12 +154,12 @@ def statement(secrets: Secrets, manifest: Mapping[str, Any]) -> Statement:
 
 
 def member(secrets: Secrets, number: int) -> Member:
-    """The lock of the member of this number; only who may resume has it."""
+    """What seals and opens the member of this number; its key derives from the file key, so auditors have none."""
     return Member(secrets.derive("data"), secrets.file_id, number)
 
 
 def small_part(secrets: Secrets, name: str) -> Member:
-    """The lock of the index, which the file key opens, or of the ledger or manifest, which the audit key opens."""
+    """What seals and opens the index, under the file key, or the ledger or manifest, under the auditors' key."""
     owner = secrets if name == "index" else secrets.audit()
     return Member(owner.derive(name), secrets.file_id, 0)
 
@@ -195,6 +198,7 @@ def _draft(form: Form, secrets: Secrets, stanzas: list[Stanza], sizes: list[int]
 
 
 def _small(sizes: Mapping[str, int], manifest: Mapping[str, Any], ledger: bytes) -> dict[str, bytes]:
+    """The plaintext of the three parts in ``SMALL``, by name."""
     index = [{"name": name, "size": size} for name, size in sizes.items()]
     return {"index": _canon.canonical(index), "ledger": ledger, "manifest": _canon.canonical(manifest)}
 
@@ -205,7 +209,7 @@ def _seal_members(secrets: Secrets, contents: Contents, places: Places, advance:
 
 
 def _seal_small(secrets: Secrets, small: dict[str, bytes], places: Places, *, draft: Preamble) -> Preamble:
-    """Write index, ledger and manifest into their places; the preamble comes back with its digests."""
+    """Write index, ledger and manifest into their places, and return ``draft`` with the digests of the last two."""
     for name in SMALL:
         small_part(secrets, name).seal(Bytes(small[name]), places[name])
     return replace(draft, ledger_digest=digest(places["ledger"]), manifest_digest=digest(places["manifest"]))
@@ -220,6 +224,7 @@ def _complete(
     draft: Preamble,
     small: dict[str, bytes],
 ) -> str:
+    """Write everything but the members into a file, the head last; returns the preamble's digest, in hexadecimal."""
     preamble = _seal_small(secrets, small, places_in_file(path, descriptor, draft, []), draft=draft)
     slot = envelope.pack_slot(preamble, secrets, stanzas, sequence=1)
     durable.pwrite_all(descriptor, preamble.pack() + slot + bytes(preamble.slot_bytes), 0)

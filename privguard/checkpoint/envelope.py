@@ -114,7 +114,10 @@ class Preamble:
 @final
 @dataclass(frozen=True)
 class Secrets:
-    """The keys that one role has of one file."""
+    """The keys to one file that one role holds: all of them are derived from ``root``, 32 bytes.
+
+    For who may resume, ``root`` is the file key; for an auditor it is the audit key, which derives from the file key.
+    """
 
     role: Role
     file_id: bytes
@@ -126,7 +129,7 @@ class Secrets:
         return cls(Role.RESUME, os.urandom(16), os.urandom(KEY_BYTES))
 
     def audit(self) -> "Secrets":
-        """What an auditor has; there is no way back."""
+        """The auditor's keys, derived one way: the file key cannot be computed from them."""
         if self.role is Role.AUDIT:
             return self
         return Secrets(Role.AUDIT, self.file_id, self.derive("audit"))
@@ -151,8 +154,15 @@ class Slot:
     body: bytes
     macs: dict[Role, bytes]
 
+    def names(self, role: Role) -> tuple[str, ...]:
+        """Who may do what ``role`` says: kind and identity of each key, as :attr:`Stanza.name` writes them."""
+        return tuple(one.name for one in self.stanzas if one.role is role)
+
     def opened_by(self, key: Key, preamble: Preamble) -> Secrets | None:
-        """What ``key`` gives, or None where it opens nothing or the head is not what was written."""
+        """The secrets that ``key`` unwraps; None where it unwraps none, or where the MAC of its role does not hold.
+
+        A key that was given both roles resumes.
+        """
         for one in sorted(self.stanzas, key=lambda one: one.role):
             secret = stanza.unwrap(one, key, file_id=preamble.file_id)
             if secret is None:

@@ -15,8 +15,9 @@ import privguard
 from privguard import _canon
 from privguard.checkpoint import archive, durable
 from privguard.checkpoint.archive import HEAD, Advance, Audience, Contents
+from privguard.checkpoint.fingerprint import is_sealed
 from privguard.checkpoint.key import Key, To
-from privguard.checkpoint.opened import Sealed, is_sealed_file
+from privguard.checkpoint.opened import Sealed
 from privguard.errors import SealError
 
 SUFFIX = ".sealed"
@@ -158,7 +159,7 @@ def _refuse_to_bury(target: Path, *, folder: bool) -> None:
         raise FileExistsError(f"{target}: is a {'file' if folder else 'folder'}; choose another name")
     if folder and not (target / HEAD).is_file() and any(target.iterdir()):
         raise FileExistsError(f"{target}: holds files in clear; choose an empty folder")
-    if target.is_file() and target.stat().st_size and not is_sealed_file(target):
+    if target.is_file() and target.stat().st_size and not is_sealed(target):
         raise FileExistsError(f"{target}: is there already and not sealed; choose another name, it is not overwritten")
 
 

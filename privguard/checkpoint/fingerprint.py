@@ -41,7 +41,7 @@ class Fingerprint(Record):
 
 
 def is_sealed(path: str | os.PathLike[str]) -> bool:
-    """Whether the file begins as a sealed file, or the head of a sealed folder, does."""
+    """Whether the file begins as a sealed file, or the head of a sealed folder, does; nothing more is looked at."""
     with Path(path).open("rb") as file:
         return file.read(len(MAGIC)) == MAGIC
 
@@ -65,7 +65,6 @@ def fingerprint(path: str | os.PathLike[str]) -> Fingerprint:
             whole.update(piece)
             content.update(piece)
         size = file.tell()
-    listed = {role: tuple(one.name for one in slot.stanzas if one.role is role) for role in Role}
     return Fingerprint(
         form=preamble.form.name.lower(),
         size=size,
@@ -73,8 +72,8 @@ def fingerprint(path: str | os.PathLike[str]) -> Fingerprint:
         content=content.hexdigest(),
         preamble=hashlib.sha256(packed).hexdigest(),
         rewraps=slot.sequence - 1,
-        resume=listed[Role.RESUME],
-        audit=listed[Role.AUDIT],
+        resume=slot.names(Role.RESUME),
+        audit=slot.names(Role.AUDIT),
     )
 
 

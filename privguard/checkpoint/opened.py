@@ -28,7 +28,10 @@ _PLAIN_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x0
 
 @final
 class Head:
-    """What can be known of a sealed file without any key."""
+    """What can be known of a sealed file without any key: its preamble, and the slot that counts.
+
+    ``at`` is the place of that slot among ``slots``, ``size`` the bytes of the file.
+    """
 
     def __init__(self, preamble: Preamble, slots: list[bytes], size: int) -> None:
         self.preamble = preamble
@@ -306,12 +309,6 @@ def head_path(path: Path) -> Path:
             f"{path}: expected a sealed folder and found one without {HEAD}; seal it with `privguard seal`"
         )
     return path / HEAD
-
-
-def is_sealed_file(path: Path) -> bool:
-    """Whether a file begins as sealed ones do; nothing more is looked at."""
-    with path.open("rb") as file:
-        return file.read(len(MAGIC)) == MAGIC
 
 
 def refuse_plain(descriptor: int, path: Path) -> None:

@@ -18,7 +18,7 @@ from privguard.checkpoint.archive import Advance, Audience, Contents
 from privguard.checkpoint.key import Key, To
 from privguard.checkpoint.opened import Sealed
 from privguard.checkpoint.payload import Bytes
-from privguard.checkpoint.trust import is_digest, require_step
+from privguard.checkpoint.trust import require_step
 from privguard.errors import RollbackError, TamperedError
 
 WEIGHTS, STATE, STATE_TENSORS = "weights.safetensors", "state.json", "state.safetensors"
@@ -49,7 +49,8 @@ class Snapshot:
     def __post_init__(self) -> None:
         _check.count("step", self.step, least=0)
         _check.count("ledger_size", self.ledger_size, least=0)
-        _check.require(is_digest(self.ledger_head), "ledger_head", self.ledger_head, wanted="64 hexadecimal characters")
+        head = self.ledger_head
+        _check.require(_canon.is_digest(head), "ledger_head", head, wanted="64 hexadecimal characters")
 
 
 _STATE_FIELDS = ("optimizer", "scheduler", "generators", "extra")

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import final
 
-from privguard import _check
+from privguard import _canon, _check
 from privguard.attest.statement import Identity, SigningKey
 from privguard.checkpoint import durable
 from privguard.checkpoint.key import Key, To, key_among
@@ -21,7 +21,6 @@ from privguard.checkpoint.opened import Sealed
 from privguard.errors import RollbackError, SealError
 
 Signer = SigningKey | str | os.PathLike[str]
-_HEXADECIMAL = set("0123456789abcdef")
 
 
 @final
@@ -50,7 +49,7 @@ class Trust:
     def __post_init__(self) -> None:
         _check.count("min_step", self.min_step, least=0)
         head = self.expect_head
-        _check.require(head is None or is_digest(head), "expect_head", head, wanted="64 hexadecimal characters")
+        _check.require(head is None or _canon.is_digest(head), "expect_head", head, wanted="64 hexadecimal characters")
 
     def signing_key(self, to: To, key: Key | None = None) -> SigningKey:
         """The key that signs what is sealed to ``to``; ``key`` is what opens it again, where that is at hand.
@@ -114,11 +113,6 @@ def own_signer() -> SigningKey:
     return SigningKey.read(path)
 
 
-def is_digest(text: object) -> bool:
-    """Whether this is a SHA-256 in 64 lower-case hexadecimal characters."""
-    return isinstance(text, str) and len(text) == 64 and set(text) <= _HEXADECIMAL  # noqa: PLR2004 — SHA-256
-
-
 def _own_path() -> Path:
     home = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
     return Path(home) / "privguard" / "signing.pem"
@@ -141,4 +135,4 @@ def _make(path: Path) -> None:
 def _key_id(who: Identity | str | os.PathLike[str]) -> str:
     if isinstance(who, Identity):
         return who.key_id
-    return str(who) if is_digest(who) else Identity.read(Path(who)).key_id
+    return str(who) if _canon.is_digest(who) else Identity.read(Path(who)).key_id

@@ -112,7 +112,16 @@ def run(
     inside, outside = loading.examples(members), loading.examples(non_members)
     trained = None
     if references:
-        trained = _references((inside, outside), architecture, references, (epochs, batch_size, learning_rate), out)
+        trained = _references(
+            inside,
+            outside,
+            count=references,
+            architecture=architecture,
+            epochs=epochs,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            out=out,
+        )
     assignment = membership.Assignment.CLAIMED if randomised else membership.Assignment.UNKNOWN
     attacked = membership.run(loading.model_named(target), inside, outside, references=trained, assignment=assignment)
     if out:
@@ -243,12 +252,17 @@ def _judged(file: Path, control: Path | None, *, design: Path, coins: Path, comm
 
 
 def _references(
-    sides: "tuple[Examples, Examples]",
-    architecture: str | None,
+    members: "Examples",
+    non_members: "Examples",
+    *,
     count: int,
-    how: tuple[int, int, float],
+    architecture: str | None,
+    epochs: int,
+    batch_size: int,
+    learning_rate: float,
     out: Path | None,
 ) -> "References":
+    """Train reference models on both sides together, with a bar; with a folder, a second call goes on from there."""
     import torch
 
     from privguard.audit.loading import named
@@ -256,7 +270,8 @@ def _references(
 
     if architecture is None:
         raise typer.BadParameter("references need --architecture, a function that makes an untrained model")
-    inputs, labels = torch.cat([side.inputs for side in sides]), torch.cat([side.labels for side in sides])
+    inputs = torch.cat([members.inputs, non_members.inputs])
+    labels = torch.cat([members.labels, non_members.labels])
     with progress() as bar:
         task = bar.add_task("reference models", total=count)
         place = Place(
@@ -268,7 +283,7 @@ def _references(
             inputs,
             labels,
             included=draw_inclusion(count, len(labels), seed=0),
-            schedule=Schedule(epochs=how[0], batch_size=how[1], learning_rate=how[2]),
+            schedule=Schedule(epochs=epochs, batch_size=batch_size, learning_rate=learning_rate),
             place=place,
         )
 

@@ -77,16 +77,17 @@ def _planned(outline: "Outline") -> list[str]:
 
 
 def _table(done: "Demonstration") -> Table:
+    from privguard.run.digits import OTHERS, PRIVATE
+
     table = Table(title="What happened", title_justify="left", show_lines=False)
     table.add_column("chapter", style="bold")
     table.add_column("what was done")
     table.add_column("what came of it")
-    table.add_row(
-        "train", f"1,197 private digits, {done.run.findings[0].counts['members']} canaries", f"[bold]{done.claim}[/]"
-    )
+    members = done.run.findings[0].counts["members"]
+    table.add_row("train", f"{PRIVATE:,} private digits, {members} canaries", f"[bold]{done.claim}[/]")
     table.add_row(
         "",
-        "200 other digits read rightly",
+        f"{OTHERS} other digits read rightly",
         f"{done.private_accuracy:.1%} private · {done.ordinary_accuracy:.1%} without privacy",
     )
     table.add_row("seal", "every checkpoint, AES-256-GCM", "opened again with demo.key; never in clear on disk")

@@ -47,7 +47,15 @@ def commit(
 
     place = claim / "commitment.json"
     if not place.exists():
-        made = _first_commitment(claim, weights, (classes, shape, triggers, recipients), identity)
+        made = _first_commitment(
+            claim,
+            weights=weights,
+            identity=identity,
+            classes=classes,
+            shape=shape,
+            triggers=triggers,
+            recipients=recipients,
+        )
     else:
         made = Commitment.read(place)
     if notary is not None and made.timestamp is None:
@@ -294,17 +302,24 @@ def _show(report: Any, *, as_json: bool) -> None:
 
 
 def _first_commitment(
-    folder: Path, weights: Path | None, sizes: tuple[int, str, int, int], identity: Path | None
+    folder: Path,
+    *,
+    weights: Path | None,
+    identity: Path | None,
+    classes: int,
+    shape: str,
+    triggers: int,
+    recipients: int,
 ) -> Any:
+    """A new claim's secret in its folder, and the signed commitment to its marks, without a time yet."""
     from privguard.watermark import claim as claims
     from privguard.watermark import offline
     from privguard.watermark.model import triggers as trigger_marks
     from privguard.watermark.model import weights as weight_marks
     from privguard.watermark.secret import Secret
 
-    if weights is None or identity is None or not sizes[1]:
+    if weights is None or identity is None or not shape:
         raise ValueError("--weights, --identity, --shape: expected all three for a new claim")
-    classes, shape, triggers, recipients = sizes
     state = files.tensors(weights)
     matrices = {name: value.shape for name, value in state.items() if value.ndim > 1}
     domain = trigger_marks.Domain(shape=tuple(int(size) for size in shape.split(",")))

@@ -1,6 +1,5 @@
 """``privguard plan``: a budget in, the noise that meets it out."""
 
-import math
 from typing import Annotated
 
 import typer
@@ -17,22 +16,24 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """Find the least noise whose training run fits a privacy budget."""
-    from privguard import _check
     from privguard.accounting.accountant import spent
-    from privguard.accounting.calibrate import Budget, dp_sgd, least_noise
+    from privguard.training.plan import Plan
 
-    _check.count("batch_size", batch_size)
-    _check.require(batch_size <= examples, "batch_size", batch_size, wanted=f"at most examples={examples}")
-    rate = batch_size / examples
-    steps = math.ceil(_check.positive("epochs", epochs) / rate - 1e-9)
-    budget = Budget(epsilon=epsilon, delta=delta)
-    noise = least_noise(budget, sample_rate=rate, steps=steps)
-    claim = spent([(dp_sgd(sample_rate=rate, noise_multiplier=noise), steps)], delta=delta)
-    record = {"sample_rate": rate, "steps": steps, "noise_multiplier": noise, "claim": claim.to_json()}
+    made = Plan.for_budget(
+        epsilon=epsilon,
+        delta=delta,
+        examples=examples,
+        batch_size=batch_size,
+        epochs=epochs,
+        max_grad_norm=1.0,  # no part of the answer: the noise multiplier is a multiple of it, whatever it is
+    )
+    claim = spent([(made.event(), made.steps)], delta=delta)
+    settings = {name: getattr(made, name) for name in ("sample_rate", "steps", "noise_multiplier")}
+    record = {**settings, "claim": claim.to_json()}
     lines = [
-        f"noise multiplier σ  {noise:.4f}",
-        f"sampling rate       {rate:.6g}  ({batch_size} of {examples} expected in a step)",
-        f"steps               {steps}",
+        f"noise multiplier σ  {made.noise_multiplier:.4f}",
+        f"sampling rate       {made.sample_rate:.6g}  ({batch_size} of {examples} expected in a step)",
+        f"steps               {made.steps}",
         f"ε spent             {claim.epsilon:.4f} of {epsilon:g} at δ={delta:g}, add or remove one example",
         f"replace one example {_shown(claim.replace_one)}",
         f"RDP cross-check     {_shown(claim.cross_check)}",

@@ -14,7 +14,6 @@ The loader yields physical batches of a Poisson sample; ``sync_gradients`` is Tr
 then do optimizer and schedule move, on several processes just as on one.
 """
 
-import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,7 +37,7 @@ from privguard.integrations.setting import Setting, as_list
 from privguard.integrations.underway import Underway
 from privguard.records import Claim
 from privguard.training.batches import examples_of, to_device
-from privguard.training.plan import Plan, Speed
+from privguard.training.plan import Plan, Speed, steps_in
 from privguard.training.probe import Losses
 from privguard.training.ranks import Ranks
 from privguard.training.sample import PhysicalBatch
@@ -250,7 +249,7 @@ class PrivateAccelerator(Accelerator):
     @property
     def steps_per_epoch(self) -> int:
         """Steps in which each example is drawn once on average."""
-        return max(1, math.ceil(1 / self.plan.sample_rate - 1e-9))
+        return steps_in(1, sample_rate=self.plan.sample_rate)
 
     def _do_sync(self) -> None:
         """Nothing: the loader has said already whether this is the last batch of a step."""

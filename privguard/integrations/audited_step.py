@@ -25,8 +25,9 @@ from privguard.training.clip import Clipper, attach, trainable
 from privguard.training.plan import Plan
 from privguard.training.step import PrivateStep
 
-RAW_NORM = 10.0  # of a canary's gradient, over the clipping norm
-GIANT_NORM = 1e4  # of the first canary's
+RAW_NORM = 10.0  # of a canary's gradient before the clip, in clipping norms
+GIANT_NORM = 1e4  # the same for the first canary: without a clip of its own it would drown all others
+_RECORDS = 2_000  # of the made-up data set that the sampler is drawn over
 
 
 @final
@@ -55,9 +56,8 @@ class AuditedStep:
         """See :meth:`privguard.audit.steps.Stepper.step`."""
         before = self._model.weight.detach().clone()
         self.private.position()
-        self.clipper.begin(
-            torch.ones(max(1, len(records)), dtype=torch.bool) if len(records) else torch.zeros(1, dtype=torch.bool)
-        )
+        padding = torch.zeros(1, dtype=torch.bool)  # an empty draw goes forward as one masked row
+        self.clipper.begin(torch.ones(len(records), dtype=torch.bool) if len(records) else padding)
         self.clipper.backward(self._model(self._inputs(records))[:, 0])
         self.private.finish(self._optimizer, trainable(self._model))
         moved = (before - self._model.weight.detach())[0].double()
@@ -102,6 +102,7 @@ def audit_step(
 
 
 def _traced(plan: Plan, design: StepDesign) -> tuple[Trace, float]:
+    """What the steps of ``plan`` showed, and the p-value that its ledger recorded every one of them."""
     whole = replace(plan, steps=max(plan.steps, design.trials))
     with tempfile.TemporaryDirectory() as folder:
         step = AuditedStep(whole, canaries=design.canaries, folder=Path(folder))
@@ -113,8 +114,9 @@ def _traced(plan: Plan, design: StepDesign) -> tuple[Trace, float]:
 
 
 def _sampled(plan: Plan, trials: int) -> dict[str, float]:
+    """The p-value that the plan's sampler is Poisson; nothing where it takes every record in every step."""
     if plan.sample_rate == 1:
         return {}
     source, epoch = Stream.from_entropy("audited sampler"), math.ceil(1 / plan.sample_rate)
-    draws = [plan.sampler().draw(examples=2_000, source=source.child(step)) for step in range(max(trials, epoch))]
-    return {"Poisson inclusion": checks.poisson_inclusion(draws, records=2_000, rate=plan.sample_rate)}
+    draws = [plan.sampler().draw(examples=_RECORDS, source=source.child(step)) for step in range(max(trials, epoch))]
+    return {"Poisson inclusion": checks.poisson_inclusion(draws, records=_RECORDS, rate=plan.sample_rate)}

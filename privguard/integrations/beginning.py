@@ -1,4 +1,8 @@
-"""How a private run begins: in a new folder, or from a sealed snapshot of what was there."""
+"""How a private run begins: :func:`start` in a new folder, or :func:`resume` from a sealed snapshot.
+
+With several ranks, all of them call these functions. What writes to the folder runs on the leading rank alone, and its
+result, or its error, is sent to the others (:meth:`privguard.training.ranks.Ranks.from_lead`).
+"""
 
 import json
 import secrets
@@ -35,7 +39,7 @@ def start(plan: Plan, setting: Setting, *, loader: DataLoader[Any] | None = None
     """
     to = setting.audience().to
     check_optimizer(setting.optimizer, trainable(setting.model).values())
-    ledgers: list[Ledger] = []
+    ledgers: list[Ledger] = []  # one on the leading rank, which opens it; none on the others
 
     def begin() -> tuple[Manifest, bytes]:
         require_no_run(setting.folder)
@@ -49,9 +53,7 @@ def start(plan: Plan, setting: Setting, *, loader: DataLoader[Any] | None = None
             probed=setting.probed,
             recipients=to,
             streams=streams,
-            commitment=None
-            if loader is None
-            else manifest.commitment(loader, streams.child("data commitment").secret()),
+            commitment=_commitment(loader, streams),
         )
         if setting.charge is not None:
             facts = replace(facts, data={**facts.data, "book": setting.charge.id})
@@ -89,7 +91,7 @@ def resume(plan: Plan, setting: Setting, *, snapshot: Path | None = None) -> Pri
         )
     _require_same_book(setting, facts)
     state = open_snapshot(snapshot or _newest(setting), setting, min_step=setting.trust.min_step)
-    ledgers: list[Ledger] = []
+    ledgers: list[Ledger] = []  # as in start
 
     def begin() -> tuple[int, bytes]:
         ledger = Ledger.open(setting.folder / "ledger.jsonl")
@@ -114,6 +116,11 @@ def resume(plan: Plan, setting: Setting, *, snapshot: Path | None = None) -> Pri
             ledger.close()
         raise
     return run
+
+
+def _commitment(loader: DataLoader[Any] | None, streams: Stream) -> str | None:
+    """The salted digest of the loader's records; the salt is a child of the run's own randomness, and as secret."""
+    return None if loader is None else manifest.commitment(loader, streams.child("data commitment").secret())
 
 
 def _opened(plan: Plan, setting: Setting, facts: Manifest) -> Ledger:
@@ -178,17 +185,19 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def _mine(ledgers: list[Ledger], position: int) -> Ledger | Follower:
-    """The ledger on the process that opened it, a follower of it on the others."""
+    """The ledger on the rank that opened it; on the others, where the list is empty, a follower at ``position``."""
     return ledgers[0] if ledgers else Follower(position)
 
 
 def _fresh(setting: Setting) -> Stream:
+    """New randomness for sampler and noise, from the operating system unless the run has an insecure seed."""
     if setting.insecure_seed is None:
         return Stream.from_entropy("run")
     return Stream.from_insecure_seed(setting.insecure_seed, "run")
 
 
 def _newest(setting: Setting) -> Path:
+    """The run folder's newest snapshot."""
     found = sorted((setting.folder / "checkpoints").glob("step-*.sealed"))
     if not found:
         raise ResumeError(
@@ -198,6 +207,7 @@ def _newest(setting: Setting) -> Path:
 
 
 def _check_extends(ledger: Ledger, snapshot: Snapshot, facts: Manifest) -> None:
+    """Refuse a ledger that is another run's, or older than the snapshot."""
     if snapshot.run != facts.run or ledger.facts.get("manifest") != facts.digest():
         raise ResumeError(
             f"run={facts.run}: manifest, ledger and snapshot belong to different runs; put back the run's own files"
@@ -210,6 +220,7 @@ def _check_extends(ledger: Ledger, snapshot: Snapshot, facts: Manifest) -> None:
 
 
 def _check_head(ledger: Ledger, head: str | None) -> None:
+    """Refuse a ledger that never had a head that was noted elsewhere."""
     if head is not None and head not in ledger.history.heads:
         raise LedgerError(
             f"ledger={ledger.path}: never had the expected head {head}; it was cut, rewritten or put back from an "
@@ -218,6 +229,7 @@ def _check_head(ledger: Ledger, head: str | None) -> None:
 
 
 def _restore(snapshot: Snapshot, setting: Setting) -> None:
+    """Load weights, optimizer and further state; a snapshot holds them whole, and each rank takes its own part."""
     here = setting.model.state_dict()
     weights = {name: shards.cut_like(value, here.get(name)) for name, value in snapshot.weights.items()}
     setting.model.load_state_dict(weights)
@@ -227,4 +239,5 @@ def _restore(snapshot: Snapshot, setting: Setting) -> None:
 
 
 def _stream(secret: bytes, setting: Setting) -> Stream:
+    """The run's stream of randomness from its key, which the leading rank drew or the snapshot held."""
     return Stream(secret, "run", insecure=setting.insecure_seed is not None)

@@ -133,7 +133,7 @@ def _tokens(_: nn.Module, smoothing: float) -> PerExampleLoss:
 
 
 def _next_token(_: nn.Module, smoothing: float) -> PerExampleLoss:
-    """Each token predicts the one after it."""
+    """Causal language modelling: the logits of each token predict the token after it."""
 
     def losses(outputs: Any, batch: Batch) -> Tensor:
         logits = _logits(outputs)
@@ -143,7 +143,7 @@ def _next_token(_: nn.Module, smoothing: float) -> PerExampleLoss:
 
 
 def _choice(_: nn.Module, smoothing: float) -> PerExampleLoss:
-    """One logit for each choice."""
+    """Multiple choice: logits (B, choices), and labels (B,) that number the right one."""
     return lambda outputs, batch: _cross_entropy(_logits(outputs), batch["labels"].reshape(-1), smoothing)
 
 

@@ -26,7 +26,11 @@ class Interrupts:
             signal.signal(number, before)
 
     def stop_here(self) -> None:
-        """Raise the interrupt that was noted."""
+        """Raise the interrupt that was noted meanwhile, if any.
+
+        Raises:
+            KeyboardInterrupt: a stop was asked for.
+        """
         if self.wanted:
             raise KeyboardInterrupt
 

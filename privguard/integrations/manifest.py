@@ -53,7 +53,7 @@ def describe(  # noqa: PLR0913 — one argument for each thing described
 
 
 def software() -> dict[str, str]:
-    """Versions of what computes the result."""
+    """Versions of privguard, Python and the libraries that compute the result, by name."""
     versions = {name: metadata.version(name) for name in _SOFTWARE}
     return {"privguard": privguard.__version__, "python": platform.python_version(), **versions}
 

@@ -30,7 +30,7 @@ from privguard.checkpoint.key import To
 from privguard.checkpoint.store import Snapshot
 from privguard.checkpoint.trust import Trust
 from privguard.errors import PrivacyError
-from privguard.integrations import beginning, manifest, sealed_state
+from privguard.integrations import beginning, generators, manifest, sealed_state
 from privguard.integrations.setting import Stateful, as_list
 from privguard.records import Claim, Manifest
 from privguard.training.plan import Plan
@@ -145,7 +145,7 @@ def take_over(  # noqa: PLR0913 — Opacus' four objects, and what a person deci
             step=taken,
             weights=bare.state_dict(),
             optimizer=optimizer.state_dict(),
-            generators={"ranks": [sealed_state.generators()], "streams": streams.secret()},
+            generators={"ranks": [generators.states()], "streams": streams.secret()},
             extra={name: thing.state_dict() for name, thing in (also or {}).items()},
         )
         snapshot = folder / "checkpoints" / f"step-{taken:08d}.sealed"

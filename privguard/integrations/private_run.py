@@ -16,7 +16,7 @@ from privguard.accounting.accountant import spent
 from privguard.accounting.ledger import Ledger
 from privguard.checkpoint.store import Snapshot
 from privguard.errors import PrivacyError, PrivguardError
-from privguard.integrations import sealed_state
+from privguard.integrations import generators, sealed_state
 from privguard.integrations.charge import Charge
 from privguard.integrations.setting import Setting
 from privguard.records import Claim, Manifest
@@ -30,7 +30,13 @@ _KEPT = 2  # snapshots on disk: the newest, and one before it
 
 @final
 class PrivateRun:
-    """A run that is under way; ``came_from`` is the snapshot that it goes on from, where there is one."""
+    """A run that was started or resumed: a wrapper takes its steps, and ends it with :meth:`close` or :meth:`end`.
+
+    Of several ranks each holds one. Rank 0 has the ledger and writes the snapshots; the others have a
+    :class:`~privguard.training.step.Follower` in the ledger's place.
+
+    ``came_from`` is the snapshot that the run was resumed from, None for a new run.
+    """
 
     def __init__(
         self,
@@ -70,7 +76,7 @@ class PrivateRun:
         """Put the global generators, which dropout and augmentation draw from, where the snapshot found them."""
         rank = self._setting.ranks.rank
         if rank < len(self._generators):
-            sealed_state.restore_generators(self._generators[rank])
+            generators.restore(self._generators[rank])
 
     @property
     def sampler_source(self) -> Stream:
@@ -79,7 +85,7 @@ class PrivateRun:
 
     @property
     def taken(self) -> int:
-        """Steps of the plan that are spent."""
+        """Steps of the plan that are spent, also by processes before this one."""
         return self._step.taken
 
     @property
@@ -88,15 +94,19 @@ class PrivateRun:
         return self._step.remaining
 
     def reserve(self) -> int:
-        """Ledger position of the next step, durably reserved."""
+        """Ledger position of the next step, reserved on disk before this returns.
+
+        Raises:
+            BudgetExceededError: the plan is used up, or the data set's limit was lowered below what is spent.
+        """
         return self._step.position()
 
     def release(self) -> None:
-        """End a logical batch: the noisy gradient stands in the gradient fields, for the wrapper's optimizer step."""
+        """End a logical batch: put the noisy gradient into each parameter's ``grad``; the wrapper's optimizer moves."""
         self._step.release(self._parameters)
 
     def finish_step(self) -> None:
-        """End a logical batch: one noise, one optimizer step; a snapshot when it is due."""
+        """End a logical batch: add the noise once, take one optimizer step, and seal a snapshot when one is due."""
         self._step.finish(self._setting.optimizer, self._parameters)
         if self._every and self.taken % self._every == 0 and self.remaining:
             self.save()
@@ -110,7 +120,7 @@ class PrivateRun:
         """What the ledger costs by now: all reserved events count.
 
         Raises:
-            PrivacyError: the run was started with an insecure seed.
+            PrivacyError: the run was started with an insecure seed, or this rank does not hold the ledger.
         """
         if self.manifest.insecure:
             raise PrivacyError(
@@ -123,7 +133,7 @@ class PrivateRun:
         return replace(claim, unproven=self.manifest.unproven)
 
     def save(self) -> Path:
-        """Seal a snapshot of everything that resuming needs; the ones before the last two are removed."""
+        """Seal a snapshot of everything that resuming needs, return its path, and remove all but the newest two."""
         folder = self.folder / "checkpoints"
         path = folder / f"step-{self.taken:08d}.sealed"
         if self._saved == self.taken and path.exists():
@@ -142,7 +152,7 @@ class PrivateRun:
             OSError: the disk is full, or the folder cannot be made; nothing is left behind.
         """
         setting, ledger = self._setting, self._ledger
-        generators = setting.ranks.gather(sealed_state.generators())
+        of_ranks = setting.ranks.gather(generators.states())
         weights, optimizer = shards.whole(setting.model.state_dict()), shards.whole(setting.optimizer.state_dict())
         if isinstance(ledger, Follower):
             return
@@ -152,13 +162,13 @@ class PrivateRun:
             step=self.taken,
             weights=weights,
             optimizer=optimizer,
-            generators={"ranks": generators, "streams": self._streams.secret()},
+            generators={"ranks": of_ranks, "streams": self._streams.secret()},
             extra={name: thing.state_dict() for name, thing in setting.also.items()},
         )
         sealed_state.write_snapshot(path, snapshot, self._audience, ledger=ledger, signer=self._signer)
 
     def settle(self) -> None:
-        """Give reserved steps that were not taken back to the ledger; part of a clean stop."""
+        """Give back what the ledger reserved for steps that were not taken; part of a clean stop."""
         self._step.settle()
 
     def close(self) -> None:
@@ -182,9 +192,10 @@ class PrivateRun:
 
 
 def _end(step: PrivateStep, ledger: Ledger | Follower, charge: Charge | None) -> None:
-    """What an abandoned run still owes: the ledger says how far it came, and the budget book follows it.
+    """Settle the ledger with the steps that were taken, and the budget book with the ledger.
 
-    Runs at garbage collection and at exit too, where nobody can be told of a failure; a reservation then stands.
+    This also runs at garbage collection and at exit, for a run that nobody closed. No error can be raised there; where
+    settling fails, the reservation stands, so nothing is spent twice.
     """
     with contextlib.suppress(OSError, ValueError):
         step.settle()

@@ -1,4 +1,7 @@
-"""Before step 1: made-up records go through model and loss, to see that examples do not meet there."""
+"""The probe before step 1, for wrappers whose user computes the loss: made-up records shaped like a real one.
+
+See :mod:`privguard.training.probe` for what is asked of them.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,7 +21,7 @@ from privguard.training.shards import is_cut
 @final
 @dataclass(frozen=True)
 class Probed:
-    """A clipper, and what was probed before it was trusted, in words for the report."""
+    """A clipper, and a phrase for the report about what was probed before it was trusted; see ``Setting.probed``."""
 
     clipper: Clipper
     said: str

@@ -13,7 +13,8 @@ from torch import Tensor
 from privguard.accounting.accountant import epsilon_curve
 from privguard.training.plan import Plan
 
-_UNNOISED = ("loss", "grad_norm", "total_flos", "num_input_tokens_seen")
+_UNNOISED = ("loss", "grad_norm", "total_flos", "num_input_tokens_seen")  # of what Trainer logs
+_POINTS = 20  # at which ε is computed, once; a bar needs no finer steps
 
 
 @final
@@ -64,23 +65,26 @@ class Meter:
 
 @final
 class SpentSoFar:
-    """ε after each number of steps of a plan: an upper bound, exact at twenty points, from public facts alone."""
+    """An upper bound on ε after any number of steps of a plan, from the plan alone.
+
+    ε is computed at twenty points, evenly from the first step to the last; between two of them the later one's counts.
+    """
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
         self._curve: list[tuple[int, float]] = []
 
     def __call__(self, steps: int) -> float:
-        """ε at the next of the twenty points."""
+        """The bound after ``steps`` steps, infinite where there is no noise."""
         plan = self._plan
         if plan.noise_multiplier == 0:
             return math.inf
         if not self._curve:
-            self._curve = list(epsilon_curve([(plan.event(), plan.steps)], delta=plan.delta, points=20))
+            self._curve = list(epsilon_curve([(plan.event(), plan.steps)], delta=plan.delta, points=_POINTS))
         points = [point for point, _ in self._curve]
         return self._curve[min(bisect_left(points, steps), len(points) - 1)][1]
 
 
 def public(values: dict[str, Any]) -> dict[str, Any]:
-    """Without the keys whose values depend on private examples and carry no noise."""
+    """``values`` without those that depend on private examples and carry no noise, told apart by Trainer's names."""
     return {name: v for name, v in values.items() if name not in _UNNOISED and not name.startswith("train_")}

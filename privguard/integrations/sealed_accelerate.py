@@ -15,7 +15,7 @@ from accelerate.data_loader import SeedableRandomSampler
 from accelerate.utils import DistributedType
 
 from privguard.errors import SealError, TamperedError
-from privguard.integrations import sealed_state
+from privguard.integrations import generators, sealed_state
 from privguard.integrations.sealed_state import WEIGHTS, Sealing
 
 _SHARDED = {DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM, DistributedType.XLA}
@@ -33,7 +33,7 @@ def save_state(
     """
     _refuse_sharded(accelerator)
     weights = {_name(i): accelerator.get_state_dict(model, unwrap=False) for i, model in enumerate(accelerator._models)}  # noqa: SLF001 — accelerate has no other door
-    generators = sealed_state.from_all_processes(sealed_state.generators())
+    of_processes = generators.states_of_all_processes()
     if accelerator.is_main_process:
         state = {
             "optimizers": [each.state_dict() for each in accelerator._optimizers],  # noqa: SLF001
@@ -42,7 +42,7 @@ def save_state(
             "custom": [each.state_dict() for each in accelerator._custom_objects],  # noqa: SLF001
             "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else None,
             "step": accelerator.step,
-            "generators": generators,
+            "generators": of_processes,
         }
         manifest = {"tool": "accelerate", **(facts or {})}
         sealed_state.write(folder, sealing, weights=weights, state=state, texts={}, facts=manifest)
@@ -80,7 +80,8 @@ def load_state(accelerator: Accelerator, folder: str | Path, sealing: Sealing) -
     if accelerator.scaler is not None and state["scaler"] is not None:
         accelerator.scaler.load_state_dict(state["scaler"])
     accelerator.step = state["step"]
-    sealed_state.restore_generators(state["generators"][accelerator.process_index % len(state["generators"])])
+    saved = state["generators"]  # of every process then; there may be more of them now
+    generators.restore(saved[accelerator.process_index % len(saved)])
     return manifest
 
 

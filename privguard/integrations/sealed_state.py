@@ -1,18 +1,15 @@
-"""What the adapters of transformers and accelerate share: who may open, generators, and members of a checkpoint.
+"""What the adapters of transformers and accelerate share: who may open a checkpoint, and what its members are.
 
 A checkpoint of theirs becomes a sealed folder with members named as other tools know them (``model.safetensors``,
 ``config.json``) where those hold data, and with ``state.json`` and ``state.safetensors`` in the place of pickles.
 """
 
 import contextlib
-import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, final
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from privguard import _canon
@@ -141,42 +138,12 @@ def write(
 
 
 def read_tensors(sealed: Sealed, name: str) -> dict[str, Tensor]:
-    """A whole tensor file."""
+    """The tensors of one member by name; all of it is decrypted and authenticated."""
     memory = tensors.allocate(sealed.size(name))
     sealed.read_into(name, memory)
     return tensors.from_buffer(memory)
 
 
 def read_state(sealed: Sealed) -> Any:
-    """The tree of everything that is no weight."""
+    """The state that is no weight, such as optimizer, schedule and generators, as :func:`write` was given it."""
     return tree.loads(sealed.read(STATE), read_tensors(sealed, STATE_TENSORS))
-
-
-def generators() -> dict[str, Any]:
-    """The states of the generators of this process: Python, NumPy, torch and its devices."""
-    states: dict[str, Any] = {
-        "python": random.getstate(),
-        "numpy": np.random.get_state(),  # noqa: NPY002 — the frameworks draw from it, so it is kept
-        "torch": torch.random.get_rng_state(),
-    }
-    if torch.cuda.is_available():
-        states["cuda"] = torch.cuda.get_rng_state_all()
-    return states
-
-
-def restore_generators(states: Mapping[str, Any]) -> None:
-    """Put the generators of this process where :func:`generators` found them."""
-    random.setstate(states["python"])
-    np.random.set_state(states["numpy"])  # noqa: NPY002
-    torch.random.set_rng_state(states["torch"])
-    if torch.cuda.is_available() and "cuda" in states:
-        torch.cuda.set_rng_state_all(states["cuda"][: torch.cuda.device_count()])  # the run may go on where fewer are
-
-
-def from_all_processes(value: Any) -> list[Any]:
-    """``value`` of every process, in order of rank; in memory only."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return [value]
-    values: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(values, value)
-    return values

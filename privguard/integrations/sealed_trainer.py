@@ -25,7 +25,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from privguard.checkpoint import durable
 from privguard.checkpoint.opened import Sealed
 from privguard.errors import RollbackError, SealError
-from privguard.integrations import pretrained, sealed_state
+from privguard.integrations import generators, pretrained, sealed_state
 from privguard.integrations.sealed_state import Sealing
 
 _SIGN = b'{"sealed": "privguard.seal"}\n'
@@ -82,7 +82,7 @@ class SealedCheckpoints:
             self._collect(scaler=scaler.state_dict())
 
     def _save_rng_state(self, output_dir: str) -> None:  # noqa: ARG002
-        self._collect(generators=sealed_state.from_all_processes(sealed_state.generators()))
+        self._collect(generators=generators.states_of_all_processes())
 
     def _collect(self, **state: Any) -> None:
         if self._collected is None:
@@ -151,8 +151,8 @@ class SealedCheckpoints:
         if self._plain(checkpoint):
             super()._load_rng_state(checkpoint)  # type: ignore[misc]
         elif "generators" in (state := self._state(checkpoint)):
-            generators = state["generators"]
-            sealed_state.restore_generators(generators[_trainer(self).args.process_index % len(generators)])
+            saved = state["generators"]  # of every process then; there may be more of them now
+            generators.restore(saved[_trainer(self).args.process_index % len(saved)])
 
     def _plain(self, checkpoint: str | None) -> bool:
         return checkpoint is not None and self.sealing.allow_plain and not self.sealing.is_sealed(checkpoint)

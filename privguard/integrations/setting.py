@@ -1,4 +1,4 @@
-"""What a private run is made of besides its plan."""
+"""The settings of a private run besides its plan: the user's objects, and who may open and sign its snapshots."""
 
 import os
 from collections.abc import Mapping
@@ -30,7 +30,7 @@ class Stateful(Protocol):
 @final
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What a run is made of besides its plan.
+    """Everything that a run needs besides its plan; each wrapper fills it in from its own arguments.
 
     Attributes:
         model: the module to train.
@@ -39,14 +39,14 @@ class Setting:
         folder: the run folder.
         seal_to: who can open the checkpoints: recipients, keys or paths of their files.
         auditors: who may read the ledger and the manifest in the checkpoints, and nothing else of them.
-        also: further state to keep in the snapshots, such as a schedule.
+        also: further state to keep in the snapshots, by name, such as ``{"schedule": scheduler}``.
         key: opens the snapshot to resume from; where None, the key files among ``seal_to`` are tried.
         trust: who signs the snapshots, and what one has to show to be resumed from; by default the run's own signer.
         every: steps between snapshots; None takes a tenth of the run, 0 leaves saving to the wrapper.
         insecure_seed: makes sampler and noise repeatable by anybody; such a run has no claim.
         speed: settings without influence on privacy.
         ranks: the processes that share the run.
-        probed: what was probed for cross-example leaks, in words for the report.
+        probed: what was probed for cross-example leaks, as a phrase for the report; ``nothing: WHY`` where nothing was.
         charge: the budget book that the run is charged to.
     """
 

@@ -89,15 +89,3 @@ def refuse_columns(columns: Iterable[str], *, text: str, formatted: bool) -> Non
             f"train_dataset: columns {min(texts)} and {min(talks)}: SFTTrainer reads one of the two, for all records "
             "as the first record says, so one record changes all others; remove the column that is not meant"
         )
-
-
-def page() -> str:
-    """What ``docs/training-arguments.md`` says of ``SFTConfig``, made from the tables above."""
-    lines = [
-        "## SFTConfig",
-        "",
-        "The fields that `trl.SFTConfig` adds, under `PrivateSFTTrainer`.",
-        "",
-        *training_arguments.table(HONOURED, MAPPED, REFUSED),
-    ]
-    return "\n".join(lines) + "\n"

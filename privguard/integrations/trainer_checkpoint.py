@@ -38,7 +38,7 @@ def write(run: PrivateRun, state: TrainerState, *, output: Path, lead: bool) -> 
 
 
 def steps_done(checkpoint: str) -> int:
-    """The steps that Trainer's public state counts."""
+    """The number of steps that Trainer's state file beside the seal says were taken."""
     return json.loads(Path(checkpoint, STATE).read_text())["global_step"]
 
 
@@ -68,11 +68,11 @@ class StepInTheSeal:
         self._trainer = trainer
 
     def state_dict(self) -> dict[str, Any]:
-        """What is sealed."""
+        """Trainer's step, to be sealed with everything else."""
         return {"global_step": self._trainer.state.global_step}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Compare.
+        """Check that the step in the seal is the one in the public file, which Trainer has read by now.
 
         Raises:
             TamperedError: the public file counts other steps.

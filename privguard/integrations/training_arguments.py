@@ -1,11 +1,11 @@
 """Every field of ``transformers.TrainingArguments``: honoured, mapped to something else, or refused, with the reason.
 
 A field that is in none of the three tables fails a test, so a new transformers release cannot bring in a setting that
-nobody has thought about.
+nobody has thought about. The page ``docs/training-arguments.md`` lists the tables; a test holds it to them.
 """
 
 import copy
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from transformers import TrainingArguments
@@ -185,30 +185,6 @@ def private(args: TrainingArguments, plan: Plan) -> TrainingArguments:
     if args.max_steps <= 0:
         ours.max_steps = plan.steps
     return ours
-
-
-def page() -> str:
-    """The page ``docs/training-arguments.md`` down to ``SFTConfig``, made from the tables above."""
-    lines = [
-        "# TrainingArguments in a private run",
-        "",
-        "Every field of `transformers.TrainingArguments` under `PrivateTrainer`. A field of a new transformers release",
-        "that is not in this table fails a test of privguard.",
-        "",
-        *table(HONOURED, MAPPED, REFUSED),
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def table(honoured: Iterable[str], mapped: Mapping[str, str], refused: Mapping[str, Refusal]) -> list[str]:
-    """The lines of a table of fields, in Markdown."""
-    return [
-        "| field | in a private run |",
-        "|---|---|",
-        *(f"| `{name}` | **mapped**: {text} |" for name, text in sorted(mapped.items())),
-        *(f"| `{name}` | **refused** when it is set: {text} |" for name, (_, text) in sorted(refused.items())),
-        *(f"| `{name}` | honoured |" for name in sorted(honoured)),
-    ]
 
 
 def refuse_scalar_loss(trainer: Mapping[str, Any]) -> None:

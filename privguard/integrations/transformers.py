@@ -13,6 +13,7 @@ removed from its logs.
 import math
 import sys
 from collections.abc import Hashable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -29,19 +30,16 @@ from privguard.checkpoint.trust import Trust
 from privguard.errors import PrivacyError
 from privguard.integrations import beginning, trainer_checkpoint, training_arguments
 from privguard.integrations.charge import BookOrPlace, Charge
-from privguard.integrations.fallback import clipper_for
-from privguard.integrations.heads import CHOICES, Head, PerExampleLoss, head_of, inputs_for
+from privguard.integrations.heads import Head, PerExampleLoss, inputs_for
 from privguard.integrations.interrupts import Interrupts
 from privguard.integrations.progress import SpentSoFar, public
 from privguard.integrations.setting import Setting, as_list, key_for
 from privguard.integrations.trainer_checkpoint import SEALED, StepInTheSeal
+from privguard.integrations.trainer_parts import training_clipper, training_head, training_loader
 from privguard.integrations.underway import Underway
-from privguard.integrations.unit import Unit, has_columns, plan_for
+from privguard.integrations.unit import Unit, plan_for
 from privguard.records import Claim
-from privguard.training.batches import fetch
-from privguard.training.clip import Clipper
-from privguard.training.plan import Plan, Speed
-from privguard.training.probe import structure_of
+from privguard.training.plan import Plan, Speed, steps_in
 from privguard.training.ranks import Ranks
 
 
@@ -108,7 +106,6 @@ class PrivateTrainer(Trainer):
         self.plan = plan or plan_for(args, budget=budget, examples=examples, users=users, unit=self._unit)
         self._unit.agrees(self.plan)
         training_arguments.agree(args, self.plan)
-        self._limit = args.per_device_train_batch_size
         self._seal_to, self._key, self._seed = as_list(seal_to), key, insecure_seed
         self._auditors, self._trust = as_list(auditors), trust or Trust()
         self._budget = (book, data_set)
@@ -165,7 +162,7 @@ class PrivateTrainer(Trainer):
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """A counter: item i stands for step i of an epoch. The records are drawn in :meth:`training_step`."""
-        steps = cast("Dataset[int]", range(self._per_epoch()))
+        steps = cast("Dataset[int]", range(steps_in(1, sample_rate=self.plan.sample_rate)))
         return DataLoader(steps, batch_size=1, collate_fn=_only, generator=torch.Generator())
 
     def num_examples(self, dataloader: DataLoader[Any]) -> int:
@@ -175,7 +172,11 @@ class PrivateTrainer(Trainer):
         return super().num_examples(dataloader)
 
     def set_initial_training_values(self, args: TrainingArguments, dataloader: DataLoader[Any]) -> Any:
-        """Trainer's own, ending where the ledger says that the plan is used up."""
+        """Trainer's own values, with a last step at which the ledger holds the whole plan.
+
+        After a crash the ledger is ahead of the checkpoint: what it reserved is spent, so the run ends that many steps
+        earlier.
+        """
         values = list(super().set_initial_training_values(args, dataloader))
         if self._resuming is not None:
             done = trainer_checkpoint.steps_done(self._resuming)
@@ -185,7 +186,7 @@ class PrivateTrainer(Trainer):
         return tuple(values)
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> None:
-        """No count: each example's loss is a mean over its own tokens."""
+        """None: no loss is divided by the batch's tokens, since each example's is a mean over its own."""
 
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
         self.accelerator.prepare_model = _unwrapped(self.accelerator.prepare_model)
@@ -194,7 +195,7 @@ class PrivateTrainer(Trainer):
         return prepared
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        """The schedule of the whole plan, also where a crash has shortened the run."""
+        """The learning-rate schedule of the whole plan, also where a crash has shortened the run."""
         ahead = self._ledger_ahead if self._resuming is not None else 0
         return super().create_scheduler(num_training_steps + max(0, ahead), optimizer)
 
@@ -222,14 +223,14 @@ class PrivateTrainer(Trainer):
             return model(**inputs_for(model, data, labels=self.label_names))
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> None:
-        """No norm: Trainer would log it. The noise-to-signal ratio is logged instead."""
+        """None: the norm of the clipped sum carries no noise, and Trainer would log it. See :meth:`log`."""
 
     def floating_point_ops(self, inputs: Any) -> int:  # noqa: ARG002
-        """0: the true number tells how many tokens were drawn."""
+        """0: the true number of operations tells how many tokens were drawn."""
         return 0
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:  # noqa: ARG002
-        """Trainer's own, without what carries no noise; with ε so far and the noise-to-signal ratio."""
+        """Trainer's own log without un-noised figures, and with ε so far and the noise-to-signal ratio."""
         shown = public(logs)
         if self._private is not None and ("loss" in logs or "train_runtime" in logs):
             run = self._private.run
@@ -237,7 +238,7 @@ class PrivateTrainer(Trainer):
             if not math.isnan(ratio := run.noise_to_signal):
                 shown["noise_to_signal"] = ratio
         super().log(shown)
-        # as Trainer does with what it is given: ``evaluate`` returns it
+        # Trainer adds the epoch to the dictionary that it is given, and ``evaluate`` returns that one.
         logs.update({name: value for name, value in shown.items() if name == "epoch" or name.startswith("eval_")})
 
     def compute_loss(
@@ -278,7 +279,10 @@ class PrivateTrainer(Trainer):
             rotate_checkpoints(str(self._folder), self.args.save_total_limit, kept, use_mtime=True)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        """Nothing yet: weights come with all the rest, once optimizer and schedule are there."""
+        """Nothing: the weights are loaded with the rest of the snapshot, when optimizer and schedule exist.
+
+        Trainer calls this before it makes those two; see :meth:`_prepare_for_training`.
+        """
 
     def _load_rng_state(self, checkpoint: str | None) -> None:  # noqa: ARG002
         private = cast("Underway", self._private)
@@ -289,7 +293,7 @@ class PrivateTrainer(Trainer):
         self._bare.load_state_dict(dict(trainer_checkpoint.weights(best, cast("Underway", self._private).setting)))
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        """The finished model in clear, at the user's own ``save_model``; without Trainer's pickled arguments."""
+        """Write the finished model in clear, as ``save_model`` asks, without the pickle of the arguments beside it."""
         super()._save(output_dir, state_dict)
         if self.args.should_save:
             Path(output_dir or cast("str", self.args.output_dir), "training_args.bin").unlink(missing_ok=True)
@@ -306,14 +310,18 @@ class PrivateTrainer(Trainer):
 
     # A run from its beginning to its end.
 
-    def _begin(self, checkpoint: str | None) -> "Underway":
+    def _begin(self, checkpoint: str | None) -> Underway:
+        """A run in a new folder, or from ``checkpoint``; called once Trainer has made optimizer and schedule."""
         model = self._bare
-        data = self._train_loader()
-        head = self._head(data)
+        data = training_loader(self)
+        self._unit.read(self.train_dataset)
+        smoothing = self.args.label_smoothing_factor
+        head = training_head(model, data, own_loss=self._own_loss, label_smoothing=smoothing)
+        forward, bound = partial(self._forward, model), self.plan.max_grad_norm
         setting = Setting(
             model=model,
             optimizer=cast("Any", self.optimizer),
-            clipper=self._clipper(model, head),
+            clipper=training_clipper(model, head, forward, unit=self._unit, max_grad_norm=bound),
             folder=self._folder,
             seal_to=self._seal_to,
             auditors=self._auditors,
@@ -322,7 +330,7 @@ class PrivateTrainer(Trainer):
             trust=self._trust,
             every=0,
             insecure_seed=self._seed,
-            speed=Speed(physical_batch=self._limit),
+            speed=Speed(physical_batch=data.batch_size),
             ranks=Ranks.current(),
             charge=Charge.to(*self._budget),
         )
@@ -336,44 +344,8 @@ class PrivateTrainer(Trainer):
             setting.clipper.close()
             raise
 
-    def _head(self, data: DataLoader[Any]) -> Head:
-        if self._own_loss is None:
-            return head_of(self._bare, label_smoothing=self.args.label_smoothing_factor)
-        return Head(self._own_loss, structure_of(next(fetch(data, iter([[0]])))))
-
-    def _clipper(self, model: nn.Module, head: Head) -> Clipper:
-        rows_each = CHOICES if head.choices else 1
-
-        def losses(batch: Any) -> Tensor:
-            return head.losses(self._forward(model, batch), batch)
-
-        def build(bound: float) -> Clipper:
-            return clipper_for(model, losses, head.structure, max_grad_norm=bound, rows_each=rows_each)
-
-        return self._unit.clipper(build, self.plan.max_grad_norm)
-
-    def _train_loader(self) -> DataLoader[Any]:
-        """The training data with Trainer's own collate function and workers, in order; the sampler is the run's."""
-        if self.train_dataset is None:
-            raise ValueError("train_dataset=None: expected a data set; pass one to PrivateTrainer")
-        self._unit.read(self.train_dataset)
-        dataset, collate = self.train_dataset, self.data_collator
-        if has_columns(dataset):
-            dataset = self._remove_unused_columns(cast("Any", dataset), description="training")
-        else:
-            collate = self._get_collator_with_removed_columns(collate, description="training")
-        args = self.args
-        return DataLoader(
-            cast("Dataset[Any]", dataset),
-            batch_size=self._limit,
-            collate_fn=collate,
-            num_workers=args.dataloader_num_workers,
-            pin_memory=args.dataloader_pin_memory,
-            prefetch_factor=args.dataloader_prefetch_factor,
-            multiprocessing_context=args.dataloader_multiprocessing_context,
-        )
-
     def _let_go(self) -> None:
+        """End the run that is under way, if any, and keep its claim."""
         if self._private is not None:
             run = self._private.run
             if not run.manifest.insecure and self._private.setting.ranks.lead:
@@ -382,6 +354,7 @@ class PrivateTrainer(Trainer):
             self._private = None
 
     def _checkpoint(self, wanted: Any) -> str | None:
+        """The checkpoint that ``resume_from_checkpoint`` means: a path, True for the newest, or none."""
         if wanted is True:
             wanted = get_last_checkpoint(str(self._folder))
             if wanted is None:
@@ -396,9 +369,6 @@ class PrivateTrainer(Trainer):
     def _folder(self) -> Path:
         return Path(cast("str", self.args.output_dir))
 
-    def _per_epoch(self) -> int:
-        return max(1, math.ceil(1 / self.plan.sample_rate - 1e-9))
-
 
 class PrivateSeq2SeqTrainer(PrivateTrainer, Seq2SeqTrainer):
     """A ``transformers.Seq2SeqTrainer`` that trains under ε; arguments as for :class:`PrivateTrainer`."""
@@ -409,7 +379,10 @@ def _only(items: list[int]) -> int:
 
 
 def _unwrapped(prepare_model: Any) -> Any:
-    """Autocast and device placement without torch's gradient reducer: clipped sums are added up by us, once a step."""
+    """Accelerate's ``prepare_model`` without torch's gradient reducer: here the clipped sums are added up, once a step.
+
+    Autocast and device placement stay. ``evaluation_mode=True`` is accelerate's way to leave the model unwrapped.
+    """
 
     def prepare(model: nn.Module, device_placement: Any = None, evaluation_mode: bool = True) -> nn.Module:  # noqa: ARG001, FBT001, FBT002
         return prepare_model(model, device_placement=device_placement, evaluation_mode=True)

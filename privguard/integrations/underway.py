@@ -1,4 +1,4 @@
-"""A private run while a wrapper drives it: the physical batches of each step, opened, checked and sent backward."""
+"""What a wrapper does with each physical batch of a private run: draw it, check it, announce it, send it backward."""
 
 from collections.abc import Iterator
 from typing import Any, final
@@ -19,7 +19,11 @@ from privguard.training.users import Users
 
 @final
 class Underway:
-    """A run with its data, and its head where the wrapper computes the loss."""
+    """A private run together with the loader of its records, as PrivateTrainer and PrivateAccelerator drive it.
+
+    ``head`` says how losses are computed where the wrapper computes them, and is None where the user's loop does.
+    ``users`` groups the records where a user is the unit of privacy. ``spent`` maps a number of steps to ε.
+    """
 
     def __init__(
         self, run: PrivateRun, setting: Setting, head: Head | None, data: DataLoader[Any], *, users: Users | None
@@ -49,7 +53,14 @@ class Underway:
                 return
 
     def begin(self, batch: PhysicalBatch, fetched: Any) -> None:
-        """Announce a physical batch to the clipper, after making sure that it has the rows that were drawn."""
+        """Announce a physical batch to the clipper, before the model sees it.
+
+        A unit of the clipper is an example, or a user with all of its rows; where each record of a user is clipped by
+        itself, it is a record. Inside the model one row may become several, such as the choices of a question.
+
+        Raises:
+            ValueError: the collated data does not have one row for each record that was drawn.
+        """
         check_rows(fetched, batch)
         choices = 1 if self.head is None else self.head.rows_each(fetched)
         mask, rows = torch.from_numpy(batch.mask), len(batch.records) // len(batch.mask)
@@ -58,7 +69,10 @@ class Underway:
         self.setting.clipper.begin(mask, rows_each=rows * choices)
 
     def backward(self, batch: PhysicalBatch, losses: Tensor) -> Tensor:
-        """Clip and add up the gradients of a physical batch; ``losses`` holds one number for each of its rows."""
+        """Clip and add up the gradients of a physical batch, and return the losses that were used, detached.
+
+        ``losses`` is (rows,). Where a user is the unit, the rows of each user are averaged first: (users,).
+        """
         losses = losses if self._apart else unit_losses(losses, batch)
         self.setting.clipper.backward(losses)
         return losses.detach()

@@ -1,11 +1,9 @@
 """Whose contribution is protected: an example, or all of a user's examples together."""
 
-import math
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any, final
 
 from transformers import TrainingArguments
-from transformers.utils.import_utils import is_datasets_available
 
 from privguard import _check
 from privguard.accounting.calibrate import Budget, least_noise
@@ -13,13 +11,17 @@ from privguard.errors import PrivacyError
 from privguard.integrations import training_arguments
 from privguard.records import Unit as Kind
 from privguard.training.clip import Clipper
-from privguard.training.plan import Plan
+from privguard.training.plan import Plan, steps_in
 from privguard.training.users import EqualShares, Users
 
 
 @final
 class Unit:
-    """The unit of privacy of a run, and how to find it in the data."""
+    """The unit of privacy of a run: an example, or a user, and then how to tell whose each record is.
+
+    ``most`` records of a user enter a step at most; ``apart`` says that each of them is clipped by itself. ``users`` is
+    None until :meth:`read` has grouped the data, and stays None where examples are the unit.
+    """
 
     def __init__(self, ids: str | Iterable[Hashable] | None, *, most: int, apart: bool) -> None:
         self._ids, self._most, self._apart = ids, most, apart
@@ -39,7 +41,7 @@ class Unit:
 
     @property
     def kind(self) -> Kind:
-        """The word for manifest, ledger and report."""
+        """Example or user, as manifest, ledger and report name it."""
         return Kind.EXAMPLE if self._ids is None else Kind.USER
 
     def agrees(self, plan: Plan) -> None:
@@ -107,7 +109,7 @@ def plan_for(
     _check.count(name, size)
     _check.require(batch <= size, "batch", batch, wanted=f"at most {name}={size}")
     rate = batch / size
-    steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs / rate - 1e-9)
+    steps = args.max_steps if args.max_steps > 0 else steps_in(args.num_train_epochs, sample_rate=rate)
     return Plan(
         sample_rate=rate,
         noise_multiplier=least_noise(budget, sample_rate=rate, steps=steps),
@@ -122,12 +124,3 @@ def plan_for(
         relation=budget.relation,
         unit=unit.kind,
     )
-
-
-def has_columns(dataset: object) -> bool:
-    """Whether this is a data set of the ``datasets`` library, which need not be installed."""
-    if not is_datasets_available():
-        return False
-    from datasets import Dataset as Columns
-
-    return isinstance(dataset, Columns)

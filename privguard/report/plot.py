@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _INK, _LINE, _SOFT = "#010203", "#040506", "#070809"  # stand-ins that are exchanged for the page's own colours
+_THOUSANDTH = 10  # place of the rate 1 in 1,000 among the points of statement.trade_off: ten a decade, from 1 in 10,000
 _STYLE: Any = {"svg.fonttype": "none", "svg.hashsalt": "privguard", "font.family": "sans-serif", "font.size": 11}
 
 
@@ -39,17 +40,18 @@ def trade_off(points: Sequence[tuple[float, float]]) -> str:
         axes.loglog(rates, highest, color=_LINE, linewidth=2)
         axes.annotate(
             "any attack, at most",
-            (rates[12], highest[12]),
+            (rates[_THOUSANDTH + 2], highest[_THOUSANDTH + 2]),
             (-8, 6),
             textcoords="offset points",
             ha="right",
             color=_LINE,
         )
-        axes.annotate("guessing", (rates[14], rates[14]), (8, -8), textcoords="offset points", color=_SOFT)
+        below = rates[_THOUSANDTH + 4]
+        axes.annotate("guessing", (below, below), (8, -8), textcoords="offset points", color=_SOFT)
         axes.set(xlabel="falsely accused", ylabel="members found", xlim=(rates[0], 1), ylim=(rates[0], 1))
         label = (
-            f"No attack finds more than {percent(highest[10])} of the members while it falsely accuses "
-            f"{percent(rates[10])} of the others"
+            f"No attack finds more than {percent(highest[_THOUSANDTH])} of the members while it falsely accuses "
+            f"{percent(rates[_THOUSANDTH])} of the others"
         )
         return _svg(figure, "trade-off", label)
 

@@ -23,7 +23,7 @@ _UNITS = {
 
 
 def guarantee(claim: Claim) -> str:
-    """One sentence that a lawyer can read."""
+    """The claim in one sentence for readers without mathematics: what changes by which factor, with which exception."""
     who, _ = _UNITS[claim.unit]
     act = "adding or removing" if claim.relation is Relation.ADD_OR_REMOVE_ONE else "replacing"
     return (

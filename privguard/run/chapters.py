@@ -22,7 +22,7 @@ from privguard.checkpoint.store import Snapshot, load, save
 from privguard.integrations.evidence import keep
 from privguard.integrations.plain import privatize
 from privguard.records import Claim, Measurement, Verdict
-from privguard.run.digits import Digits, WithCanaries, network, with_canaries
+from privguard.run.digits import OTHERS, Digits, WithCanaries, network, with_canaries
 from privguard.run.settings import Settings
 from privguard.training.plan import Plan
 from privguard.watermark import theft
@@ -37,7 +37,7 @@ Tensors: TypeAlias = dict[str, NDArray[np.float32]]
 
 WEIGHT_LEAVES = 64
 SUSPECTS = ("fine-tuned", "pruned", "quantised", "honest")
-_ATTACKED = 2 * 200  # members, and as many non-members, of the membership attack
+_ATTACKED = 2 * OTHERS  # members in the membership attack, against as many others: the owner's public ones, the thief's
 
 
 @final

@@ -6,7 +6,15 @@ from typing import Any, final
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, SequentialSampler, TensorDataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    TensorDataset,
+)
 from torch.utils.data.dataloader import default_collate
 
 from privguard import _check
@@ -21,9 +29,12 @@ from privguard.training.users import Users
 class PoissonLoader:
     """Yields (physical batch, its data) for the ledger positions from ``start`` to ``stop``.
 
-    Workers may fetch ahead: a draw is a function of its position alone, so what was fetched and never used was never
-    drawn as far as anybody can see. With ``users``, users are drawn instead of records, and ``limit`` still counts
-    records; each of several ``ranks`` fetches its own share of the same draw.
+    Workers may fetch ahead: a draw is a function of its position alone, so what was fetched and never used is drawn
+    again, and the same, when its position is taken after all.
+
+    ``source`` is the stream whose child number ``i`` draws the batch of position ``i``; ``limit`` is the most records
+    of a physical batch. With ``users``, users are drawn instead of records, and ``limit`` still counts records; each of
+    several ``ranks`` fetches its own share of the same draw.
     """
 
     def __init__(
@@ -113,16 +124,15 @@ def examples_of(loader: DataLoader[Any]) -> int:
     shuffled = isinstance(sampler, RandomSampler) and not sampler.replacement
     if not (shuffled or isinstance(sampler, SequentialSampler)) or not _plain_batches(loader):
         raise PrivacyError(
-            f"sampler={type(sampler).__name__}: the accountant prices Poisson sampling alone, and replacing "
-            "your sampler would "
-            "change what you train on; give a loader with shuffle=True and weigh or group records in the data set"
+            f"sampler={type(sampler).__name__}: the accountant prices Poisson sampling alone, and replacing your "
+            "sampler would change what you train on; give a loader with shuffle=True and weigh or group records in "
+            "the data set"
         )
     return len(dataset)  # type: ignore[arg-type] — checked above
 
 
 def _plain_batches(loader: DataLoader[Any]) -> bool:
-    from torch.utils.data import BatchSampler
-
+    """Whether the loader cuts batches as torch's own sampler does, so that replacing it loses nothing."""
     return type(loader.batch_sampler) is BatchSampler or loader.batch_sampler is None
 
 
@@ -151,7 +161,7 @@ def check_rows(fetched: Any, batch: PhysicalBatch) -> None:
 
 
 def unit_losses(losses: Tensor, batch: PhysicalBatch) -> Tensor:
-    """One loss for each unit: the row's own, or the mean over the true rows of a user."""
+    """Losses (rows,) to one for each unit, (units,): a row's own, or the mean over the true rows of a user."""
     if batch.kept is None or losses.shape != (len(batch.records),):
         return losses  # a wrong shape is refused where the losses go backward
     kept = torch.from_numpy(batch.kept).to(losses.device).view(len(batch.mask), -1)

@@ -48,8 +48,9 @@ class NoisySum:
 def add_noise(clipped: ClippedSum, *, multiplier: float, source: Stream, lead: bool = True) -> NoisySum:
     """Add N(0, (multiplier · l2_bound)²) to every coordinate, in place: ``clipped`` is used up.
 
-    Of several processes one leads, and adds noise to what all have copies of. Of a parameter that is cut over ranks
-    each adds noise to its own part, from a stream named by where the part begins.
+    With several processes, only the one with ``lead`` adds noise to parameters of which each process has a copy. Of a
+    parameter that is cut over ranks each process adds noise to its own part, from a stream named by the parameter and
+    by where the part begins.
 
     Guarantee: the Gaussian mechanism for a sum of L2 sensitivity ``clipped.l2_bound`` under add-or-remove-one (Dwork &
     Roth 2014, A.1; Abadi et al. 2016, Algorithm 1). ``source`` must belong to one ledger position alone. ``multiplier``

@@ -27,7 +27,7 @@ class Plan(Record):
         max_grad_norm: L2 bound of one example's contribution to the summed gradient.
         steps: number of optimizer steps; the run ends there.
         delta: δ at which ε is reported.
-        expected_batch_size: public denominator of the summed gradient, never the realised batch size.
+        expected_batch_size: what the noisy sum is divided by: a public constant, never the size of the drawn batch.
         epsilon: the budget that the run may not exceed, or None when only the noise was given.
         examples: public size of the data set if it is public, else None. The real size never enters.
         relation: neighbouring relation of the claim.
@@ -82,7 +82,7 @@ class Plan(Record):
         _check.count("batch_size", batch_size)
         _check.require(batch_size <= examples, "batch_size", batch_size, wanted=f"at most examples={examples}")
         rate = batch_size / examples
-        steps = math.ceil(_check.positive("epochs", epochs) / rate - 1e-9)
+        steps = steps_in(_check.positive("epochs", epochs), sample_rate=rate)
         from privguard.accounting.calibrate import Budget, least_noise
 
         noise = least_noise(Budget(epsilon=epsilon, delta=delta), sample_rate=rate, steps=steps)
@@ -110,6 +110,18 @@ class Plan(Record):
     def facts(self) -> dict[str, Any]:
         """The plan as plain JSON values, for manifest, ledger and report."""
         return self.to_json()
+
+
+def steps_in(epochs: float, *, sample_rate: float) -> int:
+    """Steps in which every record is drawn ``epochs`` times on average: epochs / sample_rate, rounded up.
+
+    A quotient that floating point puts just above a whole number counts as that number: one epoch at rate 10/490 is 49
+    steps, although 1 / (10 / 490) is 49.00000000000001.
+
+    >>> steps_in(1, sample_rate=10 / 490)
+    49
+    """
+    return math.ceil(epochs / sample_rate - 1e-9)
 
 
 @final

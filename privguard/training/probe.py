@@ -137,7 +137,10 @@ def _probed(clipper: Clipper, model: nn.Module, losses: Losses, structure: Struc
 
 
 def make(structure: Structure, rows: int, *, seed: int, device: torch.device) -> Any:
-    """A made-up batch."""
+    """A made-up batch of ``rows`` examples on ``device``: the structure with drawn values in the place of each field.
+
+    Equal seeds give equal batches.
+    """
     source = torch.Generator().manual_seed(seed)
 
     def build(part: Any) -> Any:
@@ -237,7 +240,7 @@ def _check_shape(losses: Losses, batch: Any, rows: int) -> None:
 
 
 def _check_exchange(model: nn.Module, losses: Losses, first: Any, second: Any) -> None:
-    """Exchange one record, the first and the last, and compare the gradient of every other one."""
+    """Exchange the first record, and then the last, and compare the gradient of every other one with what it was."""
     rows = _run(losses, first).shape[0]
     before = [_plain(model, losses, first, other) for other in range(rows)]
     for row in (0, rows - 1):
@@ -253,7 +256,10 @@ def _check_exchange(model: nn.Module, losses: Losses, first: Any, second: Any) -
 
 
 def _check_exact(model: nn.Module, clipper: Clipper, losses: Losses, batch: Any, rows_each: int) -> None:
-    """Dropout off: the two passes need not draw alike."""
+    """Compare what the clipper finds for each example, unclipped, with the gradient of an ordinary backward pass.
+
+    Dropout is off meanwhile, because the two passes need not draw alike.
+    """
     model.eval()
     for module in model.modules():
         if isinstance(module, nn.RNNBase):  # cuDNN has no backward in eval mode
@@ -273,6 +279,7 @@ def _check_exact(model: nn.Module, clipper: Clipper, losses: Losses, batch: Any,
 
 @contextmanager
 def _without_dropout(model: nn.Module) -> Generator[None]:
+    """Switch off the dropout inside recurrent layers, which are kept in training mode."""
     recurrent = [(module, module.dropout) for module in model.modules() if isinstance(module, nn.RNNBase)]
     for module, _ in recurrent:
         module.dropout = 0.0
@@ -284,7 +291,7 @@ def _without_dropout(model: nn.Module) -> Generator[None]:
 
 
 def _largest_change(one: dict[str, Tensor], two: dict[str, Tensor]) -> tuple[str, float]:
-    """The parameter with the largest difference, and that over the norm of the whole gradient."""
+    """The name of the parameter whose gradients differ most, and their distance over the norm of all of ``one``."""
     whole = max(float(torch.stack([g.norm() for g in one.values()]).norm()), 1e-30)
     changes = {name: float((one[name] - two[name]).norm()) / whole for name in one}
     name = max(changes, key=lambda n: (changes[n] != changes[n], changes[n]))  # NaN counts as the largest
@@ -292,7 +299,7 @@ def _largest_change(one: dict[str, Tensor], two: dict[str, Tensor]) -> tuple[str
 
 
 def _check_buffers(model: nn.Module, losses: Losses, first: Any, second: Any) -> None:
-    """A buffer whose value after a forward depends on the data would carry it out without noise."""
+    """Refuse a model with a buffer that depends on the data after a forward: it would carry them out without noise."""
     after: list[dict[str, Tensor]] = []
     for batch in (first, second):
         with untouched(model), torch.no_grad():

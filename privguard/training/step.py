@@ -28,6 +28,10 @@ class PrivateStep:
 
     Guarantee: step number ``i`` of the ledger applies noise drawn for position ``i`` alone, after that event was
     reserved on disk. Exactly one noise per logical batch, whatever was gathered, also for an empty draw.
+
+    ``noise`` is the stream whose child number ``i`` gives the noise of position ``i``. ``reserve`` is how many events
+    share one entry of the ledger, and so one fsync. ``permit`` is called before each reservation; it raises where the
+    run must stop, as a budget book's limit may ask.
     """
 
     def __init__(  # noqa: PLR0913 — one argument for each part that a step is made of
@@ -48,8 +52,8 @@ class PrivateStep:
         self._block = reserve
         self._ranks = ranks or Ranks()
         self._permit = permit
-        self._signal: Tensor | None = None
-        self._floor = 0.0
+        self._signal: Tensor | None = None  # norm of the last noisy sum
+        self._floor = 0.0  # expected norm of the noise in it, σC√d
         self._next = ledger.position
         self._unsettled = False
 
@@ -92,21 +96,20 @@ class PrivateStep:
 
     @torch.no_grad()
     def release(self, parameters: dict[str, nn.Parameter]) -> None:
-        """End the logical batch: the noisy sum over the public batch size stands in the gradient fields.
+        """End the logical batch: write the noisy sum, divided by the public batch size, into each parameter's ``grad``.
 
-        With several ranks the leading one adds the noise to its own part, then the parts are added up once. What is
-        cut over ranks has been added up already, and gets its noise where it lies.
+        With several ranks, each has clipped a share of the batch. The leading one adds the noise to its own partial
+        sum, and then the partial sums are added up once. Of a parameter that is cut over ranks the clipper has added
+        up the parts already, and each rank's part gets noise of its own.
         """
         source = self._noise.child(self.position())
         clipped = self._clipper.take()
-        deviation = self._plan.noise_multiplier * clipped.l2_bound
-        noise = self._plan.noise_multiplier
-        gradients = add_noise(clipped, multiplier=noise, source=source, lead=self._ranks.lead).gradients
-        self._ranks.add_up(gradient for gradient in gradients.values() if not shards.is_cut(gradient))
+        noisy = add_noise(clipped, multiplier=self._plan.noise_multiplier, source=source, lead=self._ranks.lead)
+        gradients = noisy.gradients.values()
+        self._ranks.add_up(gradient for gradient in gradients if not shards.is_cut(gradient))
         self._next += 1
-        noisy = NoisySum(gradients, deviation)
-        self._signal = shards.norm(gradients.values())  # float32: to look at
-        self._floor = deviation * math.sqrt(sum(gradient.numel() for gradient in gradients.values()))
+        self._signal = shards.norm(gradients)  # in float32: it is shown, and nothing rests on it
+        self._floor = noisy.deviation * math.sqrt(sum(gradient.numel() for gradient in gradients))
         hand_over(parameters, noisy, denominator=self._plan.expected_batch_size)
 
     def finish(self, optimizer: Optimizer, parameters: dict[str, nn.Parameter]) -> None:
@@ -122,7 +125,7 @@ class PrivateStep:
 
 
 def hand_over(parameters: dict[str, nn.Parameter], noisy: NoisySum, *, denominator: float) -> None:
-    """Put ``noisy / denominator`` into the gradient fields; the noisy sum is used up."""
+    """Put ``noisy / denominator`` into each parameter's ``grad``, in the parameter's type; the noisy sum is used up."""
     for name, gradient in noisy.gradients.items():
         parameter = parameters[name]
         parameter.grad = gradient.div_(denominator).to(parameter.dtype)
@@ -130,7 +133,7 @@ def hand_over(parameters: dict[str, nn.Parameter], noisy: NoisySum, *, denominat
 
 @final
 class Follower:
-    """What a rank that does not lead knows of the ledger: how far it is. It writes nothing."""
+    """In the ledger's place on a rank that does not lead: it counts the leader's positions, and writes nothing."""
 
     def __init__(self, position: int) -> None:
         self.position = position

@@ -40,13 +40,17 @@ class Users:
         return len(self._owned)
 
     def expand(self, batch: PhysicalBatch, source: Stream) -> PhysicalBatch:
-        """The same batch with ``most`` rows for each user; a user with fewer records fills up with their first one."""
+        """The same users with ``most`` rows for each of them; fewer records are filled up with copies of the last one.
+
+        Fillers are False in ``kept``: they go forward for their shape alone, and count for nothing.
+        """
         chosen = [self._choose(user, source) for user in batch.records]
         kept = np.concatenate([np.arange(self.most) < len(records) for records in chosen])
         rows = np.concatenate([np.pad(records, (0, self.most - len(records)), mode="edge") for records in chosen])
         return replace(batch, records=rows.tolist(), kept=kept)
 
     def _choose(self, user: int, source: Stream) -> NDArray[np.int64]:
+        """Which records of a user enter the step, ascending: all, or ``most`` of them with equal chance."""
         records = self._owned[user]
         if len(records) <= self.most:
             return records

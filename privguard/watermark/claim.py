@@ -187,7 +187,11 @@ class Commitment:
 
     @classmethod
     def read(cls, path: Path) -> "Commitment":
-        """Read the commitment in ``path``."""
+        """Read the commitment in ``path``; nothing in it is verified yet.
+
+        Raises:
+            TamperedError: the file holds no commitment.
+        """
         try:
             return cls.from_json(json.loads(path.read_bytes()))
         except ValueError:
@@ -208,7 +212,7 @@ class Trust:
     log: Trusted | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """The trust file."""
+        """The content of a trust file, as plain JSON."""
         return {
             "authorities": [item.to_json() for item in self.authorities],
             "beacons": [item.to_json() for item in self.beacons],

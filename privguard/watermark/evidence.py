@@ -28,15 +28,13 @@ from privguard.watermark.model.weights import Reading
 
 EVIDENCE_TYPE = statement.PREDICATES + "mark-evidence/v1"
 DECOYS = 999
-READINGS = {
-    "triggers": 2,
-    "fingerprints": 2,
-    "weights": 1,
-}  # with a label map and without; other kinds prove nothing here
+# In how many ways a mark of each kind can be read, all of which are paid for: answers with a label map and without.
+# Marks of other kinds prove nothing in a challenge.
+READINGS = {"triggers": 2, "fingerprints": 2, "weights": 1}
 
 
 class Outcome(StrEnum):
-    """The three words of a claim."""
+    """How a claim ends: proven at its level, not proven, or without a verdict, since the protocol was not kept."""
 
     PROVEN = "proven"
     NOT_PROVEN = "not proven"
@@ -139,6 +137,7 @@ def verify(evidence: Envelope, *, trust: Trust, suspect: Digest | None = None, c
 
 
 def _judge(said: Statement, verifier: str, trust: Trust, suspect: Digest | None, candidates: int) -> Report:
+    """The verdict on a signed statement; what is wrong with it is raised, and :func:`verify` says so in the report."""
     if said.predicate_type != EVIDENCE_TYPE:
         raise ProtocolInvalidError(f"predicateType={said.predicate_type!r}: expected {EVIDENCE_TYPE}")
     commitment, plan, openings, findings, extract = _parts(said.predicate)
@@ -152,19 +151,8 @@ def _judge(said: Statement, verifier: str, trust: Trust, suspect: Digest | None,
     leaves = check_openings(standing.manifest, plan, openings)
     _check_transcript(plan, leaves, findings.transcript, standing)
     verdicts = tuple(_for_map(_verdict(standing, name, leaves[name], findings), plan) for name in plan.asked)
-    return _report(standing, plan, findings, (verdicts, multiplicity, verifier, leaves))
-
-
-def _report(
-    standing: Standing,
-    plan: ChallengePlan,
-    findings: Findings,
-    judged: tuple[tuple[Verdict, ...], float, str, Mapping[str, list[Leaf]]],
-) -> Report:
-    verdicts, multiplicity, verifier, leaves = judged
-    readings = max(1, sum(READINGS.get(mark.kind, 0) for mark in standing.manifest.marks))
-    best = min((verdict.log10_p for verdict in verdicts), default=0.0)
-    together = float(statistic.bonferroni(best, readings))
+    decoys = {name: _decoy_rank(standing, name, leaves[name], findings) for name in plan.asked}
+    together, log10_e = _together(standing, verdicts)
     level, needed = standing.manifest.log10_level, together + math.log10(multiplicity)
     proven = needed <= level
     relation = "at most" if proven else "above"
@@ -180,15 +168,23 @@ def _report(
         pulse=standing.pulse.time.isoformat(),
         verdicts=verdicts,
         log10_p=together,
-        log10_e=max((verdict.log10_e or 0.0 for verdict in verdicts), default=0.0) - math.log10(readings),
+        log10_e=log10_e,
         multiplicity=multiplicity,
         log10_level=level,
         queries=len(findings.transcript.answers),
-        decoy_rank={name: rank for name in plan.asked if (rank := _decoy_rank(standing, name, leaves[name], findings))},
+        decoy_rank={name: rank for name, rank in decoys.items() if rank is not None},
         controls=findings.controls,
         transcript=findings.transcript.head,
         basis=standing.basis,
     )
+
+
+def _together(standing: Standing, verdicts: Sequence[Verdict]) -> tuple[float, float]:
+    """log10 p and log10 e of all committed marks together: the best verdict, paying for every way of reading a mark."""
+    readings = max(1, sum(READINGS.get(mark.kind, 0) for mark in standing.manifest.marks))
+    best = min((verdict.log10_p for verdict in verdicts), default=0.0)
+    log10_e = max((verdict.log10_e or 0.0 for verdict in verdicts), default=0.0) - math.log10(readings)
+    return float(statistic.bonferroni(best, readings)), log10_e
 
 
 def _count(standing: Standing, plan: ChallengePlan, extract: Extract | None, trust: Trust) -> float:

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike
 
 from privguard import _check
 from privguard.records import Verdict
-from privguard.watermark import statistic
+from privguard.watermark import lattice, statistic
 from privguard.watermark.statistic import Floats
 
 
@@ -146,7 +146,7 @@ class WeightedBits:
 
     def log10_tail(self, score: ArrayLike, trials: ArrayLike) -> Floats:
         """Exact tail by lattice inversion."""
-        return statistic.log10_weighted_bits_tail(score, trials, weights=self.weights)
+        return lattice.log10_weighted_bits_tail(score, trials, weights=self.weights)
 
     def log10_e(self, score: ArrayLike, trials: ArrayLike) -> Floats:
         """Bets on tilted bits; the tilts are in units of one score's deviation."""

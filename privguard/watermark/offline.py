@@ -120,12 +120,12 @@ class Table:
 
     @property
     def standing(self) -> Standing:
-        """The checked commitment."""
+        """The commitment, checked against the table's own authorities."""
         return claim.check(self.commitment, trust=self.trust)
 
     @property
     def tree(self) -> Tree:
-        """The owner's leaves."""
+        """The owner's leaves, derived from the secret."""
         return Tree.derive(self.secret, self.standing.manifest.sizes)
 
     def draw(self, suspect: Digest, sizes: Mapping[str, int], *, natural: int = 0) -> ChallengePlan:

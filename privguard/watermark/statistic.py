@@ -21,11 +21,7 @@ Chance: TypeAlias = float | Fraction
 
 LOG10_E = math.log10(math.e)
 _CONVERGED = 1e-15  # relative step of a continued fraction
-_WHOLE_CIRCLE = 256  # nodes up to which a lattice law is summed over its whole circle
 _UNDERFLOW = 1e-280  # below this scipy's tails lose digits, so a series in logarithms takes over
-
-
-# --------------------------------------------------------------------------------------------------------------- tails
 
 
 def log10_binomial_tail(matches: ArrayLike, trials: ArrayLike, chance: Chance) -> Floats:
@@ -94,83 +90,6 @@ def _gamma_fraction(s: Floats, a: Floats) -> Floats:
     return a * np.log(s) - s - special.gammaln(a) + np.log(value)
 
 
-def log10_weighted_bits_tail(score: ArrayLike, trials: ArrayLike, *, weights: Sequence[int]) -> Floats:
-    """log10 P(Σₗ wₗ·Bin(trials, ½) ≥ score) for independent fair bits with positive whole weights wₗ.
-
-    Exact to about 10 digits: the lattice inversion of the generating function along the circle through its saddle
-    point (Daniels 1987), where the sum over equally spaced nodes has no discretisation error but an aliasing term, kept
-    below 10⁻¹⁴ of the result.
-
-    Raises:
-        ValueError: a weight is not a positive whole number, or a score lies outside [0, trials·Σw].
-    """
-    w, repeats = np.unique(np.asarray(weights), return_counts=True)
-    if not (np.issubdtype(w.dtype, np.integer) and w.size and (w > 0).all()):
-        raise ValueError(f"weights={list(weights)}: expected positive whole numbers")
-    s, n = (np.array(a, np.float64) for a in np.broadcast_arrays(score, trials))
-    top = n * float(np.dot(w, repeats))
-    if (s < 0).any() or (s > top).any():
-        raise ValueError("score: expected between 0 and trials times the sum of the weights")
-    s = np.ceil(s)
-    below = s <= top / 2  # P(S ≥ s) = 1 − P(S ≥ top − s + 1), by the symmetry of fair bits
-    upper = np.where(below, top - s + 1, s)
-    out = np.zeros(s.shape)
-    proper = (n > 0) & (upper <= top)
-    out[proper] = _lattice_tail(upper[proper], n[proper], w.astype(np.float64), repeats.astype(np.float64))
-    with np.errstate(divide="ignore"):
-        flipped = np.log10(-np.expm1(np.minimum(out / LOG10_E, 0.0)))
-    return np.where(below, np.where(proper, flipped, 0.0), out)
-
-
-def _lattice_tail(s: Floats, n: Floats, w: Floats, repeats: Floats) -> Floats:
-    """ln-scale contour sum for s above the mean; one row per score, one column per node."""
-    theta = np.maximum(_saddle(s, n, w, repeats), 3 / np.sqrt(n * np.dot(repeats, w * w) / 4))
-    odds = special.expit(theta[:, None] * w)
-    sigma = np.sqrt(n * ((odds * (1 - odds)) @ (repeats * w * w)))
-    nodes = np.ceil(np.maximum(16 * sigma, 40 / theta)) + 8
-    log_mgf = n * (np.logaddexp(0.0, theta[:, None] * w) @ repeats - repeats.sum() * math.log(2))
-    out = np.empty(s.shape)
-    whole = nodes <= _WHOLE_CIRCLE  # a wide law is negligible beyond ten deviations
-    for rows, width in ((whole, _WHOLE_CIRCLE // 2 + 1), (~whole, 28)):
-        if rows.any():
-            value = _contour(s[rows], n[rows], theta[rows], nodes[rows], (w, repeats, width))
-            out[rows] = (log_mgf[rows] - theta[rows] * s[rows] + np.log(value)) * LOG10_E
-    return np.minimum(out, 0.0)
-
-
-def _contour(s: Floats, n: Floats, theta: Floats, nodes: Floats, law: tuple[Floats, Floats, int]) -> Floats:
-    """(1/N) Σ_k M(θ+iu_k)/M(θ)·e^{−iu_k s}/(1−e^{−(θ+iu_k)}), folded by conjugate symmetry onto u ≥ 0."""
-    w, repeats, width = law
-    k = np.arange(width)
-    u = 2 * np.pi * k / nodes[:, None]
-    turn = np.exp(1j * u)
-    ratio, power, exponent = np.ones(u.shape, np.complex128), np.ones(u.shape, np.complex128), 0
-    for weight, count in zip(w.astype(int), repeats.astype(int), strict=True):
-        for _ in range(weight - exponent):
-            power *= turn
-        exponent = weight
-        odds = special.expit(theta * weight)[:, None]
-        factor = odds * power
-        factor += 1 - odds
-        for _ in range(int(count)):
-            ratio *= factor
-    with np.errstate(divide="ignore"):
-        log_ratio = np.log(ratio)
-    terms = np.exp(n[:, None] * log_ratio - 1j * u * s[:, None]) / (1 - np.exp(-theta)[:, None] * turn.conj())
-    fold = np.where(k == 0, 1.0, 2.0) * (2 * k <= nodes[:, None]) * np.where(2 * k == nodes[:, None], 0.5, 1.0)
-    return np.maximum((terms.real * fold).sum(1) / nodes, 5e-324)
-
-
-def _saddle(s: Floats, n: Floats, w: Floats, repeats: Floats) -> Floats:
-    """θ ≥ 0 with K′(θ) = s, by bisection; near the largest possible score it stops where the law is a point."""
-    low, high = np.zeros_like(s), np.full_like(s, 40.0)
-    for _ in range(24):  # any θ > 0 is exact; a good one only avoids cancellation
-        middle = (low + high) / 2
-        small = n * (special.expit(middle[:, None] * w) @ (repeats * w)) < s
-        low, high = np.where(small, middle, low), np.where(small, high, middle)
-    return (low + high) / 2
-
-
 def log10_spread_bound(z: ArrayLike) -> Floats:
     """log10 of exp(−z²/2), an upper bound on P(Z ≥ z) for z = ⟨signs, w⟩/‖w‖ with uniform ±1 signs and any fixed w.
 
@@ -178,21 +97,6 @@ def log10_spread_bound(z: ArrayLike) -> Floats:
     """
     positive = np.maximum(np.asarray(z, np.float64), 0.0)
     return -(positive**2) / 2 * LOG10_E
-
-
-def log10_mean_bound(mean: ArrayLike, trials: ArrayLike, chance: Chance) -> Floats:
-    """log10 of exp(−n·KL(mean‖chance)), an upper bound for the mean of independent scores in [0, 1].
-
-    Guarantee: holds where every score has expectation at most ``chance``; the scores need not be equal in law. Source:
-    Hoeffding 1963, Theorem 1 (the Chernoff form).
-    """
-    p = _check.probability("chance", float(chance))
-    x, n = np.broadcast_arrays(np.clip(mean, 0.0, 1.0), np.asarray(trials, np.float64))
-    divergence = special.rel_entr(x, p) + special.rel_entr(1 - x, 1 - p)
-    return np.where(x > p, -n * divergence * LOG10_E, 0.0)
-
-
-# ------------------------------------------------------------------------------------------------------------ e-values
 
 
 def log10_e_value(
@@ -216,9 +120,6 @@ def log10_mean_exp(exponents: Floats) -> Floats:
     return (top + np.log(np.exp(exponents - top[..., None]).mean(-1))) * LOG10_E
 
 
-# -------------------------------------------------------------------------------------------------- many tests at once
-
-
 def bonferroni(log10_p: ArrayLike, tests: float) -> Floats:
     """log10 of the p-value after ``tests`` tests, of which the smallest is quoted; at most 0."""
     _check.require(tests >= 1, "tests", tests, wanted="at least 1")
@@ -238,24 +139,8 @@ def holm(log10_p: ArrayLike) -> Floats:
     return out
 
 
-def rank_p_value(own: float, decoys: ArrayLike) -> float:
-    """(1 + number of decoys at least as large as ``own``)/(1 + number of decoys).
-
-    Guarantee: valid, and uniform but for ties, when the own key is exchangeable with the decoys, whatever the text is
-    like: repetitions and templates that spoil a textbook null spoil it equally for all keys.
-    """
-    scores = np.asarray(decoys, np.float64)
-    return float(1 + np.count_nonzero(scores >= own)) / (1 + scores.size)
-
-
 def matches_needed(trials: int, chance: Chance, *, log10_level: float) -> int | None:
     """The fewest matches whose binomial tail is at most the level; ``None`` where not even all of them reach it."""
     counts = np.arange(_check.count("trials", trials) + 1)
     reached = np.flatnonzero(log10_binomial_tail(counts, trials, chance) <= log10_level)
     return int(reached[0]) if reached.size else None
-
-
-def attainable_level(trials: int, chance: Chance, *, log10_level: float) -> float:
-    """The true size of "reject when p ≤ level" for a count: the largest attainable p-value not above the level."""
-    needed = matches_needed(trials, chance, log10_level=log10_level)
-    return 0.0 if needed is None else float(10.0 ** log10_binomial_tail(needed, trials, chance))

@@ -69,7 +69,7 @@ Attack: TypeAlias = Callable[[nn.Module, Means], nn.Module]
 
 
 def then(*attacks: Attack) -> Attack:
-    """One attack after another."""
+    """An attack that makes several others in this order, each on the model that the one before it returned."""
 
     def combined(model: nn.Module, means: Means) -> nn.Module:
         for attack in attacks:

@@ -42,16 +42,15 @@ def check_what_the_officer_sees(snapshot, ledger, *, step):
     assert load(snapshot, TEAM, signer=RUN.identity).step == step
 
 
-def test_of_a_plain_loop(tmp_path):
-    run = SmallRun(tmp_path / "run")
-    assert SmallRun.go(run.start(**WHOM), steps=3) == 3
+def test_of_a_plain_loop(small):
+    assert SmallRun.go(small.start(**WHOM), steps=3) == 3
     check_what_the_officer_sees(
-        run.folder / "checkpoints" / "step-00000003.sealed", run.folder / "ledger.jsonl", step=3
+        small.folder / "checkpoints" / "step-00000003.sealed", small.folder / "ledger.jsonl", step=3
     )
     with pytest.raises(SealError, match="may audit"):
-        run.start(**WHOM, key=OFFICER, resume=True)
-    run.renew()
-    assert SmallRun.go(run.start(**WHOM, resume=True), steps=2) == 2
+        small.start(**WHOM, key=OFFICER, resume=True)
+    small.renew()
+    assert SmallRun.go(small.start(**WHOM, resume=True), steps=2) == 2
 
 
 class StopAfterFour(hf.TrainerCallback):
@@ -128,14 +127,12 @@ def test_of_a_distributed_checkpoint(tmp_path):
     assert torch.equal(into["w"], torch.ones(3))
 
 
-def test_without_auditors_the_ledger_lies_beside_the_snapshot_alone(tmp_path):
-    run = SmallRun(tmp_path / "run")
-    SmallRun.go(run.start(), steps=1)
-    assert load(run.folder / "checkpoints" / "step-00000001.sealed", run.key).ledger == b""
+def test_without_auditors_the_ledger_lies_beside_the_snapshot_alone(small):
+    SmallRun.go(small.start(), steps=1)
+    assert load(small.folder / "checkpoints" / "step-00000001.sealed", small.key).ledger == b""
 
 
-def test_a_key_that_is_no_auditors_is_refused_before_anything_is_written(tmp_path):
-    run = SmallRun(tmp_path / "run")
+def test_a_key_that_is_no_auditors_is_refused_before_anything_is_written(small, tmp_path):
     with pytest.raises(FileNotFoundError):
-        run.start(auditors=[tmp_path / "no.pub"])
-    assert not run.folder.exists()
+        small.start(auditors=[tmp_path / "no.pub"])
+    assert not small.folder.exists()

@@ -45,11 +45,10 @@ def balance(book):
     return [(run.spent, run.open, run.returned) for run in book.standing(DATA).runs.values()]
 
 
-def test_a_whole_run_is_reserved_before_its_first_step_and_settled_after_its_last(tmp_path, book, place):
-    run = SmallRun(tmp_path / "run")
-    private = run.start(book=place, data_set=DATA)
+def test_a_whole_run_is_reserved_before_its_first_step_and_settled_after_its_last(small, book, place):
+    private = small.start(book=place, data_set=DATA)
     assert balance(book) == [(0, STEPS, 0)]
-    run.go(private)
+    small.go(private)
     assert balance(book) == [(STEPS, 0, 0)]
     assert book.standing(DATA).epsilon == pytest.approx(private.claim().epsilon)
 
@@ -65,25 +64,23 @@ def test_the_run_that_does_not_fit_leaves_no_trace(tmp_path, book, place):
     assert balance(book) == [(0, 0, STEPS)] * 2 + [(STEPS, 0, 0)] * 2
 
 
-def test_a_run_that_stops_gives_the_rest_back_and_takes_it_again_when_it_goes_on(tmp_path, book, place):
-    run = SmallRun(tmp_path / "run")
-    run.go(run.start(book=book, data_set=DATA), steps=7)
+def test_a_run_that_stops_gives_the_rest_back_and_takes_it_again_when_it_goes_on(small, book, place):
+    small.go(small.start(book=book, data_set=DATA), steps=7)
     assert balance(book) == [(7, 0, STEPS - 7)]
-    run.renew()
-    private = run.start(book=place, data_set=DATA, resume=True)
+    small.renew()
+    private = small.start(book=place, data_set=DATA, resume=True)
     assert balance(book) == [(7, STEPS - 7, STEPS - 7)]
-    run.go(private)
+    small.go(private)
     assert balance(book) == [(STEPS, 0, STEPS - 7)]
 
 
-def test_what_was_given_back_and_taken_by_others_is_gone(tmp_path, book):
-    run = SmallRun(tmp_path / "run")
-    run.go(run.start(book=book, data_set=DATA), steps=7)
+def test_what_was_given_back_and_taken_by_others_is_gone(small, book):
+    small.go(small.start(book=book, data_set=DATA), steps=7)
     book.reserve("others", DATA, small_plan().event(), 2 * STEPS - 7)
-    run.renew()
+    small.renew()
     with pytest.raises(BudgetExceededError, match="over all runs"):
-        run.start(book=book, data_set=DATA, resume=True)
-    assert Ledger.read(run.folder / "ledger.jsonl").position == 7
+        small.start(book=book, data_set=DATA, resume=True)
+    assert Ledger.read(small.folder / "ledger.jsonl").position == 7
 
 
 def test_a_killed_run_keeps_its_reservation_and_spends_it_once(tmp_path, book, place):
@@ -114,9 +111,8 @@ def test_a_killed_run_keeps_its_reservation_and_spends_it_once(tmp_path, book, p
     assert sum(times for _, times in Ledger.read(run.folder / "ledger.jsonl").spent()) == STEPS
 
 
-def test_a_limit_that_falls_stops_the_run_at_its_next_block(tmp_path, book):
-    run = SmallRun(tmp_path / "run")
-    private = run.start(book=book, data_set=DATA)
+def test_a_limit_that_falls_stops_the_run_at_its_next_block(small, book):
+    private = small.start(book=book, data_set=DATA)
     done = 0
     with pytest.raises(BudgetExceededError, match=r"the limit is 0\.01"):
         for inputs, targets in private.batches():
@@ -126,14 +122,13 @@ def test_a_limit_that_falls_stops_the_run_at_its_next_block(tmp_path, book):
                 book.cap(DATA, 0.01, reason="the study is over")
     assert done == 8  # the block that was reserved when the limit fell
     assert balance(book) == [(8, 0, STEPS - 8)]
-    assert Ledger.read(run.folder / "ledger.jsonl").settled
+    assert Ledger.read(small.folder / "ledger.jsonl").settled
 
 
-def test_a_book_that_moves_and_still_has_room_stops_nobody(tmp_path, book):
-    run = SmallRun(tmp_path / "run")
-    private = run.start(book=book, data_set=DATA)
+def test_a_book_that_moves_and_still_has_room_stops_nobody(small, book):
+    private = small.start(book=book, data_set=DATA)
     book.cap(DATA, ENOUGH - 1e-4, reason="a little")
-    assert run.go(private) == STEPS
+    assert small.go(private) == STEPS
 
 
 @pytest.mark.parametrize("given", [{"book": "somewhere"}, {"data_set": DATA}], ids=["book", "data set"])
@@ -147,12 +142,11 @@ def test_a_data_set_that_the_book_does_not_know_is_refused(tmp_path, book):
         SmallRun(tmp_path / "run").start(book=book, data_set="00" * 32)
 
 
-def test_a_run_keeps_its_book(tmp_path, book):
-    run = SmallRun(tmp_path / "run")
-    run.go(run.start(book=book, data_set=DATA), steps=2)
-    run.renew()
+def test_a_run_keeps_its_book(small, tmp_path, book):
+    small.go(small.start(book=book, data_set=DATA), steps=2)
+    small.renew()
     with pytest.raises(ResumeError, match=r"book=None: this run is charged to [0-9a-f]{32}"):
-        run.start(resume=True)
+        small.start(resume=True)
     free = SmallRun(tmp_path / "free")
     free.go(free.start(), steps=2)
     free.renew()
@@ -192,13 +186,12 @@ def test_a_forked_worker_settles_nothing(tmp_path, book):
     assert balance(book) == [(0, 0, STEPS)]
 
 
-def test_accelerate_charges_the_book(tmp_path, book):
-    run = SmallRun(tmp_path / "run")
+def test_accelerate_charges_the_book(small, book):
     accelerator = PrivateAccelerator(
-        plan=small_plan(), run=run.folder, seal_to=[run.key], book=book, data_set=DATA, cpu=True
+        plan=small_plan(), run=small.folder, seal_to=[small.key], book=book, data_set=DATA, cpu=True
     )
     loader = torch.utils.data.DataLoader(small_data(), batch_size=16, shuffle=True)
-    model, optimizer, loader = accelerator.prepare(run.model, run.optimizer, loader)
+    model, optimizer, loader = accelerator.prepare(small.model, small.optimizer, loader)
     inputs, targets = next(iter(loader))
     with accelerator.accumulate(model):
         accelerator.backward(torch.nn.functional.cross_entropy(model(inputs), targets, reduction="none"))
@@ -208,7 +201,7 @@ def test_accelerate_charges_the_book(tmp_path, book):
     accelerator.end_training()
     spent, still_open, returned = balance(book)[0]
     assert (spent + returned, still_open) == (STEPS, 0)
-    assert spent == Ledger.read(run.folder / "ledger.jsonl").position
+    assert spent == Ledger.read(small.folder / "ledger.jsonl").position
 
 
 def test_the_trainer_charges_the_book(tmp_path, book):

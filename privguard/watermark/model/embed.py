@@ -39,7 +39,18 @@ THIEVES = (Thief(learning_rate=1e-3), Thief(learning_rate=5e-3), Thief(learning_
 @final
 @dataclass(frozen=True, kw_only=True)
 class Lesson:
-    """How a mark is taught. ``keep`` weighs the unmarked model's behaviour against the mark."""
+    """How a mark is taught.
+
+    Adam moves along the mark's loss, asked for at the model and at what each rehearsed thief makes of it, plus ``keep``
+    times the distance from the unmarked model's answers.
+
+    Attributes:
+        steps: of Adam.
+        learning_rate: of Adam.
+        keep: weight of the unmarked model's behaviour; more keeps more accuracy and teaches the mark more slowly.
+        rehearse_every: steps after which the thieves are rehearsed anew.
+        thieves: what each rehearsal does to a copy of the model.
+    """
 
     steps: int = 300
     learning_rate: float = 1e-3
