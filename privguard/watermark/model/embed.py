@@ -12,7 +12,7 @@ is post-processing and spends nothing. Private records must not be handed over a
 import copy
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeAlias, final
 
 import torch
@@ -39,13 +39,17 @@ THIEVES = (Thief(learning_rate=1e-3), Thief(learning_rate=5e-3), Thief(learning_
 @final
 @dataclass(frozen=True, kw_only=True)
 class Lesson:
-    """How a mark is taught. ``keep`` weighs the unmarked model's behaviour against the mark."""
+    """How a mark is taught. ``keep`` weighs the unmarked model's behaviour against the mark.
+
+    ``watch`` hears the number of steps that are done, after each of them.
+    """
 
     steps: int = 300
     learning_rate: float = 1e-3
     keep: float = 10.0
     rehearse_every: int = 25
     thieves: tuple[Thief, ...] = THIEVES
+    watch: Callable[[int], None] = field(default=lambda _: None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         _check.count("steps", self.steps)
@@ -74,6 +78,7 @@ def embed(model: nn.Module, *, mark: Loss, keep: Loss, public: Loss, lesson: Les
             with _moved(parameters, offset):
                 mark(marked).backward()
         optimizer.step()
+        lesson.watch(step + 1)
     return marked
 
 
