@@ -21,6 +21,7 @@ def plan(
     from privguard.accounting.accountant import spent
     from privguard.accounting.calibrate import Budget, dp_sgd, least_noise
 
+    _check.count("examples", examples)
     _check.count("batch_size", batch_size)
     _check.require(batch_size <= examples, "batch_size", batch_size, wanted=f"at most examples={examples}")
     rate = batch_size / examples

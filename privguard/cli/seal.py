@@ -146,7 +146,10 @@ def _passphrase(path: Path | None, *, confirm: bool) -> "Key":
     from privguard.checkpoint.key import Key
 
     if path is not None:
-        return Key.from_passphrase(path.read_text(encoding="utf-8").split("\n", 1)[0])
+        try:
+            return Key.from_passphrase(path.read_text(encoding="utf-8").split("\n", 1)[0])
+        except UnicodeDecodeError:
+            raise ValueError(f"{path}: expected a passphrase in its first line, as text in UTF-8") from None
     return Key.from_passphrase(typer.prompt("Passphrase", hide_input=True, confirmation_prompt=confirm, err=True))
 
 
