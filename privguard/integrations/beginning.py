@@ -1,6 +1,7 @@
 """How a private run begins: in a new folder, or from a sealed snapshot of what was there."""
 
 import json
+import logging
 import secrets
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,8 @@ from privguard.training import shards
 from privguard.training.clip import trainable
 from privguard.training.plan import Plan
 from privguard.training.step import Follower, check_optimizer
+
+_log = logging.getLogger(__name__)
 
 
 def start(plan: Plan, setting: Setting, *, loader: DataLoader[Any] | None = None) -> PrivateRun:
@@ -100,6 +103,12 @@ def resume(plan: Plan, setting: Setting, *, snapshot: Path | None = None) -> Pri
         if setting.charge is not None:
             setting.charge.begin(facts.run, plan)
         clean = ledger.position == state.step
+        if not clean:
+            _log.warning(
+                "the last process ended without a clean stop: %d steps that it had reserved after the checkpoint of "
+                "step %d stay spent, so %d of the plan's %d are left to take",
+                *(ledger.position - state.step, state.step, max(0, plan.steps - ledger.position), plan.steps),
+            )
         return ledger.position, state.generators["streams"] if clean else _fresh(setting).secret()
 
     try:
