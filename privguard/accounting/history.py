@@ -45,7 +45,8 @@ class History:
     ``facts`` is what the run said about itself when it began; ``entries`` what counts as spent; ``position`` the next
     free ledger position; ``size`` the number of lines and ``head`` (hexadecimal) their Merkle head; ``settled``
     whether the last writer stopped cleanly; ``torn`` how many bytes of an unfinished last line were left aside: such a
-    line was never acknowledged, so no step has taken effect on it.
+    line was never acknowledged, so no step has taken effect on it; ``crashed`` whether a writer before the last one
+    ended without settling what it had reserved: that stays spent, and may not have taken effect.
     """
 
     facts: Mapping[str, Any]
@@ -54,6 +55,7 @@ class History:
     heads: tuple[str, ...]
     settled: bool
     torn: int = 0
+    crashed: bool = False
 
     @property
     def size(self) -> int:
@@ -114,6 +116,7 @@ class Replay:
         self.floor = 0
         self.settled = False
         self.torn = torn
+        self.crashed = False
         self.heads: list[str] = []
         self.bytes = 0
         self._frontier = merkle.Frontier()
@@ -121,7 +124,7 @@ class Replay:
     def history(self) -> History:
         """A frozen copy."""
         entries, heads = tuple(self.entries), tuple(self.heads)
-        return History(self.facts, entries, self.position, heads, self.settled, self.torn)
+        return History(self.facts, entries, self.position, heads, self.settled, self.torn, self.crashed)
 
     def line(self, record: Mapping[str, Any]) -> bytes:
         """The next line (without its newline) that would carry this record; changes nothing."""
@@ -183,6 +186,7 @@ class Replay:
     def _resume(self, record: Mapping[str, Any]) -> None:
         if record["position"] != self.position:
             raise ValueError(f"position={record['position']}: expected {self.position}")
+        self.crashed |= self.position > self.floor
         self.floor = self.position
 
 

@@ -17,6 +17,7 @@ import contextlib
 import fcntl
 import getpass
 import hashlib
+import itertools
 import json
 import os
 import socket
@@ -113,7 +114,7 @@ class Journal:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             end, last = _last_line(descriptor)
             entry = Entry(
-                sequence=_parse(last)[0].sequence + 1 if last else 1,
+                sequence=_parse(last, f"{self.path}: its last line")[0].sequence + 1 if last else 1,
                 time=datetime.now(UTC).isoformat(timespec="milliseconds"),
                 who=self._who,
                 action=action,
@@ -228,21 +229,23 @@ def _hash(line: bytes) -> str:
 
 def _entries(path: Path) -> Iterator[tuple[Entry, bytes, bytes]]:
     with path.open("rb") as file:
-        while line := file.readline(_LONGEST_LINE):
+        for number in itertools.count(1):
+            if not (line := file.readline(_LONGEST_LINE)):
+                return
             if not line.endswith(b"\n"):
                 raise TamperedError(f"{path}: the last line is cut short; a crash does that, and so does a knife")
-            yield *_parse(line[:-1]), line[:-1]
+            yield *_parse(line[:-1], f"{path}: line {number}"), line[:-1]
 
 
-def _parse(line: bytes) -> tuple[Entry, bytes]:
+def _parse(line: bytes, where: str) -> tuple[Entry, bytes]:
     try:
         value: dict[str, Any] = json.loads(line)
         entry, signature = Entry(**value["entry"]), base64.b64decode(value["signature"], validate=True)
         canonical = _canon.canonical(value) == line and type(entry.sequence) is int
     except (ValueError, TypeError, KeyError, RecursionError):
-        raise TamperedError("journal: a line that is no entry") from None
+        raise TamperedError(f"{where} is no entry of a journal") from None
     if not canonical or base64.b64encode(signature).decode() != value["signature"]:  # its last character has idle bits
-        raise TamperedError("journal: a line that is not in canonical form")
+        raise TamperedError(f"{where} is not in canonical form")
     return entry, signature
 
 

@@ -93,8 +93,15 @@ class Identity:
 
     @classmethod
     def read(cls, path: Path) -> "Identity":
-        """Read the PEM public key in ``path``."""
-        return cls.from_pem(path.read_text(encoding="ascii"))
+        """Read the PEM public key in ``path``.
+
+        Raises:
+            ValueError: when it is no PEM public key of a supported kind; the message names the file.
+        """
+        try:
+            return cls.from_pem(path.read_text(encoding="ascii", errors="replace"))
+        except ValueError as error:
+            raise ValueError(f"path={str(path)!r}: {error}") from None
 
     def to_json(self) -> str:
         """The DER form in base64: how records carry an identity."""
@@ -169,7 +176,7 @@ class SigningKey:
             ValueError: when it is no unencrypted PEM private key of a supported kind; the message shows nothing of it.
         """
         try:
-            return cls.from_pem(path.read_text(encoding="ascii"))
+            return cls.from_pem(path.read_text(encoding="ascii", errors="replace"))
         except ValueError as error:
             raise ValueError(f"path={str(path)!r}: {error}") from None
 

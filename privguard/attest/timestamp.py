@@ -7,6 +7,7 @@ authority's certificate has run out. A server for tests and offline teams is in 
 """
 
 import base64
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -83,3 +84,18 @@ def verify(response: bytes, *, data: bytes, authority: Authority) -> datetime:
     except (rfc3161_client.VerificationError, ValueError) as error:
         raise TamperedError(f"timestamp: not {authority.name}'s over these bytes ({error})") from None
     return answer.tst_info.gen_time
+
+
+def stated_time(response: bytes, *, data: bytes) -> datetime:
+    """The time (UTC) in an answer over ``data``, whoever gave it; only :func:`verify` says whether to believe it.
+
+    Raises:
+        ValueError: no answer of a timestamp authority, one that grants nothing, or one over other bytes.
+    """
+    try:
+        said = rfc3161_client.decode_timestamp_response(response).tst_info
+    except ValueError as error:
+        raise ValueError(f"timestamp: expected an authority's granted answer (RFC 3161); {error}") from None
+    if said.message_imprint.message != hashlib.sha256(data).digest():
+        raise ValueError("timestamp: expected an answer to this claim's request.tsq; this one is over other bytes")
+    return said.gen_time

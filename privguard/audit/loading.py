@@ -13,7 +13,7 @@ from torch import nn
 from privguard import _check
 from privguard.audit.design import Bound, Design
 from privguard.audit.membership import Examples
-from privguard.audit.scores import read_scores
+from privguard.audit.scores import array, read_scores
 from privguard.errors import TamperedError
 from privguard.records import Unit
 
@@ -48,9 +48,8 @@ def model_named(name: str) -> Any:
 def examples(path: Path) -> Examples:
     """Records from an ``.npz`` file with arrays ``inputs`` (n, ...) and ``labels`` (n,)."""
     arrays = read_scores(path)
-    _check.require({"inputs", "labels"} <= set(arrays), "arrays", sorted(arrays), wanted="'inputs' and 'labels'")
-    inputs = torch.from_numpy(np.asarray(arrays["inputs"], np.float32))
-    return Examples(inputs, torch.from_numpy(np.asarray(arrays["labels"], np.int64)))
+    inputs = torch.from_numpy(np.asarray(array(arrays, "inputs", path=path), np.float32))
+    return Examples(inputs, torch.from_numpy(np.asarray(array(arrays, "labels", path=path), np.int64)))
 
 
 def read_design(path: Path) -> Design:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,11 +40,21 @@ def read_scores(path: Path) -> dict[str, NDArray[Any]]:
         ValueError: where the file is no ``.npz`` of plain arrays.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as content, np.load(content, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-    except (ValueError, EOFError, AttributeError) as error:
+    except (ValueError, TypeError, EOFError, AttributeError, BadZipFile) as error:
         raise ValueError(f"{path}: expected an .npz file of plain arrays; write it with numpy.savez") from error
     return arrays
+
+
+def array(arrays: Mapping[str, NDArray[Any]], name: str, *, path: Path) -> NDArray[Any]:
+    """The array of this name from the file at ``path``.
+
+    Raises:
+        ValueError: the file has none; the message names those that it has.
+    """
+    _check.require(name in arrays, f"{path}: arrays", sorted(arrays), wanted=f"one called {name!r} among them")
+    return arrays[name]
 
 
 def audit_scores(arrays: Mapping[str, NDArray[Any]]) -> ScoresAudit:

@@ -28,6 +28,7 @@ from privguard.records import Digest
 
 HEAD = "privguard.seal"
 SMALL = ("index", "ledger", "manifest")
+WEIGHTS, STATE, STATE_TENSORS = "weights.safetensors", "state.json", "state.safetensors"  # members of a snapshot
 _PART = re.compile(r"([0-9a-f]{32})\.(\d{1,6}|index|ledger|manifest)")
 Advance = Callable[[int], object]
 Places = dict[int | str, Place]

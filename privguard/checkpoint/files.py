@@ -5,7 +5,7 @@ A file becomes a sealed file; a folder becomes a sealed folder, in which names a
 
 import mmap
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
@@ -14,7 +14,7 @@ from typing import final
 import privguard
 from privguard import _canon
 from privguard.checkpoint import archive, durable
-from privguard.checkpoint.archive import HEAD, Advance, Audience, Contents
+from privguard.checkpoint.archive import HEAD, STATE, WEIGHTS, Advance, Audience, Contents
 from privguard.checkpoint.fingerprint import is_sealed
 from privguard.checkpoint.key import Key, To
 from privguard.checkpoint.opened import Sealed
@@ -109,6 +109,30 @@ def open_into(
         return list(paths.values())
 
 
+def weights_into(
+    path: str | os.PathLike[str], target: str | os.PathLike[str], *, key: Key, advance: Advance | None = None
+) -> Path:
+    """Write the weights of a snapshot **in clear** to the new safetensors file ``target``, and nothing else of it.
+
+    What a snapshot holds besides is not to be handed on: with the keys of a private run's streams anybody could take
+    the noise off its gradients.
+
+    Raises:
+        TamperedError: the key does not open it, or it is not what was written.
+        SealError: it is no snapshot.
+        FileExistsError: ``target`` is there already.
+    """
+    target = Path(target)
+    if target.exists():
+        raise FileExistsError(f"{target}: is there already; choose another place, nothing is overwritten in clear")
+    with Sealed(path, key) as sealed:
+        if WEIGHTS not in sealed.names():
+            raise SealError(f"{path}: expected a snapshot and found no {WEIGHTS} in it; open it without --weights")
+        with durable.replacing(target) as descriptor:
+            _decrypt(sealed, WEIGHTS, descriptor, advance)
+    return target
+
+
 def audit_into(path: str | os.PathLike[str], target: str | os.PathLike[str], *, key: Key) -> list[Path]:
     """Write what an auditor may know into the new folder ``target``: ``manifest.json``, and ``ledger.jsonl`` if any.
 
@@ -124,6 +148,11 @@ def audit_into(path: str | os.PathLike[str], target: str | os.PathLike[str], *, 
     for where, content in written.items():
         durable.create(where, content, mode=0o600)
     return list(written)
+
+
+def is_snapshot(paths: Iterable[Path]) -> bool:
+    """Whether these are the files of a snapshot that was opened as a whole."""
+    return {WEIGHTS, STATE} <= {path.name for path in paths}
 
 
 def manifest(content: str) -> dict[str, str]:

@@ -14,14 +14,12 @@ from privguard import _canon, _check
 from privguard.attest import merkle
 from privguard.attest.statement import Identity, SigningKey
 from privguard.checkpoint import archive, tensors, tree
-from privguard.checkpoint.archive import Advance, Audience, Contents
+from privguard.checkpoint.archive import STATE, STATE_TENSORS, WEIGHTS, Advance, Audience, Contents
 from privguard.checkpoint.key import Key, To
 from privguard.checkpoint.opened import Sealed
 from privguard.checkpoint.payload import Bytes
 from privguard.checkpoint.trust import require_step
 from privguard.errors import RollbackError, TamperedError
-
-WEIGHTS, STATE, STATE_TENSORS = "weights.safetensors", "state.json", "state.safetensors"
 
 
 @final

@@ -1,12 +1,15 @@
 """What the ``mark`` commands read: models, keys, notaries, commitments; whatever has to be made is made and said."""
 
+import json
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from privguard.cli._output import stderr
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
     from torch import nn
 
@@ -16,6 +19,8 @@ if TYPE_CHECKING:
     from privguard.watermark.leaf import Tree
     from privguard.watermark.model.classifier import Public, Suspect
     from privguard.watermark.offline import Table
+
+Made = TypeVar("Made")
 
 
 def signing_key(path: Path) -> "SigningKey":
@@ -94,18 +99,65 @@ def require_committed(standing: "Standing", state: "dict[str, NDArray[Any]]") ->
         raise ProtocolInvalidError("weights: not the unmarked model that was committed to; use that very file")
 
 
+def json_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file."""
+    try:
+        found = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path}: expected JSON; {error}") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{path}: expected one JSON object")  # noqa: TRY004 — the file is wrong, not its type
+    return cast("dict[str, Any]", found)
+
+
+def certified(path: Path, read: "Callable[[str, bytes], Made]") -> "Made":
+    """What ``read`` makes of a name and the PEM certificates in a file."""
+    try:
+        return read(path.stem, path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path}: expected certificates in PEM; {str(error).splitlines()[0]}") from None
+
+
+def pulse(path: Path) -> dict[str, Any]:
+    """A beacon's JSON of one pulse, in its form; whose it is says :func:`standing`."""
+    from privguard.attest import beacon
+
+    found = json_object(path)
+    try:
+        beacon.signed_bytes(found.get("pulse", found))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: expected a beacon's JSON of one pulse (beacon 2.0); {error!r}") from None
+    return found
+
+
 def tensors(path: Path) -> "dict[str, NDArray[Any]]":
     """The tensors of a safetensors file as float32."""
     import numpy as np
-    import safetensors.numpy
+    import safetensors.torch
+    from safetensors import SafetensorError
 
-    return {name: value.astype(np.float32) for name, value in safetensors.numpy.load_file(path).items()}
+    try:
+        found = safetensors.torch.load_file(path)  # of torch, because numpy has no bfloat16
+    except (SafetensorError, ValueError) as error:
+        raise ValueError(f"{path}: expected a model in safetensors; {error}") from None
+    return {name: np.asarray(value.float().numpy()) for name, value in found.items()}
 
 
 def aligned(suspect: "dict[str, NDArray[Any]]", ours: "dict[str, NDArray[Any]]") -> "dict[str, NDArray[Any]]":
-    """The suspect in the order and scale of our unmarked copy."""
+    """The suspect in the order and scale of our unmarked copy.
+
+    Raises:
+        ValueError: it has another architecture, which cannot be aligned.
+    """
     from privguard.watermark.model import align
 
+    theirs, wanted = ({name: value.shape for name, value in each.items()} for each in (suspect, ours))
+    if theirs != wanted:
+        other = sorted(name for name in theirs | wanted if theirs.get(name) != wanted.get(name))
+        raise ValueError(
+            f"suspect: {len(other)} tensors, {other[0]} first, are missing or of another shape than in the unmarked "
+            "model, so its weights cannot be read; a challenge without --unmarked asks for its answers alone"
+        )
     return align.align(suspect, unmarked=ours, layers=align.chain({name: value.shape for name, value in ours.items()}))
 
 
@@ -164,14 +216,19 @@ def answerer(model: "nn.Module") -> "Suspect":
 
 def public(path: Path) -> "Public":
     """The ``inputs`` and ``labels`` of an npz file."""
-    import numpy as np
     import torch
 
+    from privguard.audit.loading import examples
     from privguard.watermark.model.classifier import Public
 
-    found = np.load(path)
-    return Public(
-        inputs=torch.from_numpy(found["inputs"].astype(np.float32)),
-        labels=torch.from_numpy(found["labels"].astype(np.int64)),
-        generator=torch.Generator().manual_seed(0),
-    )
+    found = examples(path)
+    return Public(inputs=found.inputs, labels=found.labels, generator=torch.Generator().manual_seed(0))
+
+
+def natural(path: Path) -> "NDArray[Any]":
+    """The ``inputs`` of an npz file."""
+    import numpy as np
+
+    from privguard.audit.scores import array, read_scores
+
+    return array(read_scores(path), "inputs", path=path).astype(np.float32)

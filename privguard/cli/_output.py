@@ -5,6 +5,7 @@ import os
 import sys
 import traceback
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -32,6 +33,20 @@ def emit(record: object, *, as_json: bool, lines: Iterable[str] = ()) -> None:
         sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, sort_keys=True) + "\n")
     else:
         sys.stdout.writelines(line + "\n" for line in lines)
+
+
+def require_place(path: Path) -> None:
+    """Refuse a file that could not be written where it is wanted, before the work that it is to hold.
+
+    Raises:
+        OSError: a folder has this name, or there is no folder to write it into.
+    """
+    if path.is_dir():
+        raise IsADirectoryError(f"{path}: is a folder; name a file in it")
+    if not path.parent.is_dir():
+        raise NotADirectoryError(f"{path}: {path.parent} is no folder; make it first, or name another place")
+    if not os.access(path.parent, os.W_OK):
+        raise PermissionError(f"{path}: {path.parent} cannot be written to; name another place")
 
 
 def exit_code(error: Exception) -> int:

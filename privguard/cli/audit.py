@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from privguard import _check
 from privguard.cli._output import AsJson, emit, progress, stderr
 from privguard.errors import AuditError
 from privguard.records import Finding, Outcome, Unit
@@ -46,7 +47,9 @@ def plan(
     """
     from privguard.audit.design import SPEAKS_OF, Bound, Design, ideal, least_canaries
 
-    bounds = tuple(Bound(name) for name in bound or ["steinke"])
+    for name in bound or ():
+        _check.require(name in set(Bound), "bound", name, wanted=", ".join(Bound))
+    bounds = tuple(Bound(name) for name in bound or [Bound.STEINKE])
     design = Design(
         canaries=canaries,
         per_side=per_side,
@@ -231,7 +234,12 @@ def _keep(findings: Sequence[Finding], run: Path | None) -> None:
 
 
 def _flip(design: "Design", out: Path) -> str:
-    out.mkdir(parents=True)
+    try:
+        out.mkdir(parents=True)
+    except FileExistsError:
+        raise FileExistsError(
+            f"{out}: is there already; name a new folder, because a second flip of the coins could be a choice"
+        ) from None
     coins = design.flip()
     (out / "design.json").write_text(json.dumps(design.to_json(), indent=2), encoding="utf-8")
     coins.write(out / "coins.json")
@@ -243,11 +251,11 @@ def _judged(file: Path, control: Path | None, *, design: Path, coins: Path, comm
     from privguard.audit.canary import Coins
     from privguard.audit.design import Observed, judge
     from privguard.audit.loading import read_design
-    from privguard.audit.scores import read_scores
+    from privguard.audit.scores import array, read_scores
 
     flipped = Coins.read(coins, commitment=commitment)
-    seen = Observed(read_scores(file)["scores"], flipped)
-    twin = Observed(read_scores(control)["scores"], flipped) if control else None
+    seen = Observed(array(read_scores(file), "scores", path=file), flipped)
+    twin = Observed(array(read_scores(control), "scores", path=control), flipped) if control else None
     return judge(read_design(design), seen, control=twin)
 
 

@@ -162,9 +162,16 @@ def _ended(folder: Path) -> "tuple[str, History]":
 def _digest(data_set: str) -> str:
     """A digest as given, or that of the file named."""
     import hashlib
+    import re
 
-    if not Path(data_set).is_file():
+    if re.fullmatch("[0-9a-f]{64}", data_set):
         return data_set
+    if not Path(data_set).is_file():
+        found = "a folder" if Path(data_set).is_dir() else "no file of that name"
+        raise ValueError(
+            f"DATA_SET={data_set!r}: {found}; expected a file, or the SHA-256 of the content in 64 lower-case "
+            "hexadecimal characters; pack a folder into one file first"
+        )
     with Path(data_set).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

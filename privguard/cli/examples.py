@@ -21,6 +21,7 @@ key inspect team.pub
 seal checkpoint-500/ --to team.pub
 seal model.safetensors --passphrase --auditor officer.pub
 open checkpoint-500.sealed --key team.key -o restored/
+open runs/mnist/checkpoints/step-00002350.sealed --key team.key --weights -o model.safetensors
 inspect checkpoint-500.sealed
 rewrap run.sealed --key team.key --add new.pub --remove old.pub
 mark commit claim --weights plain.safetensors --shape 64 --classes 10 --identity owner.key

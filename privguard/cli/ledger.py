@@ -93,4 +93,6 @@ def _identity(history: "History") -> dict[str, Any]:
 
 def _stop(history: "History") -> str:
     torn = f", {history.torn} bytes of an unfinished line left aside" if history.torn else ""
-    return ("stopped cleanly" if history.settled else "open or cut short: all that was reserved counts as spent") + torn
+    crashed = ", after a crash before, whose reservation counts as spent" if history.crashed else ""
+    stop = "stopped cleanly" if history.settled else "open or cut short: all that was reserved counts as spent"
+    return stop + crashed + torn

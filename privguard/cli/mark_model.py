@@ -5,20 +5,26 @@ Models come as safetensors files. A plain chain of linear layers with ReLU needs
 """
 
 import json
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from privguard import _check
 from privguard.cli import _mark_files as files
-from privguard.cli._output import AsJson, emit, progress, stderr
+from privguard.cli._output import AsJson, emit, progress, require_place, stderr
 from privguard.cli._recording import recorded
+
+if TYPE_CHECKING:
+    from privguard.watermark.claim import Commitment
+    from privguard.watermark.secret import Secret
 
 app = typer.Typer(no_args_is_help=True, help="Marks in models, and claims that hold up.")
 
 Claim = Annotated[Path, typer.Argument(help="The claim's folder.")]
 Network = Annotated[str, typer.Option(help="package.module:function that makes the network; else a chain of linear.")]
-Notary = Annotated[Path | None, typer.Option(help="A local notary's file; made when it is not there.")]
+Notary = Annotated[Path | None, typer.Option(help="A local stand-in for timestamp, beacon and log; made if not there.")]
 TrustFile = Annotated[Path | None, typer.Option("--trust", help="Whom to believe: a trust file.")]
 
 
@@ -28,7 +34,7 @@ def commit(
     weights: Annotated[Path | None, typer.Option(help="The unmarked model, safetensors.")] = None,
     classes: Annotated[int, typer.Option(help="How many labels the model has.")] = 10,
     shape: Annotated[str, typer.Option(help="Shape of one input, as 1,28,28; values in [0, 1].")] = "",
-    triggers: Annotated[int, typer.Option(help="Trigger leaves.")] = 128,
+    triggers: Annotated[int, typer.Option(help="Secret inputs to commit to; a challenge uses some up.")] = 128,
     recipients: Annotated[int, typer.Option(help="Copies to be told apart later.")] = 0,
     identity: Annotated[Path | None, typer.Option(help="The owner's signing key; made when it is not there.")] = None,
     notary: Notary = None,
@@ -36,7 +42,7 @@ def commit(
     pulse: Annotated[Path | None, typer.Option(help="The beacon's JSON of the pulse that counts.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Fix secret leaves, sign their root, and have it timestamped: before release, before anybody knows the marks.
+    """Commit to secret marks, signed and timestamped: before release, before anybody, you included, can know them.
 
     The first call makes the folder; with outside authorities, later calls add their answers.
     """
@@ -46,30 +52,35 @@ def commit(
     from privguard.watermark.claim import Commitment
 
     place = claim / "commitment.json"
-    if not place.exists():
-        made = _first_commitment(
-            claim,
-            weights=weights,
-            identity=identity,
-            classes=classes,
-            shape=shape,
-            triggers=triggers,
-            recipients=recipients,
-        )
-    else:
+    if place.exists() and weights is not None:
+        raise FileExistsError(f"{claim}: holds a claim already; name a new folder, or leave out --weights")
+    secret = None
+    if place.exists():
         made = Commitment.read(place)
+    else:
+        secret, made = _first_commitment(
+            weights=weights, identity=identity, classes=classes, shape=shape, triggers=triggers, recipients=recipients
+        )
     if notary is not None and made.timestamp is None:
         authority = files.local_notary(notary)
         made = offline.notarise(made, authority)
         authority.write(notary)
     if timestamp is not None:
-        made = made.stamped(timestamp.read_bytes())
+        answer = timestamp.read_bytes()
+        stated = stamping.stated_time(answer, data=made.message())
+        made = made.stamped(answer)
+        stderr().print(f"Timestamped {stated:%Y-%m-%d %H:%M:%S} UTC; the first pulse over five minutes later counts.")
     if pulse is not None:
-        made = made.with_pulse(json.loads(pulse.read_bytes()))
+        made = made.with_pulse(files.pulse(pulse))
+    if secret is not None:  # not before all that was given is read, so that no half a claim is left
+        claim.mkdir(parents=True, exist_ok=True)
+        secret.write(claim / "secret")
     made.write(place)
     if made.timestamp is None:
         (claim / "request.tsq").write_bytes(stamping.request(made.message()))
         stderr().print(f"Send {claim / 'request.tsq'} to a timestamp authority, then add --timestamp and --pulse.")
+    elif made.pulse is None:
+        stderr().print("Not finished: add that pulse of the beacon with --pulse.")
     facts = {
         "claim": made.digest,
         "owner": str(claims.read_manifest(made).owner),
@@ -98,9 +109,9 @@ def trust(
     from privguard.attest.timestamp import Authority
     from privguard.watermark.claim import Trust
 
-    authorities = [Authority.from_pem(path.stem, path.read_bytes()) for path in tsa or []]
-    beacons = [Beacon.from_pem(path.stem, path.read_bytes(), chain=chain) for path in beacon or []]
-    trusted = None if log is None else Trusted.from_json(json.loads(log.read_bytes()))
+    authorities = [files.certified(path, Authority.from_pem) for path in tsa or []]
+    beacons = [files.certified(path, partial(Beacon.from_pem, chain=chain)) for path in beacon or []]
+    trusted = None if log is None else Trusted.from_json(files.json_object(log))
     if notary is not None:
         local = LocalNotary.read(notary)
         authorities.append(local.server.authority)
@@ -134,13 +145,19 @@ def embed(
     from privguard.watermark.model.bundle import Bundle
     from privguard.watermark.model.embed import Lesson
 
+    require_place(output)
+    if output.exists() and output.samefile(weights):
+        raise FileExistsError(f"{output}: is the unmarked model, which every later challenge needs; name another file")
     standing, tree = files.standing(claim, files.trusted(trust, notary)), files.leaves(claim)
     state = files.tensors(weights)
     files.require_committed(standing, state)
     model = files.network(network, state)
     bundle = Bundle(standing=standing, tree=tree, unmarked=state)
-    with recorded():
-        marked = bundle.embed(model, public=files.public(public), lesson=Lesson(steps=steps), margin=margin)
+    examples = files.public(public)
+    with recorded(), progress() as bar:
+        task = bar.add_task("teaching the triggers", total=steps)
+        lesson = Lesson(steps=steps, watch=lambda done: bar.update(task, completed=done))
+        marked = bundle.embed(model, public=examples, lesson=lesson, margin=margin)
         tensors = theft.tensors(marked)
         if recipient is not None:
             tensors = bundle.recipient_copy(tensors, recipient)
@@ -163,17 +180,18 @@ def challenge(
     notary: Annotated[Path, typer.Option(help="The local notary's file, which logs the challenge.")],
     verifier: Annotated[Path, typer.Option(help="The verifier's signing key; made when it is not there.")],
     unmarked: Annotated[Path | None, typer.Option(help="The committed model, to read the weights as well.")] = None,
-    natural: Annotated[Path | None, typer.Option(help="npz with inputs among which triggers are hidden.")] = None,
-    triggers: Annotated[int, typer.Option(help="Trigger leaves to open.")] = 64,
-    leaves: Annotated[int, typer.Option(help="Weight leaves to open.")] = 16,
+    natural: Annotated[Path | None, typer.Option(help="npz with ordinary inputs, to hide triggers among.")] = None,
+    triggers: Annotated[int, typer.Option(help="Triggers to ask; none of them can be asked again.")] = 64,
+    leaves: Annotated[int, typer.Option(help="Carriers in the weights to read; none can be read again.")] = 16,
     network: Network = "",
     as_json: AsJson = False,
 ) -> None:
-    """Ask a suspect, with owner and verifier at one table, and sign the evidence. Opened leaves are burned."""
-    import numpy as np
-
+    """Ask a suspect for the marks, owner and verifier at one table, and sign the evidence. What is opened is burned."""
     from privguard.watermark import evidence, offline, theft
 
+    require_place(output)
+    if output.exists():
+        raise FileExistsError(f"{output}: is there already; name another file, the leaves in this one are burned")
     state = files.tensors(suspect)
     model = files.network(network, state)
     table = files.table(claim, notary, verifier)
@@ -182,7 +200,7 @@ def challenge(
     if unmarked is not None:
         ours = files.tensors(unmarked)
         sizes["weights"], white_box = leaves, (files.aligned(state, ours), ours)
-    extra = None if natural is None else np.load(natural)["inputs"].astype(np.float32)
+    extra = None if natural is None else files.natural(natural)
     plan = table.draw(digest, sizes, natural=0 if extra is None else len(extra))
     file = table.prove(plan, suspect=files.answerer(model), natural=extra, white_box=white_box)
     table.notary.write(notary)
@@ -302,16 +320,9 @@ def _show(report: Any, *, as_json: bool) -> None:
 
 
 def _first_commitment(
-    folder: Path,
-    *,
-    weights: Path | None,
-    identity: Path | None,
-    classes: int,
-    shape: str,
-    triggers: int,
-    recipients: int,
-) -> Any:
-    """A new claim's secret in its folder, and the signed commitment to its marks, without a time yet."""
+    *, weights: Path | None, identity: Path | None, classes: int, shape: str, triggers: int, recipients: int
+) -> "tuple[Secret, Commitment]":
+    """A new claim's secret, and the signed commitment to its marks, without a time yet; nothing is written."""
     from privguard.watermark import claim as claims
     from privguard.watermark import offline
     from privguard.watermark.model import triggers as trigger_marks
@@ -322,11 +333,12 @@ def _first_commitment(
         raise ValueError("--weights, --identity, --shape: expected all three for a new claim")
     state = files.tensors(weights)
     matrices = {name: value.shape for name, value in state.items() if value.ndim > 1}
-    domain = trigger_marks.Domain(shape=tuple(int(size) for size in shape.split(",")))
+    sizes_given = [part.strip() for part in shape.split(",")]
+    _check.require(all(map(str.isdecimal, sizes_given)), "shape", shape, wanted="whole numbers such as 1,28,28")
+    domain = trigger_marks.Domain(shape=tuple(map(int, sizes_given)))
     marks = [trigger_marks.plan(domain, classes=classes, leaves=triggers), weight_marks.plan(matrices)]
     if recipients:
         marks.append(weight_marks.recipients_plan(matrices, recipients=recipients))
     secret, owner = Secret.generate(), files.signing_key(identity)
-    folder.mkdir(parents=True, exist_ok=True)
-    secret.write(folder / "secret")
-    return claims.commit(secret, model=offline.tensors_digest(weights.name, state), marks=tuple(marks), by=owner)
+    model = offline.tensors_digest(weights.name, state)
+    return secret, claims.commit(secret, model=model, marks=tuple(marks), by=owner)

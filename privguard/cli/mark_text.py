@@ -218,20 +218,43 @@ def drill(
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """The tokenizer in a local folder."""
+    """The tokenizer in a local folder.
+
+    Raises:
+        ValueError: there is none.
+    """
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: expected a local folder with a tokenizer, as save_pretrained writes it")
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{folder}: expected a folder with a tokenizer; {str(error).splitlines()[0]}") from None
 
 
 def read_rows(inputs: Iterable[str]) -> Iterator[dict[str, Any]]:
     """One object per JSON line, or one per plain-text file."""
     for name in inputs:
-        content = sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8")
+        try:
+            content = sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            raise ValueError(f"{name}: expected text in UTF-8, or JSON lines") from None
         if name.endswith(".jsonl") or (name == "-" and content.lstrip().startswith("{")):
-            yield from (json.loads(line) for line in content.splitlines() if line.strip())
+            lines = enumerate(content.splitlines(), 1)
+            yield from (_row(line, f"{name}, line {number}") for number, line in lines if line.strip())
         else:
             yield {"text": content, "prompt": content}
+
+
+def _row(line: str, where: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise ValueError(f"{where}: expected one JSON object; {error}") from None
+    if not isinstance(row, dict) or not {"text", "tokens", "prompt"} & set(row):
+        raise ValueError(f"{where}: expected a JSON object with 'text', 'tokens' or 'prompt'")
+    return row
 
 
 def tokens_of(row: dict[str, Any], tokenizer: Any) -> list[int]:
@@ -240,6 +263,8 @@ def tokens_of(row: dict[str, Any], tokenizer: Any) -> list[int]:
         return [int(token) for token in row["tokens"]]
     if tokenizer is None:
         raise ValueError("tokenizer=None: expected the folder of the tokenizer for text input; pass --tokenizer")
+    if "text" not in row:
+        raise ValueError(f"row={sorted(row)}: expected 'text' or 'tokens'; a prompt alone has nothing to read")
     return list(tokenizer.encode(row["text"], add_special_tokens=False))
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from privguard.cli._output import AsJson, emit, stderr
+from privguard.cli._output import AsJson, emit, require_place, stderr
 
 if TYPE_CHECKING:
     from privguard.report.assemble import Sources
@@ -52,16 +52,19 @@ def make(
     from privguard.report import sign as signing
     from privguard.report.assemble import assemble
 
+    signer = None if sign is None else SigningKey.read(sign)
+    if html is not None:
+        require_place(html)
     made = assemble(run, sources=_sources(data_name, journal, trust))
     (run / signing.SIGNED).unlink(missing_ok=True)  # a signature under an older report would only look like one
     pages = render.write(made, run)
-    if sign is not None:
-        signing.sign(made, run, by=SigningKey.read(sign)).write(run / signing.SIGNED)
+    if signer is not None:
+        signing.sign(made, run, by=signer).write(run / signing.SIGNED)
     if html is not None:
         html.write_bytes(pages[-1].read_bytes())
     said = str(made.claim) if made.claim is not None else made.summary[0]
     lines = [said, *made.contradictions, f"report: {html or pages[-1]}"]
-    lines += [] if sign is None else [f"signed: {run / signing.SIGNED}"]
+    lines += [] if signer is None else [f"signed: {run / signing.SIGNED}"]
     emit(made, as_json=as_json, lines=lines)
 
 
@@ -137,7 +140,13 @@ def _report(path: Path) -> "Report":
     from privguard.report.assemble import assemble
     from privguard.report.record import Report
 
-    return assemble(path) if path.is_dir() else Report.from_json(json.loads(path.read_bytes()))
+    if path.is_dir():
+        return assemble(path)
+    try:
+        found = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path}: expected a run folder or its report.json; {error}") from None
+    return Report.from_json(found)
 
 
 def _sources(data_name: str, journal: Path | None, trust: Path | None) -> "Sources":

@@ -53,22 +53,38 @@ def open_(
     key: KeyFile = None,
     passphrase_file: PassphraseFile = None,
     output: Annotated[
-        Path | None, typer.Option("-o", "--out", help="Default: PATH without .sealed, with .audit for --audit.")
+        Path | None,
+        typer.Option("-o", "--out", help="Default: PATH without .sealed; .audit or .safetensors added for a part."),
     ] = None,
     audit: Annotated[bool, typer.Option("--audit", help="Only what an auditor may read, into a folder.")] = False,
+    weights: Annotated[
+        bool, typer.Option("--weights", help="Only a snapshot's weights, into one safetensors file to hand on.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Write the content of a sealed file or folder in clear; with --audit, its manifest and ledger."""
+    """Write the content of a sealed file or folder in clear; or its ledger (--audit), or its weights, alone."""
     from privguard.checkpoint import files
 
-    target = output or path.with_name(path.name.removesuffix(files.SUFFIX) + (".audit" if audit else ""))
+    if audit and weights:
+        raise ValueError("--audit, --weights: expected one of them; an auditor's key opens no weights")
+    ending = ".audit" if audit else ".safetensors" if weights else ""
+    target = output or path.with_name(path.name.removesuffix(files.SUFFIX) + ending)
     if audit:
         with recorded():
             paths = files.audit_into(path, target, key=_key(key, passphrase_file))
         emit({"paths": [str(each) for each in paths]}, as_json=as_json, lines=map(str, paths))
         return
+    opener = _key(key, passphrase_file)
     with recorded(), _bar(f"Opening {path.name}", _size(path)) as advance:
-        paths = files.open_into(path, target, key=_key(key, passphrase_file), advance=advance)
+        if weights:
+            paths = [files.weights_into(path, target, key=opener, advance=advance)]
+        else:
+            paths = files.open_into(path, target, key=opener, advance=advance)
+    if files.is_snapshot(paths):
+        stderr().print(
+            f"{target} holds the keys of sampling and noise: whoever has them can take a private run's noise off. "
+            "Hand on no more than --weights writes."
+        )
     emit({"paths": [str(each) for each in paths]}, as_json=as_json, lines=[str(target)])
 
 
@@ -130,7 +146,10 @@ def _passphrase(path: Path | None, *, confirm: bool) -> "Key":
     from privguard.checkpoint.key import Key
 
     if path is not None:
-        return Key.from_passphrase(path.read_text(encoding="utf-8").split("\n", 1)[0])
+        try:
+            return Key.from_passphrase(path.read_text(encoding="utf-8").split("\n", 1)[0])
+        except UnicodeDecodeError:
+            raise ValueError(f"{path}: expected a passphrase in its first line, as text in UTF-8") from None
     return Key.from_passphrase(typer.prompt("Passphrase", hide_input=True, confirmation_prompt=confirm, err=True))
 
 

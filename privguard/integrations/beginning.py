@@ -5,6 +5,7 @@ result, or its error, is sent to the others (:meth:`privguard.training.ranks.Ran
 """
 
 import json
+import logging
 import secrets
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +26,8 @@ from privguard.training import shards
 from privguard.training.clip import trainable
 from privguard.training.plan import Plan
 from privguard.training.step import Follower, check_optimizer
+
+_log = logging.getLogger(__name__)
 
 
 def start(plan: Plan, setting: Setting, *, loader: DataLoader[Any] | None = None) -> PrivateRun:
@@ -102,6 +105,12 @@ def resume(plan: Plan, setting: Setting, *, snapshot: Path | None = None) -> Pri
         if setting.charge is not None:
             setting.charge.begin(facts.run, plan)
         clean = ledger.position == state.step
+        if not clean:
+            _log.warning(
+                "the last process ended without a clean stop: %d steps that it had reserved after the checkpoint of "
+                "step %d stay spent, so %d of the plan's %d are left to take",
+                *(ledger.position - state.step, state.step, max(0, plan.steps - ledger.position), plan.steps),
+            )
         return ledger.position, state.generators["streams"] if clean else _fresh(setting).secret()
 
     try:

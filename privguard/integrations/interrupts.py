@@ -1,11 +1,13 @@
 """Ctrl-C and SIGTERM, kept until the step under way is done."""
 
+import os
 import signal
 import threading
 from types import FrameType
 from typing import Any, Self, final
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SAID = b"\nStopping after this step, with a checkpoint to resume from. Once more stops at once.\n"
 
 
 @final
@@ -38,3 +40,4 @@ class Interrupts:
         if self.wanted:
             raise KeyboardInterrupt
         self.wanted = True
+        os.write(2, _SAID)  # not print: the signal may have come in the middle of one

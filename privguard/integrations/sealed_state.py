@@ -16,11 +16,11 @@ from privguard import _canon
 from privguard.accounting.ledger import Ledger
 from privguard.attest.statement import SigningKey
 from privguard.checkpoint import archive, files, tensors, tree
-from privguard.checkpoint.archive import HEAD, Audience, Contents
+from privguard.checkpoint.archive import HEAD, STATE, STATE_TENSORS, Audience, Contents
 from privguard.checkpoint.key import Key, To, key_among
 from privguard.checkpoint.opened import Sealed
 from privguard.checkpoint.payload import Bytes, Content
-from privguard.checkpoint.store import STATE, STATE_TENSORS, Snapshot, save
+from privguard.checkpoint.store import Snapshot, save
 from privguard.checkpoint.trust import Trust, require_step
 from privguard.errors import PlainCheckpointError, SealError
 

@@ -25,7 +25,7 @@ def guarantee(report: Report) -> Rows:
         (
             "Steps spent",
             f"{report.reserved:,} of {plan['steps']:,} planned "
-            + ("(all took effect)" if report.settled else "(reserved before a crash; some may not have taken effect)"),
+            + ("(all took effect)" if report.settled else "(after a crash; some of them may not have taken effect)"),
         ),
     ]
     return rows if claim is None else [*rows, *_accounting(claim)]

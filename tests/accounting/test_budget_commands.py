@@ -118,3 +118,11 @@ def test_versions_that_dvc_and_lakefs_noted_are_taken_over(tmp_path, place, book
     said = json.loads(budget("add", place, lake / "b.csv", "--name", "b", "--version", "mine", "--json"))
     assert (said["version"], said["source"]) == ("mine", "lakefs://team/main/data/")
     assert Lineage.beside(tmp_path / "nothing") == Lineage()
+
+
+def test_a_data_set_is_a_file_or_a_digest(tmp_path, place, book):
+    for what, said in ((tmp_path, "a folder"), (tmp_path / "nowhere.csv", "no file of that"), ("5E" * 32, "no file")):
+        result = CliRunner().invoke(cli.app, ["ledger", "budget", "show", str(place), str(what)])
+        assert isinstance(result.exception, ValueError)
+        assert f"DATA_SET={str(what)!r}: {said}" in str(result.exception)
+    assert "patients" in budget("show", place, DATA)

@@ -220,3 +220,18 @@ def test_a_missing_or_empty_ledger_is_named(path):
     path.write_bytes(b"")
     with pytest.raises(LedgerError, match="nothing was ever recorded"):
         Ledger.open(path)
+
+
+def test_a_crash_is_remembered_after_a_later_clean_stop(path):
+    with Ledger.create(path, FACTS) as ledger:
+        ledger.reserve(STEP, 5)
+        ledger.settle(3)
+    with Ledger.open(path) as ledger:
+        ledger.reserve(STEP, 4)
+        assert not ledger.history.crashed
+    with Ledger.open(path) as ledger:  # the one before ended without settling its four
+        ledger.reserve(STEP, 2)
+        ledger.settle(9)
+    history = Ledger.read(path)
+    assert history.settled
+    assert history.crashed

@@ -163,3 +163,12 @@ def test_the_commands_show_and_verify(path, tmp_path, capsys):
 def test_an_unknown_action_is_refused(path):
     with pytest.raises(ValueError, match="action='look'"):
         Journal(path, by=SIGNER).record("look", "x")
+
+
+@pytest.mark.parametrize(("line", "said"), [(b"hello", "is no entry"), (b'{"entry":{}}', "is no entry")])
+def test_a_line_that_cannot_be_read_is_named(path, line, said):
+    path.write_bytes(path.read_bytes() + line + b"\n")
+    with pytest.raises(TamperedError, match=f"journal: line 6 {said}"):
+        check(path)
+    with pytest.raises(TamperedError, match="journal: its last line is no entry"):
+        Journal(path, by=SIGNER).record("open", "more")

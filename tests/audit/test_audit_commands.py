@@ -231,3 +231,25 @@ def test_steps_audits_the_step_of_this_installation(call, monkeypatch):
     assert found["finding"]["outcome"] == "consistent"
     assert found["checks"]["failed"] == []
     assert set(found["checks"]["p_values"]) >= {"noise level", "every step recorded", "Poisson inclusion"}
+
+
+def test_a_bound_that_is_none_and_a_folder_that_is_there_are_named(call, tmp_path):
+    result = call(*PLAN, "--bound", "stienke")
+    assert isinstance(result.exception, ValueError)
+    assert "bound='stienke': expected steinke, gaussian-one-run, gaussian-threshold" in str(result.exception)
+    result = call(*PLAN, "--out", tmp_path)
+    assert isinstance(result.exception, FileExistsError)
+    assert "a second flip of the coins could be a choice" in str(result.exception)
+
+
+def test_a_file_without_scores_is_named(call, tmp_path):
+    commitment = written(call, tmp_path / "audit")
+    np.savez(tmp_path / "wrong.npz", losses=np.zeros(200))
+    files = ("--design", tmp_path / "audit/design.json", "--coins", tmp_path / "audit/coins.json")
+    result = call("scores", tmp_path / "wrong.npz", *files, "--commitment", commitment)
+    assert isinstance(result.exception, ValueError)
+    assert "wrong.npz: arrays=['losses']: expected one called 'scores'" in str(result.exception)
+    (tmp_path / "cut.npz").write_bytes((tmp_path / "wrong.npz").read_bytes()[:60])
+    result = call("scores", tmp_path / "cut.npz")
+    assert isinstance(result.exception, ValueError)
+    assert "cut.npz: expected an .npz file of plain arrays" in str(result.exception)

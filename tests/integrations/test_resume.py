@@ -105,7 +105,7 @@ def test_kill_and_resume_keeps_what_was_reserved_spent_and_ends_within_the_budge
     assert child.history().settled
 
 
-def test_a_killed_run_never_draws_the_same_sample_or_noise_again(small):
+def test_a_killed_run_never_draws_the_same_sample_or_noise_again(small, caplog):
     """A crash leaves the ledger ahead of the snapshot; what follows is keyed afresh."""
     private = small.start(checkpoint_every=100)
     private.save()
@@ -115,6 +115,9 @@ def test_a_killed_run_never_draws_the_same_sample_or_noise_again(small):
         newer.unlink()  # as if the process had died before it could seal these
     small.renew()
     resumed = small.start(resume=True)
+    assert (
+        "3 steps that it had reserved after the checkpoint of step 0 stay spent, so 17 of the plan's 20" in caplog.text
+    )
     assert resumed._run._streams.secret() != before
     assert resumed._run.taken == 3
     assert SmallRun.go(resumed) == 17

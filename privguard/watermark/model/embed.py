@@ -12,7 +12,7 @@ is post-processing and spends nothing. Private records must not be handed over a
 import copy
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeAlias, final
 
 import torch
@@ -50,6 +50,7 @@ class Lesson:
         keep: weight of the unmarked model's behaviour; more keeps more accuracy and teaches the mark more slowly.
         rehearse_every: steps after which the thieves are rehearsed anew.
         thieves: what each rehearsal does to a copy of the model.
+        watch: hears the number of steps that are done, after each of them.
     """
 
     steps: int = 300
@@ -57,6 +58,7 @@ class Lesson:
     keep: float = 10.0
     rehearse_every: int = 25
     thieves: tuple[Thief, ...] = THIEVES
+    watch: Callable[[int], None] = field(default=lambda _: None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         _check.count("steps", self.steps)
@@ -85,6 +87,7 @@ def embed(model: nn.Module, *, mark: Loss, keep: Loss, public: Loss, lesson: Les
             with _moved(parameters, offset):
                 mark(marked).backward()
         optimizer.step()
+        lesson.watch(step + 1)
     return marked
 
 

@@ -5,13 +5,16 @@ import json
 import numpy as np
 import pytest
 import safetensors.numpy
+import safetensors.torch
 from typer.testing import CliRunner
 
-from privguard.attest import journal
+from privguard.attest import journal, timestamp
+from privguard.attest.notary import LocalNotary
 from privguard.attest.statement import SigningKey
 from privguard.cli import app
 from privguard.errors import ProtocolInvalidError
 from privguard.watermark import theft
+from privguard.watermark.model.embed import Lesson, embed
 
 
 def run(*arguments, code=0):
@@ -115,3 +118,102 @@ def test_only_the_committed_model_can_be_marked(folder, tmp_path):
     with pytest.raises(ProtocolInvalidError, match="not the unmarked model"):
         run("embed", folder / "claim", "--weights", folder / "innocent.safetensors", "--public", folder / "own.npz",
             "--notary", folder / "notary.json", "-o", tmp_path / "x")  # fmt: skip
+
+
+def test_evidence_is_never_replaced_and_no_leaf_is_burned_for_a_file_that_cannot_be_written(folder, tmp_path):
+    log = (folder / "notary.json").read_bytes()
+    (tmp_path / "there").write_text("the only copy")
+    for place, refused in (("there", FileExistsError), (".", IsADirectoryError), ("no/folder", NotADirectoryError)):
+        with pytest.raises(refused, match=r"name (another|a file)"):
+            challenge(folder, "innocent", "-o", tmp_path / place)
+    assert (folder / "notary.json").read_bytes() == log
+    assert (tmp_path / "there").read_text() == "the only copy"
+
+
+def test_the_marked_model_never_replaces_the_unmarked_one(folder):
+    before = (folder / "plain.safetensors").read_bytes()
+    with pytest.raises(FileExistsError, match="is the unmarked model"):
+        run("embed", folder / "claim", "--weights", folder / "plain.safetensors", "--public", folder / "own.npz",
+            "--notary", folder / "notary.json", "-o", folder / "plain.safetensors")  # fmt: skip
+    assert (folder / "plain.safetensors").read_bytes() == before
+
+
+def test_a_claim_is_begun_once_and_whole(folder, tmp_path):
+    again = ["commit", folder / "claim", "--weights", folder / "innocent.safetensors", "--shape", "64", "--identity"]
+    with pytest.raises(FileExistsError, match="holds a claim already"):
+        run(*again, folder / "owner.key")
+    new = ["commit", tmp_path / "claim", *again[2:], folder / "owner.key"]
+    (tmp_path / "text").write_text("no notary")
+    with pytest.raises(ValueError, match="expected a local notary's file"):
+        run(*new, "--notary", tmp_path / "text")
+    with pytest.raises(ValueError, match="shape='8 by 8': expected whole numbers such as 1,28,28"):
+        run(*new[:5], "8 by 8", *new[6:])
+    assert not (tmp_path / "claim").exists()
+    run(*new, "--notary", folder / "notary.json")
+
+
+def test_what_is_no_answer_of_an_authority_does_not_replace_one(folder, tmp_path):
+    claim, server = tmp_path / "claim", LocalNotary.generate()
+    run("commit", claim, "--weights", folder / "plain.safetensors", "--shape", "64", "--identity", tmp_path / "me.key")
+    (tmp_path / "answer.tsr").write_bytes(server.stamp((claim / "request.tsq").read_bytes()))
+    said = CliRunner().invoke(app, ["mark", "commit", str(claim), "--timestamp", str(tmp_path / "answer.tsr")])
+    assert said.exit_code == 0
+    assert "Timestamped" in said.stderr
+    assert "Not finished" in said.stderr
+    before = (claim / "commitment.json").read_bytes()
+    (tmp_path / "page.tsr").write_text("<html>503")
+    (tmp_path / "other.tsr").write_bytes(server.stamp(timestamp.request(b"something else")))
+    for wrong, said in (("page", "expected an authority's granted answer"), ("other", "over other bytes")):
+        with pytest.raises(ValueError, match=said):
+            run("commit", claim, "--timestamp", tmp_path / f"{wrong}.tsr")
+    with pytest.raises(ValueError, match=r"page\.tsr: expected JSON"):
+        run("commit", claim, "--pulse", tmp_path / "page.tsr")
+    (tmp_path / "pulse.json").write_text('{"pulse": {}}')
+    with pytest.raises(ValueError, match="expected a beacon's JSON of one pulse"):
+        run("commit", claim, "--pulse", tmp_path / "pulse.json")
+    assert (claim / "commitment.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("--suspect", "expected a model in safetensors"),
+        ("--unmarked", "expected a model in safetensors"),
+        ("--natural", "expected an .npz file of plain arrays"),
+        ("--notary", "expected a local notary's file"),
+        ("--verifier", "expected an unencrypted PEM key"),
+    ],
+)
+def test_a_wrong_file_is_named(folder, tmp_path, option, said):
+    (tmp_path / "wrong").write_text("nothing of the kind")
+    with pytest.raises(ValueError, match=f"wrong.*{said}"):
+        challenge(folder, "innocent", option, tmp_path / "wrong", "-o", tmp_path / "evidence")
+
+
+def test_arrays_and_architectures_that_do_not_fit_are_named(folder, tmp_path, digits):
+    np.savez(tmp_path / "other.npz", pictures=np.zeros(3))
+    with pytest.raises(ValueError, match=r"other\.npz: arrays=\['pictures'\]: expected one called 'inputs'"):
+        challenge(folder, "innocent", "--natural", tmp_path / "other.npz", "-o", tmp_path / "evidence")
+    small = {"0.weight": np.zeros((4, 64), np.float32), "2.weight": np.zeros((10, 4), np.float32)}
+    safetensors.numpy.save_file(small, tmp_path / "small.safetensors")
+    with pytest.raises(ValueError, match=r"suspect: 6 tensors, 0\.bias first, are missing or of another shape"):
+        run("trace", folder / "claim", "--suspect", tmp_path / "small.safetensors", "--unmarked",
+            folder / "plain.safetensors", "--notary", folder / "notary.json")  # fmt: skip
+
+
+def test_a_suspect_in_bfloat16_is_read(folder, tmp_path, digits):
+    short = {name: tensor.bfloat16() for name, tensor in digits.innocent.state_dict().items()}
+    safetensors.torch.save_file(short, tmp_path / "short.safetensors")
+    run("trace", folder / "claim", "--suspect", tmp_path / "short.safetensors", "--unmarked",
+        folder / "plain.safetensors", "--notary", folder / "notary.json", code=1)  # fmt: skip
+
+
+def test_teaching_says_how_far_it_is(digits):
+    heard = []
+    lesson = Lesson(steps=3, thieves=(), watch=heard.append)
+    embed(digits.model, mark=_size, keep=_size, public=_size, lesson=lesson)
+    assert heard == [1, 2, 3]
+
+
+def _size(model):
+    return sum(parameter.square().sum() for parameter in model.parameters())

@@ -152,3 +152,28 @@ def test_text_without_a_tokenizer_and_a_foreign_secret_are_refused(home, tmp_pat
     arguments[arguments.index(home / "profile.json")] = forged
     result = CliRunner().invoke(app, [*map(str, arguments), "--secret", str(home / "mark.secret")])
     assert isinstance(result.exception, TamperedError)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ('{"text": "he was', "rows.jsonl, line 2: expected one JSON object"),
+        ("[1, 2]", "rows.jsonl, line 2: expected a JSON object with 'text', 'tokens' or 'prompt'"),
+        ('{"words": "he was"}', "rows.jsonl, line 2: expected a JSON object with 'text', 'tokens' or 'prompt'"),
+        ('{"prompt": "he was"}', "row=['prompt']: expected 'text' or 'tokens'"),
+    ],
+)
+def test_a_line_that_cannot_be_read_is_named(home, tmp_path, line, said):
+    (tmp_path / "rows.jsonl").write_text('{"text": "it is"}\n' + line + "\n")
+    found = run(home, "detect", tmp_path / "rows.jsonl", "--tokenizer", home / "model", code=None)
+    assert isinstance(found.exception, ValueError)
+    assert said in str(found.exception)
+
+
+def test_what_is_no_text_and_no_tokenizer_is_named(home, tmp_path):
+    (tmp_path / "picture").write_bytes(b"\xff\xd8\xff")
+    for words in ((tmp_path / "picture", "--tokenizer", home / "model"), (home / "plain.txt", "--tokenizer", tmp_path)):
+        found = run(home, "detect", *words, code=None)
+        assert isinstance(found.exception, ValueError)
+        assert f"{tmp_path}" in str(found.exception)
+        assert "expected" in str(found.exception)
