@@ -131,17 +131,13 @@ class Speed:
 
     Attributes:
         physical_batch: most rows that go forward at once; None takes the loader's batch size.
-        workers: processes that load data; None takes the loader's.
         reserve: ledger events that share one fsync; after a crash all reserved events count as spent.
     """
 
     physical_batch: int | None = None
-    workers: int | None = None
     reserve: int = 8
 
     def __post_init__(self) -> None:
         _check.count("reserve", self.reserve)
         if self.physical_batch is not None:
             _check.count("physical_batch", self.physical_batch)
-        if self.workers is not None:
-            _check.count("workers", self.workers, least=0)
