@@ -200,7 +200,7 @@ def _only(rows: int, example: int | None = None) -> Tensor:
 def _run(losses: Losses, batch: Any) -> Tensor:
     """The user's losses, with every generator at the same place each time."""
     torch.default_generator.manual_seed(0)
-    np.random.set_state(np.random.MT19937(0).state)  # noqa: NPY002 — `untouched` puts it back
+    np.random.set_state(np.random.RandomState(0).get_state())  # noqa: NPY002 — `untouched` puts it back
     random.setstate(random.Random(0).getstate())  # noqa: S311 — made-up data
     for place in {tensor.device for tensor in pytree.tree_leaves(batch) if isinstance(tensor, Tensor)}:
         if place.type == "cuda":  # those that `untouched` puts back, and no other process's

@@ -70,9 +70,9 @@ def by_repetition(heard: Heard, args: tuple[Any, ...], kwargs: dict[str, Any]) -
 
 def _generators(device: torch.device) -> list[object]:
     """Where the generators stand that a forward on this device may draw from, numpy's and Python's own among them."""
-    _, keys, *place = np.random.get_state()  # noqa: NPY002 — the global one is what models draw masks from
+    numpys = cast("tuple[Any, ...]", np.random.get_state())  # noqa: NPY002 — models draw masks from the global one
     states = [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
-    return [*(state.numpy().tobytes() for state in states), keys.tobytes(), place, random.getstate()]
+    return [*(state.numpy().tobytes() for state in states), numpys[1].tobytes(), numpys[2:], random.getstate()]
 
 
 class _Again:
