@@ -6,7 +6,7 @@ since it would draw others the second time.
 
 import random
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import numpy as np
@@ -106,17 +106,27 @@ class _Again:
                     warnings.filterwarnings("ignore", "There is a performance drop")  # the way without a rule is slow
                     found = vmap(one)(rows, g)
             except RuntimeError:  # an operation that vmap cannot map: one example after the other
-                each = [one([x[i] for x in rows], g[i]) for i in range(self._size)]
+                each = [self._alone(one, [x[i] for x in rows], g[i]) for i in range(self._size)]
                 found = {local: torch.stack([e[local] for e in each]) for local in self._own}
         for local, values in found.items():
             yield local, Full(values.detach().float())
+
+    def _alone(self, one: Callable[..., dict[str, Tensor]], mine: list[Tensor], g: Tensor) -> dict[str, Tensor]:
+        try:
+            return one(mine, g)
+        except RuntimeError as error:
+            raise UnsupportedModelError(
+                f"module={self._tapped.name!r} ({type(self._tapped.module).__name__}): has no rule, and what it gave "
+                f"for the batch it does not give for one example alone ({str(error).splitlines()[0]}); freeze what the "
+                "module itself owns, or train with physical batches of one (OneByOne)"
+            ) from error
 
     def _run(self, own: dict[str, Tensor], leaves: list[Any]) -> Tensor:
         tapped, desk = self._tapped, self._tapped.desk
         args, kwargs = pytree.tree_unflatten(leaves, self._spec)
         batch, desk.batch = desk.batch, None  # nobody listens this time
         try:
-            with self._autocast:
+            with self._autocast, frozen(tapped.module.parameters()):  # those below it have their own taps
                 output = functional_call(tapped.module, own, args, kwargs, tie_weights=False)
         finally:
             desk.batch = batch

@@ -11,11 +11,12 @@ from torch.nn import functional
 from torch.nn.utils import parametrizations
 from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm
 
-from privguard.errors import UnsupportedModelError
+from privguard.errors import SensitivityError, UnsupportedModelError
 from privguard.training.bookkeeping import BookKeeper
 from privguard.training.bookkeeping.fallback import by_repetition
 from privguard.training.bookkeeping.rules import listen_to
 from privguard.training.clip import OneByOne
+from privguard.training.probe import Field, choose
 from tests.training.bookkeeping.compare import clipped, distance
 
 WIDTH = 6
@@ -141,3 +142,52 @@ def test_a_root_with_dropout_below_it_is_told_what_to_freeze() -> None:
 
     with pytest.raises(UnsupportedModelError, match=r"freeze what the module itself owns \(token\)"):
         BookKeeper(nn.Sequential(Root()), max_grad_norm=1.0)
+
+
+class Biased(nn.Module):
+    """A scale of its own around attention whose bias is trained by the layer below, as in BEiT."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale, self.table = nn.Parameter(torch.ones(WIDTH)), nn.Linear(WIDTH, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        heads = x[:, None]
+        return functional.scaled_dot_product_attention(heads, heads, heads, self.table(heads))[:, 0] * self.scale
+
+
+class Against(nn.Module):
+    """Scores of every example against every other one, with a scale of its own, as in CLIP."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.scale = nn.Linear(WIDTH, WIDTH), nn.Parameter(torch.ones(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        each = self.layer(x)
+        return each @ each.t() * self.scale
+
+
+def test_parameters_below_a_repeated_module_stay_out_of_its_second_run() -> None:
+    torch.manual_seed(0)
+    model, batch = Plus(Biased()), [(torch.randn(3, 5, WIDTH), torch.ones(3, dtype=torch.bool))]
+    slow = clipped(OneByOne(model, max_grad_norm=0.3), model, batch)
+    assert distance(clipped(BookKeeper(model, max_grad_norm=0.3), model, batch), slow) < 3e-6
+
+
+def contrast(model: nn.Module, x: Tensor) -> Tensor:
+    return functional.cross_entropy(model(x), torch.arange(len(x)), reduction="none")
+
+
+def test_a_module_that_needs_the_whole_batch_is_refused_by_name() -> None:
+    model = Against()
+    clipper = BookKeeper(model, max_grad_norm=1.0)
+    clipper.begin(torch.ones(3, dtype=torch.bool))
+    with pytest.raises(UnsupportedModelError, match=r"module='' \(Against\).*does not give for one example alone"):
+        clipper.backward(contrast(model, torch.randn(3, WIDTH)))
+
+
+def test_a_loss_over_the_batch_is_not_trained_one_by_one() -> None:
+    model = Against()
+    with pytest.raises(SensitivityError, match="exchanging example"):
+        choose(model, lambda x: contrast(model, x), Field((WIDTH,), torch.float32), max_grad_norm=1.0)
