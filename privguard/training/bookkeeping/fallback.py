@@ -42,9 +42,16 @@ def by_repetition(heard: Heard, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     """Run the module, and tap each tensor that it returns."""
     tapped, layout = heard.tapped, heard.tapped.layout
     leaves, spec = pytree.tree_flatten((args, kwargs))
+    known = layout.taken(len(leaves))
     for place, leaf in enumerate(leaves):
-        if isinstance(leaf, Tensor) and layout.taken(place) is None:
+        if isinstance(leaf, Tensor) and known[place] is None:
             leaves[place] = heard.shared(leaf)
+    if any(leaf is None for leaf in leaves) and any(axis is not None and axis > 0 for axis in known):
+        raise UnsupportedModelError(
+            f"module={tapped.name!r} ({type(tapped.module).__name__}): has no rule, and where the examples are in the "
+            "arguments that were None is not known; put the examples first, or train with physical batches of one "
+            "(OneByOne)"
+        )
     args, kwargs = pytree.tree_unflatten(leaves, spec)
     device = tapped.own()[0].device
     before = _generators(device)
@@ -137,6 +144,6 @@ class _Again:
         """The dimension in which a leaf of the arguments holds k ≥ 1 rows for each example, if it has one."""
         if not isinstance(x, Tensor) or x.dim() == 0:
             return None
-        known = self._tapped.layout.taken(place)
+        known = self._tapped.layout.taken(len(self._leaves))[place]
         axis = 0 if known is None else known
         return axis if axis != SHARED and x.shape[axis] > 0 and x.shape[axis] % self._size == 0 else None

@@ -37,9 +37,11 @@ class Layout:
         self._seen.setdefault(size, []).append((_shapes(taken), _shapes(given)))
         self._learned = None
 
-    def taken(self, place: int) -> int | None:
-        """The examples' dimension of an argument, :data:`SHARED`, or None where nothing is known."""
-        return self._axis(0, place)
+    def taken(self, leaves: int) -> list[int | None]:
+        """The examples' dimension of each of so many arguments, :data:`SHARED`, or None where nothing is known."""
+        if any(len(taken) != leaves for calls in self._seen.values() for taken, _ in calls):
+            return [None] * leaves  # called in another way
+        return [self._axis(0, place) for place in range(leaves)]
 
     def given(self, place: int = 0) -> int | None:
         """The same of a result."""

@@ -52,8 +52,13 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         {"image_size": 48, "patch_size": 4, "embed_dim": 8, "depths": [2, 1], "num_heads": [1, 2], "window_size": 4,
          "drop_path_rate": 0.0},
     ),
+    "BEiT": (
+        "BeitForImageClassification",
+        TEXT | STILL | {"image_size": 8, "patch_size": 4, "use_relative_position_bias": True, "drop_path_rate": 0.0},
+    ),
     "ConvNeXt": ("ConvNextForImageClassification", {"hidden_sizes": [8, 12], "depths": [1, 1], "num_stages": 2}),
 }  # fmt: skip
+SIDES = {"Swin": 48, "BEiT": 8, "ConvNeXt": 16}
 FROZEN = ("mask_token", "masked_spec_embed", "query_global")  # trained by pre-training alone
 
 
@@ -75,8 +80,8 @@ def model_of(name: str) -> nn.Module:
 def fields(name: str) -> Structure:
     """A made-up batch without masks."""
     ids = Field((LENGTH,), torch.long, top=VOCABULARY)
-    if name in {"Swin", "ConvNeXt"}:
-        return {"pixel_values": Field((3, 48, 48) if name == "Swin" else (3, 16, 16), torch.float32)}
+    if name in SIDES:
+        return {"pixel_values": Field((3, SIDES[name], SIDES[name]), torch.float32)}
     if name == "Whisper":
         return {"input_features": Field((8, 2 * LENGTH), torch.float32), "decoder_input_ids": ids}
     return {"input_values": Field((120,), torch.float32)} if name == "wav2vec 2.0" else {"input_ids": ids}

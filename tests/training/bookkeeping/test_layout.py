@@ -129,12 +129,40 @@ def test_two_sizes_tell_and_calls_that_disagree_do_not() -> None:
     assert layout.given() is None
     for size in (3, 5):
         layout.note(size, (torch.zeros(6, size, 2), torch.zeros(3), torch.zeros(2 * size)), torch.zeros(size, 15))
-    assert [layout.taken(i) for i in range(4)] == [1, SHARED, 0, None]
+    assert layout.taken(3) == [1, SHARED, 0]
+    assert layout.taken(2) == [None, None]  # called in another way
     assert layout.given() == 0
     for size in (3, 5):
         layout.note(size, (torch.zeros(size, 6, 2),), torch.zeros(size))
-    assert layout.taken(0) is None
+    assert layout.taken(3) == layout.taken(1) * 3 == [None] * 3
     assert layout.given() == 0
+
+
+class Optional(nn.Module):
+    """Might be given a mask later on, and nobody saw where its examples are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.randn(WIDTH))
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        return x * self.scale if mask is None else x * self.scale * mask
+
+
+class MayMask(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = Optional()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x, None)
+
+
+def test_tokens_first_under_a_module_without_a_rule_that_may_be_given_more_train_one_by_one() -> None:
+    model = TokensFirst(MayMask())
+    clipper, why = choose(model, model, Field((LENGTH, WIDTH), torch.float32), max_grad_norm=1.0)
+    assert isinstance(clipper, OneByOne)
+    assert "module='body.inner' (Optional)" in str(why)
 
 
 def test_watching_taps_nothing() -> None:
