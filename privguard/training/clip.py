@@ -8,7 +8,7 @@ Source: Abadi et al. 2016, "Deep Learning with Differential Privacy", Algorithm 
 """
 
 from collections.abc import Generator, Iterable, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol, cast, final
 
@@ -76,6 +76,13 @@ class Clipper(Protocol):
 
     def unclipped(self) -> AbstractContextManager[None]:
         """Inside, nothing is clipped: for the probe, on made-up data."""
+        ...
+
+    def rehearsal(self, size: int) -> AbstractContextManager[None]:
+        """Inside, a forward of ``size`` made-up examples shows where in each tensor the examples are.
+
+        It takes two sizes to tell, and no batch may be open.
+        """
         ...
 
 
@@ -316,6 +323,10 @@ class OneByOne:
             self._bound = bound
             self._turn.reset()
             self._total.take()
+
+    def rehearsal(self, size: int) -> AbstractContextManager[None]:  # noqa: ARG002 — one example is everywhere
+        """See :meth:`Clipper.rehearsal`."""
+        return nullcontext()
 
 
 def global_norm(tensors: Iterable[Tensor]) -> Tensor:

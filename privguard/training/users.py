@@ -92,3 +92,7 @@ class EqualShares:
     def unclipped(self) -> AbstractContextManager[None]:
         """See :meth:`~privguard.training.clip.Clipper.unclipped`."""
         return self._each.unclipped()
+
+    def rehearsal(self, size: int) -> AbstractContextManager[None]:
+        """See :meth:`~privguard.training.clip.Clipper.rehearsal`."""
+        return self._each.rehearsal(size)

@@ -1,7 +1,9 @@
 """The probe finds every way in which examples meet, says so by name, and leaves no trace."""
 
+import random
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -136,13 +138,47 @@ class TimeFirst(nn.Module):
         return self.layer(x.t()[..., None]).tanh().sum(0)
 
 
-def test_examples_in_another_dimension_are_refused_and_trained_one_by_one() -> None:
-    with pytest.raises(UnsupportedModelError):
-        check(TimeFirst(), each)
-    model = TimeFirst()
+def test_examples_in_another_dimension_are_found() -> None:
+    check(TimeFirst(), each)
+
+
+class HalfByHalf(nn.Module):
+    """Both halves of an example go through one layer, in rows that do not follow each other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(2, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        one, two = self.layer(torch.cat([x[:, :2], x[:, 2:4]])).chunk(2)
+        return one.tanh() * two
+
+
+def test_rows_that_do_not_follow_each_other_are_refused_and_trained_one_by_one() -> None:
+    with pytest.raises(UnsupportedModelError, match=r"layer\.weight"):
+        check(HalfByHalf(), each)
+    model = HalfByHalf()
     clipper, reason = choose(model, lambda batch: each(model, batch), IMAGES, max_grad_norm=1.0)
     assert isinstance(clipper, OneByOne)
     assert reason is not None
+
+
+class Masked(nn.Module):
+    """Hides parts of its input by numpy, as wav2vec 2.0 does while it trains."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        shown = torch.tensor(np.random.rand(*x.shape) > 0.3) if self.training else 1  # noqa: NPY002
+        return self.layer(x * shown * random.random())
+
+
+def test_masks_drawn_outside_of_torch_are_drawn_alike_and_leave_no_trace() -> None:
+    before = np.random.get_state()[1].tolist(), random.getstate()  # noqa: NPY002
+    check(Masked(), each)
+    assert before == (np.random.get_state()[1].tolist(), random.getstate())  # noqa: NPY002
 
 
 class FirstRow(nn.Module):

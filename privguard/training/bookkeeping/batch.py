@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from privguard.errors import SensitivityError, UnsupportedModelError
 from privguard.training.bookkeeping.factors import Factor, Outer
+from privguard.training.bookkeeping.layout import SHARED, Layout
 from privguard.training.bookkeeping.taps import tap
 
 
@@ -54,9 +55,15 @@ class Batch:
 @final
 @dataclass
 class Desk:
-    """What all tapped modules of a model share: the batch that is under way, if any."""
+    """What all tapped modules of a model share: the batch that is under way, if any.
+
+    Attributes:
+        batch: what is listened to.
+        watched: in its place, how many examples a made-up batch has of which the shapes alone are noted.
+    """
 
     batch: Batch | None = None
+    watched: int | None = None
 
 
 @final
@@ -93,6 +100,7 @@ class Tapped:
         names: local name → name in the model, of each trainable parameter it owns.
         method: the method that is listened to.
         original: that method before it was tapped.
+        layout: where the examples are in what it takes and gives.
     """
 
     name: str
@@ -101,6 +109,7 @@ class Tapped:
     desk: Desk
     method: str = "forward"
     original: Callable[..., Any] = field(init=False)
+    layout: Layout = field(init=False, default_factory=Layout)
 
     def __post_init__(self) -> None:
         self.original = getattr(self.module, self.method)
@@ -118,7 +127,10 @@ class Tapped:
         def forward(*args: Any, **kwargs: Any) -> Any:
             batch = self.desk.batch
             if batch is None or not torch.is_grad_enabled():
-                return self.original(*args, **kwargs)
+                output = self.original(*args, **kwargs)
+                if self.desk.watched is not None:
+                    self.layout.note(self.desk.watched, (args, kwargs), output)
+                return output
             batch.reached.update(self.names.values())
             return listen(Heard(self, batch), args, kwargs)
 
@@ -142,9 +154,17 @@ class Heard:
         return x.expand(self.batch.rows, *x.shape[1:]) if x.dim() > 0 and len(x) == 1 < self.batch.rows else x
 
     def tap(
-        self, output: Tensor, *, kept: Tensor, factors: Callable[[Call], Iterable[tuple[str | Part, Factor]]]
+        self,
+        output: Tensor,
+        *,
+        kept: Tensor,
+        factors: Callable[[Call], Iterable[tuple[str | Part, Factor]]],
+        axis: int = 0,
     ) -> Tensor:
-        """Pass ``output`` on, and note the ``factors`` of the module's parameters when its gradient comes."""
+        """Pass ``output`` on, and note the ``factors`` of the module's parameters when its gradient comes.
+
+        ``axis`` is the examples' dimension of ``output`` and ``kept``; ``factors`` sees it in front.
+        """
         tapped, batch = self.tapped, self.batch
 
         def collect(kept: Tensor, g: Tensor) -> None:
@@ -153,7 +173,9 @@ class Heard:
                     f"module={tapped.name!r}: a gradient came outside its own backward; call private.backward(losses) "
                     "once for each batch and nothing else"
                 )
-            self.check_rows(g)  # here and not in the forward: what is detached afterwards may have any shape
+            if axis > 0:
+                kept, g = kept.movedim(axis, 0), g.movedim(axis, 0)
+            self.check_rows(g, shared=axis == SHARED)  # not in the forward: what is detached may have any shape
             with torch.no_grad():
                 call = Call(tapped.module, kept, g, batch.size, frozenset(tapped.names))
                 for key, factor in factors(call):
@@ -162,8 +184,13 @@ class Heard:
 
         return tap(output, kept=kept, root=batch.root, collect=collect)
 
-    def check_rows(self, g: Tensor) -> None:
-        """Refuse an output whose dimension 0 cannot be the example."""
+    def check_rows(self, g: Tensor, *, shared: bool = False) -> None:
+        """Refuse an output whose dimension 0 cannot be the example, or that all examples have in common."""
+        if shared and self.batch.size > 1:  # all of a batch of one is that example's
+            raise UnsupportedModelError(
+                f"module={self.tapped.name!r}: computes {tuple(g.shape)} once for the whole batch, and the gradient of "
+                "that does not come apart by examples; freeze it, or train with physical batches of one (OneByOne)"
+            )
         if g.dim() == 0 or len(g) % self.batch.size:
             raise UnsupportedModelError(
                 f"module={self.tapped.name!r}: output {tuple(g.shape)} for a batch of {self.batch.size}; dimension 0 "

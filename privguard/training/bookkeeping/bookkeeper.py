@@ -20,7 +20,12 @@ from privguard.training.bookkeeping.gradients import Gradient, Inputs
 from privguard.training.bookkeeping.norms import example_norms
 from privguard.training.bookkeeping.precision import exact, uncast
 from privguard.training.bookkeeping.rules import listen_to
-from privguard.training.bookkeeping.shared import looks_up_bias, repeats_a_prompt, shared_method
+from privguard.training.bookkeeping.shared import (
+    is_of_all_windows,
+    looks_up_bias,
+    repeats_a_prompt,
+    shared_method,
+)
 from privguard.training.clip import NO_BOUND, ClippedSum, EscapeAlarm, Total, Turn, clip_factors, trainable
 from privguard.training.refuse import refuse_mixing
 
@@ -100,6 +105,17 @@ class BookKeeper:
             self._bound, self._desk.batch = bound, None
             self._turn.reset()
             self._total.take()
+
+    @contextmanager
+    def rehearsal(self, size: int) -> Generator[None]:
+        """See :meth:`~privguard.training.clip.Clipper.rehearsal`."""
+        for one in self._tapped:
+            one.layout.forget(size)
+        self._desk.watched = size
+        try:
+            yield
+        finally:
+            self._desk.watched = None
 
     def _check_reached(self, batch: Batch) -> None:
         if self._all_reached or not batch.mask.any():
@@ -185,4 +201,9 @@ def _owner(model: nn.Module, path: str) -> str:
         return above
     if looks_up_bias(model.get_submodule(above), child):
         return above
+    steps = path.split(".")
+    for place, step in enumerate(steps):
+        around = ".".join(steps[:place])
+        if step == "parametrizations" or is_of_all_windows(model.get_submodule(around), step):
+            return around
     return path

@@ -1,7 +1,7 @@
 """Layers that normalise within an example, then scale and shift: Y = x̂ w + b."""
 
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -29,11 +29,16 @@ def rms_norm(call: Call) -> Iterator[tuple[str, Factor]]:
 
 
 def rms_norm_of_transformers(call: Call) -> Iterator[tuple[str, Factor]]:
-    """The classes of Llama, T5 and their kin: x̂ = x · rsqrt(mean x² + ε) in float32, rounded, then scaled."""
-    module = cast("Any", call.module)
+    """The classes of Llama, T5, Gemma and their kin: x̂ = x · rsqrt(mean x² + ε) in float32, rounded, then scaled."""
     x = call.x.float()
-    normal = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + module.variance_epsilon)
+    normal = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + cast("float", epsilon_of(call.module)))
     yield "weight", Full(_leading(call.g * normal.to(call.g.dtype), call.batch, 1))
+
+
+def epsilon_of(module: nn.Module) -> float | None:
+    """ε under the name that Llama or Gemma gives it, if it is a number."""
+    found = getattr(module, "variance_epsilon", getattr(module, "eps", None))
+    return found if isinstance(found, float) else None
 
 
 def group_norm(call: Call) -> Iterator[tuple[str, Factor]]:

@@ -2,12 +2,13 @@
 
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn.utils.parametrize import ParametrizationList
+from torch.nn import functional
+from torch.nn.utils.parametrize import is_parametrized
 from transformers.pytorch_utils import Conv1D
 
 from privguard.errors import UnsupportedModelError
@@ -19,6 +20,7 @@ from privguard.training.bookkeeping.fallback import by_repetition, check_repeata
 from privguard.training.bookkeeping.inside import by_operation
 from privguard.training.bookkeeping.linear import conv1d_of_transformers, linear
 from privguard.training.bookkeeping.normalisation import (
+    epsilon_of,
     group_norm,
     instance_norm,
     layer_norm,
@@ -49,20 +51,31 @@ REWRITTEN: dict[type[nn.Module], Listen] = {
     nn.LSTM: recurrent,
     nn.GRU: recurrent,
 }
-METHODS: dict[str, Listen] = {"compute_bias": relative_bias, "get_prompt": own_prompts}
+METHODS: dict[str, Listen] = {
+    "compute_bias": relative_bias,
+    "compute_position_bias": relative_bias,
+    "get_prompt": own_prompts,
+}
 
 
 def listen_to(name: str, module: nn.Module) -> Listen:
     """How to hear what this module does, by its exact class: a subclass may do something else."""
-    if (known := METHODS.get(shared_method(module)) or _known(module) or _inherited(module)) is not None:
+    if is_parametrized(module):
+        _check_parametrized(name, module)
+    elif (known := METHODS.get(shared_method(module)) or _known(module) or _inherited(module)) is not None:
         return known
-    if isinstance(module, ParametrizationList):
-        raise UnsupportedModelError(
-            f"module={name!r}: a parametrized weight is computed outside its layer's forward; remove the "
-            "parametrization (torch.nn.utils.parametrize.remove_parametrizations), or train one by one (OneByOne)"
-        )
     check_repeatable(name, module)
     return by_repetition
+
+
+def _check_parametrized(name: str, module: nn.Module) -> None:
+    """A weight that follows from others alone, as weight normalisation's does, is one more thing to compute again."""
+    kept = list(cast("nn.Module", module.parametrizations).buffers())
+    if kept or not isinstance(module, nn.Linear | nn.modules.conv._ConvNd):  # noqa: SLF001 — the parent of convolutions
+        raise UnsupportedModelError(
+            f"module={name!r}: its parametrized weight cannot be computed again; remove the parametrization "
+            "(torch.nn.utils.parametrize.remove_parametrizations), or train one by one (OneByOne)"
+        )
 
 
 def _known(module: nn.Module) -> Listen | None:
@@ -81,40 +94,71 @@ def _inherited(module: nn.Module) -> Listen | None:
     for parent, rule in RULES.items():
         if isinstance(module, parent) and type(module).forward is parent.forward:
             return by_rule(rule, Heard.shared)
-    return by_operation(module)
+    return by_rule(linear, Heard.shared) if _is_linear_in_other_words(module) else by_operation(module)
 
 
 def by_rule(rule: Rule, per_example: Callable[[Heard, Tensor], Tensor]) -> Listen:
     """Run the module with its parameters frozen, and tap its one output."""
 
     def listen(heard: Heard, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        axis = heard.tapped.layout.given() or 0
+        given: Tensor = args[0] if args else kwargs[next(iter(kwargs))]
+        x = per_example(heard, given) if axis <= 0 else given
+        if x.shape != given.shape:  # each example has a row of its own now
+            axis = 0
         if args:
-            x = per_example(heard, args[0])
             args = (x, *args[1:])
         else:
-            first = next(iter(kwargs))
-            x = per_example(heard, kwargs[first])
-            kwargs = kwargs | {first: x}
+            kwargs = kwargs | {next(iter(kwargs)): x}
         with frozen(heard.tapped.own()):
             output = heard.tapped.original(*args, **kwargs)
-        return heard.tap(output, kept=x, factors=rule)
+        return heard.tap(output, kept=x, factors=rule, axis=axis)
 
     return listen
 
 
-def _is_rms_norm_of_transformers(module: Any) -> bool:
-    """LlamaRMSNorm, T5LayerNorm and their kin, recognised by what they do to a made-up row: ``weight · x̂``.
+def _is_linear_in_other_words(module: nn.Module) -> bool:
+    """Falcon's ``x @ weight.T``: a subclass whose forward writes the same product in its own way."""
+    own = dict(module.named_parameters())
+    if not isinstance(module, nn.Linear) or not {"weight"} <= own.keys() <= {"weight", "bias"}:
+        return False
+    own = {name: _made_up(*p.shape, like=p) for name, p in own.items()}
+    x = _made_up(3, module.in_features, like=module.weight)
+    return _does(module, own, x, functional.linear(x, own["weight"], own.get("bias")))
 
-    The weight is made up as well: one that is cut over ranks cannot be used outside its block's forward.
+
+def _is_rms_norm_of_transformers(module: Any) -> bool:
+    """LlamaRMSNorm, T5LayerNorm and their kin, recognised by what they do to made-up rows.
+
+    That is ``weight · x̂``, or ``(1 + weight) · x̂`` in Gemma and its kin. The weight is made up as well: one that is
+    cut over ranks cannot be used outside its block's forward.
     """
-    if [n for n, _ in module.named_parameters()] != ["weight"] or not hasattr(module, "variance_epsilon"):
+    epsilon = epsilon_of(module)
+    if [n for n, _ in module.named_parameters()] != ["weight"] or epsilon is None:
         return False
     own = module.get_parameter("weight")
-    if own.dim() != 1 or len(inspect.signature(module.forward).parameters) != 1:
+    if own.dim() != 1:
         return False
-    x = torch.linspace(-1, 2, len(own), device=own.device)[None]
-    weight = torch.linspace(0.5, 3, len(own), device=own.device)
-    with torch.no_grad():
-        given = functional_call(module, {"weight": weight}, (x,))
-        wanted = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + module.variance_epsilon) * weight
-    return given.shape == wanted.shape and torch.allclose(given.float(), wanted.float(), rtol=1e-5, atol=1e-6)
+    x, weight = _made_up(3, len(own), like=own), _made_up(len(own), like=own)
+    normal = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + epsilon)
+    return any(_does(module, {"weight": weight}, x, normal * (shift + weight)) for shift in (0, 1))
+
+
+def _made_up(*shape: int, like: Tensor) -> Tensor:
+    """Float32 numbers of both signs that repeat nowhere, on the device of ``like``."""
+    count = torch.Size(shape).numel()
+    return (1 + torch.arange(count, device=like.device)).float().sin().view(shape)
+
+
+def _does(module: nn.Module, own: dict[str, Tensor], x: Tensor, wanted: Tensor) -> bool:
+    """Whether the module is nothing but these parameters and one function, which gives ``wanted`` for ``x``."""
+    if len(inspect.signature(module.forward).parameters) != 1 or [*module.children(), *module.buffers()]:
+        return False
+    try:
+        with torch.no_grad():
+            given = functional_call(module, own, (x,))
+    except Exception:  # whatever it takes, it is not that
+        return False
+    if not isinstance(given, Tensor) or given.shape != wanted.shape:
+        return False
+    return torch.allclose(given.float(), wanted.float(), rtol=1e-5, atol=1e-5)

@@ -1,4 +1,4 @@
-"""What a model computes once for the whole batch, from parameters alone: T5's relative bias and peft's soft prompt.
+"""What a model computes once for the whole batch, from parameters alone: relative biases and peft's soft prompt.
 
 One result for all examples has one gradient, their sum, from which nobody can tell one from another. So each example is
 given a copy of its own: an expanded view, which every later use broadcasts as before. The method that computes the
@@ -20,12 +20,13 @@ from privguard.training.bookkeeping.inside import Instead
 from privguard.training.bookkeeping.taps import frozen
 
 TABLE = "relative_attention_bias"  # T5 and all that came from it call it so
+_LOOKUPS = ("compute_bias", "compute_position_bias")  # of T5 and its heirs, of MPNet
 
 
 def shared_method(module: nn.Module) -> str:
     """The method whose result all examples share, or the forward."""
     if _has_relative_bias(module):
-        return "compute_bias"
+        return next(name for name in _LOOKUPS if hasattr(module, name))
     return "get_prompt" if repeats_a_prompt(module) else "forward"
 
 
@@ -34,15 +35,25 @@ def looks_up_bias(module: nn.Module, child: str) -> bool:
     return child == TABLE and _has_relative_bias(module)
 
 
+def is_of_all_windows(module: nn.Module, child: str) -> bool:
+    """Whether ``child`` computes a bias for every window of every example: Swin's and Swin v2's attention.
+
+    Its one result is broadcast in ways of its own, so the attention around it takes the parameters for its own.
+    """
+    if child == "relative_position_bias":
+        return not inspect.signature(getattr(module, child).forward).parameters
+    return child == "continuous_position_bias_mlp"
+
+
 def _has_relative_bias(module: nn.Module) -> bool:
     table = getattr(module, TABLE, None)
-    if type(table) is not nn.Embedding or not callable(getattr(module, "compute_bias", None)):
+    if type(table) is not nn.Embedding or not any(callable(getattr(module, name, None)) for name in _LOOKUPS):
         return False
     return table.padding_idx is None and table.max_norm is None and not table.scale_grad_by_freq
 
 
 def relative_bias(heard: Heard, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    """``compute_bias`` of T5: W[distances], (1, heads, queries, keys), from distances (queries, keys)."""
+    """W[distances], (1, heads, queries, keys) or in MPNet one for each example, from distances (queries, keys)."""
     table = cast("nn.Embedding", heard.tapped.module.get_submodule(TABLE))
     looked_up: list[Tensor] = []
 
@@ -53,10 +64,11 @@ def relative_bias(heard: Heard, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     with frozen(heard.tapped.own()), Instead(functional.embedding, table, noted):
         bias = cast("Tensor", heard.tapped.original(*args, **kwargs))
     heads = table.embedding_dim
-    if len(looked_up) != 1 or bias.shape[-3:] != (heads, *looked_up[0].shape) or len(bias) != 1:
+    rows = {1, heard.batch.rows}
+    if len(looked_up) != 1 or bias.shape[-3:] != (heads, *looked_up[0].shape) or len(bias) not in rows:
         raise UnsupportedModelError(
-            f"module={heard.tapped.name!r}: compute_bias gave {tuple(bias.shape)} from {len(looked_up)} lookups; "
-            f"expected one lookup and (1, {heads}, queries, keys), or train one by one (OneByOne)"
+            f"module={heard.tapped.name!r}: {heard.tapped.method} gave {tuple(bias.shape)} from {len(looked_up)} "
+            f"lookups; expected one lookup and (1, {heads}, queries, keys), or train one by one (OneByOne)"
         )
     return heard.tap(heard.shared(bias), kept=looked_up[0].flatten(), factors=_of_table)
 

@@ -296,8 +296,8 @@ def test_ids_of_examples_stay_ids_of_examples() -> None:
         model(torch.arange(5))
 
 
-def test_a_parametrized_weight_is_refused_and_trains_one_by_one() -> None:
-    model = nn.Sequential(parametrizations.weight_norm(nn.Linear(3, 2)))
+def test_a_parametrized_weight_that_remembers_is_refused_and_trains_one_by_one() -> None:
+    model = nn.Sequential(parametrizations.spectral_norm(nn.Linear(3, 2)))
     with pytest.raises(UnsupportedModelError, match="parametriz"):
         keeper(model)
     clipper = OneByOne(model, max_grad_norm=1.0)
