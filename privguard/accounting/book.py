@@ -67,8 +67,13 @@ class Book:
             OSError: the database cannot be written.
         """
         _check.require(bool(officers), "officers", officers, wanted="at least one public key")
+        from sqlalchemy.exc import DBAPIError
+
         book = cls(place)
-        _table().create(book._engine, checkfirst=True)
+        try:
+            _table().create(book._engine, checkfirst=True)
+        except DBAPIError as error:
+            raise OSError(f"{place}: no book can be written there ({error.orig}); name another place") from error
         keys = [officer.to_json() for officer in officers]
         book._append(lambda _: {"kind": "open", "format": FORMAT, "id": secrets.token_hex(16), "officers": keys})
         return book
@@ -80,6 +85,8 @@ class Book:
         Raises:
             LedgerError: there is no book, or a row was changed, moved or taken out.
         """
+        if "://" not in str(place) and not Path(place).is_file():  # SQLite would make an empty one
+            raise LedgerError(f"book={str(place)!r}: is not there; create it, or name the right place")
         book = cls(place)
         book.verify()
         return book

@@ -50,6 +50,7 @@ def local_notary(path: Path) -> "LocalNotary":
 
 def table(claim: Path, notary: Path, verifier: Path) -> "Table":
     """Owner, verifier and local notary at one table."""
+    from privguard.attest.notary import LocalNotary
     from privguard.watermark.claim import Commitment
     from privguard.watermark.offline import Table
     from privguard.watermark.secret import Secret
@@ -57,19 +58,20 @@ def table(claim: Path, notary: Path, verifier: Path) -> "Table":
     return Table(
         commitment=Commitment.read(claim / "commitment.json"),
         secret=Secret.read(claim / "secret"),
-        notary=local_notary(notary),
+        notary=LocalNotary.read(notary),
         verifier=signing_key(verifier),
     )
 
 
 def trusted(path: Path | None, notary: Path | None) -> "Trust":
     """Whom to believe: a trust file, else the local notary alone."""
+    from privguard.attest.notary import LocalNotary
     from privguard.watermark import offline
     from privguard.watermark.claim import Trust
 
     if path is None and notary is None:
         raise ValueError("--trust, --notary: expected one of them, so that the claim's order can be checked")
-    return Trust.read(path) if path is not None else offline.trust(local_notary(notary)) if notary else Trust()
+    return Trust.read(path) if path is not None else offline.trust(LocalNotary.read(notary)) if notary else Trust()
 
 
 def standing(claim: Path, trust: "Trust") -> "Standing":
@@ -136,6 +138,8 @@ def tensors(path: Path) -> "dict[str, NDArray[Any]]":
     import safetensors.torch
     from safetensors import SafetensorError
 
+    if path.is_dir():
+        raise IsADirectoryError(f"{path}: is a folder; name the safetensors file in it")
     try:
         found = safetensors.torch.load_file(path)  # of torch, because numpy has no bfloat16
     except (SafetensorError, ValueError) as error:

@@ -24,7 +24,7 @@ app = typer.Typer(no_args_is_help=True, help="Marks in models, and claims that h
 
 Claim = Annotated[Path, typer.Argument(help="The claim's folder.")]
 Network = Annotated[str, typer.Option(help="package.module:function that makes the network; else a chain of linear.")]
-Notary = Annotated[Path | None, typer.Option(help="A local stand-in for timestamp, beacon and log; made if not there.")]
+Notary = Annotated[Path | None, typer.Option(help="A local stand-in for timestamp, beacon and log; commit makes it.")]
 TrustFile = Annotated[Path | None, typer.Option("--trust", help="Whom to believe: a trust file.")]
 
 

@@ -201,6 +201,20 @@ def test_arrays_and_architectures_that_do_not_fit_are_named(folder, tmp_path, di
             folder / "plain.safetensors", "--notary", folder / "notary.json")  # fmt: skip
 
 
+def test_a_mistyped_notary_is_not_made_up(folder, tmp_path):
+    trace = ("trace", folder / "claim", "--suspect", folder / "innocent.safetensors", "--unmarked")
+    with pytest.raises(FileNotFoundError):
+        run(*trace, folder / "plain.safetensors", "--notary", tmp_path / "nowhere.json")
+    with pytest.raises(FileNotFoundError):
+        challenge(folder, "innocent", "--notary", tmp_path / "nowhere.json", "-o", tmp_path / "evidence")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_in_place_of_a_model_is_named(folder, tmp_path):
+    with pytest.raises(IsADirectoryError, match="is a folder; name the safetensors file in it"):
+        challenge(folder, "innocent", "--suspect", tmp_path, "-o", tmp_path / "evidence")
+
+
 def test_a_suspect_in_bfloat16_is_read(folder, tmp_path, digits):
     short = {name: tensor.bfloat16() for name, tensor in digits.innocent.state_dict().items()}
     safetensors.torch.save_file(short, tmp_path / "short.safetensors")
