@@ -19,6 +19,7 @@ from privguard.training.bookkeeping.factors import gather
 from privguard.training.bookkeeping.gradients import Gradient, Inputs
 from privguard.training.bookkeeping.norms import example_norms
 from privguard.training.bookkeeping.precision import exact, uncast
+from privguard.training.bookkeeping.reach import check_leaves, check_rows
 from privguard.training.bookkeeping.rules import listen_to
 from privguard.training.bookkeeping.shared import looks_up_bias, repeats_a_prompt, shared_method
 from privguard.training.clip import NO_BOUND, ClippedSum, EscapeAlarm, Total, Turn, clip_factors, trainable
@@ -45,7 +46,7 @@ class BookKeeper:
         self._cut = {name: p for name, p in self._parameters.items() if shards.is_cut(p)}
         self._budget = budget
         self._turn, self._total, self._desk = Turn(), Total(self._parameters), Desk()
-        self._all_reached = False
+        self._all_reached = self._apart = False
         tapped = tapped_modules(model, self._parameters, self._desk)
         ways = [listen_to(t.name, t.module) for t in tapped]  # everything is checked before anything is changed
         for one, way in zip(tapped, ways, strict=True):
@@ -67,8 +68,9 @@ class BookKeeper:
         mask = mask.to(losses.device, non_blocking=True)  # once, and without waiting for the forward to be done
         device = next(iter(self._parameters.values())).device  # the model's: losses may have been moved
         try:
-            batch.collecting = True
             with uncast(device):
+                self._check_reach(losses, batch)
+                batch.collecting = True
                 torch.autograd.backward(losses, mask.to(losses.dtype))
             batch.collecting = False
             self._check_reached(batch)
@@ -100,6 +102,17 @@ class BookKeeper:
             self._bound, self._desk.batch = bound, None
             self._turn.reset()
             self._total.take()
+
+    def _check_reach(self, losses: Tensor, batch: Batch) -> None:
+        """What the probe asks of made-up data, of the losses that are really sent backward: once, and not in the probe.
+
+        A model that is cut over ranks goes backward once, since all ranks have to do it together.
+        """
+        if self._bound == NO_BOUND:
+            return
+        check_leaves(losses, batch, self._parameters.values())
+        if not self._apart:
+            self._apart = bool(self._cut) or check_rows(losses, batch)
 
     def _check_reached(self, batch: Batch) -> None:
         if self._all_reached or not batch.mask.any():
