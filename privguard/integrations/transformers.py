@@ -29,6 +29,7 @@ from privguard.checkpoint.trust import Trust
 from privguard.errors import PrivacyError
 from privguard.integrations import beginning, trainer_checkpoint, training_arguments
 from privguard.integrations.charge import BookOrPlace, Charge
+from privguard.integrations.collating import refuse_meeting
 from privguard.integrations.fallback import clipper_for
 from privguard.integrations.heads import CHOICES, Head, PerExampleLoss, head_of, inputs_for
 from privguard.integrations.interrupts import Interrupts
@@ -167,6 +168,15 @@ class PrivateTrainer(Trainer):
         """A counter: item i stands for step i of an epoch. The records are drawn in :meth:`training_step`."""
         steps = cast("Dataset[int]", range(self._per_epoch()))
         return DataLoader(steps, batch_size=1, collate_fn=_only, generator=torch.Generator())
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
+        """Trainer's own.
+
+        Raises:
+            PrivacyError: for the training set, whose metrics would be logged without noise.
+        """
+        training_arguments.refuse_overlap(self.train_dataset, eval_dataset)
+        return super().get_eval_dataloader(eval_dataset)
 
     def num_examples(self, dataloader: DataLoader[Any]) -> int:
         """The public number of examples for the training loader; the true one is a secret."""
@@ -313,7 +323,7 @@ class PrivateTrainer(Trainer):
         setting = Setting(
             model=model,
             optimizer=cast("Any", self.optimizer),
-            clipper=self._clipper(model, head),
+            clipper=self._clipper(model, head, data),
             folder=self._folder,
             seal_to=self._seal_to,
             auditors=self._auditors,
@@ -341,14 +351,16 @@ class PrivateTrainer(Trainer):
             return head_of(self._bare, label_smoothing=self.args.label_smoothing_factor)
         return Head(self._own_loss, structure_of(next(fetch(data, iter([[0]])))))
 
-    def _clipper(self, model: nn.Module, head: Head) -> Clipper:
+    def _clipper(self, model: nn.Module, head: Head, data: DataLoader[Any]) -> Clipper:
         rows_each = CHOICES if head.choices else 1
 
         def losses(batch: Any) -> Tensor:
             return head.losses(self._forward(model, batch), batch)
 
         def build(bound: float) -> Clipper:
-            return clipper_for(model, losses, head.structure, max_grad_norm=bound, rows_each=rows_each)
+            clipper = clipper_for(model, losses, head.structure, max_grad_norm=bound, rows_each=rows_each)
+            ids = head.structure.get("input_ids") if isinstance(head.structure, dict) else None
+            return refuse_meeting(clipper, model, losses, data, top=2 if ids is None else ids.top)
 
         return self._unit.clipper(build, self.plan.max_grad_norm)
 
