@@ -67,7 +67,8 @@ def resume(plan: Plan, setting: Setting, *, snapshot: Path | None = None) -> Pri
     """Go on with the run in the folder, from ``snapshot`` or else from its newest one.
 
     After a clean stop the streams go on as if nothing had happened: same samples, same noise. After a crash the
-    ledger is ahead of the snapshot; what it reserved stays spent, and sampler and noise are keyed afresh.
+    ledger is ahead of the snapshot; what it reserved stays spent, and sampler and noise are keyed afresh. So are they
+    in a copy of the folder: two runs that go on from one state with the same noise would show what lies under it.
 
     Raises:
         ResumeError: no run or no snapshot is there, the plan is another one, a seed is given to a run that has a
@@ -99,7 +100,7 @@ def resume(plan: Plan, setting: Setting, *, snapshot: Path | None = None) -> Pri
         setting.signing_key()
         if setting.charge is not None:
             setting.charge.begin(facts.run, plan)
-        clean = ledger.position == state.step
+        clean = ledger.position == state.step and tuple(state.generators.get("place", ())) == ledger.place
         return ledger.position, state.generators["streams"] if clean else _fresh(setting).secret()
 
     try:
