@@ -104,15 +104,16 @@ class BookKeeper:
             self._total.take()
 
     def _check_reach(self, losses: Tensor, batch: Batch) -> None:
-        """What the probe asks of made-up data, of the losses that are really sent backward: once, and not in the probe.
+        """What the probe asks of made-up data, of the losses that are really sent backward; not in the probe itself.
 
-        A model that is cut over ranks goes backward once, since all ranks have to do it together.
+        A model that is cut over ranks goes backward once, since all ranks do it together, and exchanges its parameters
+        in every forward, so that the alarm alone tells its own from others.
         """
-        if self._bound == NO_BOUND:
+        if self._bound == NO_BOUND or self._cut:
             return
         check_leaves(losses, batch, self._parameters.values())
         if not self._apart:
-            self._apart = bool(self._cut) or check_rows(losses, batch)
+            self._apart = check_rows(losses, batch)
 
     def _check_reached(self, batch: Batch) -> None:
         if self._all_reached or not batch.mask.any():
