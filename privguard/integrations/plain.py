@@ -10,7 +10,7 @@
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
 from typing import Any, final
 
@@ -211,7 +211,7 @@ class PrivateLoop:
         self._run.close()
 
     @contextlib.contextmanager
-    def _alone(self) -> Iterator[None]:
+    def _alone(self) -> Generator[None]:
         if self._iterating:
             raise PrivacyError("batches(): the loop over an earlier call has not ended; one loop at a time")
         self._iterating = True

@@ -267,7 +267,9 @@ def _check_exact(model: nn.Module, clipper: Clipper, losses: Losses, batch: Any,
                     "(OneByOne)"
                 )
         together = _gradient(clipper, losses, batch, _only(rows), rows_each)
-        name, change = _largest_change({n: sum(one[n] for one in each) for n in together}, together, among=each)
+        name, change = _largest_change(
+            {n: torch.stack([one[n] for one in each]).sum(0) for n in together}, together, among=each
+        )
         if not change <= _SAME:
             raise UnsupportedModelError(
                 f"probe: all examples together give parameter {name!r} another gradient than they give one by one, by "

@@ -69,7 +69,7 @@ def _told_apart(user: Hashable) -> Hashable:
     Raises:
         PrivacyError: it is missing, or equal to nothing but itself, so that each record would count as a user.
     """
-    name = user.tolist() if isinstance(user, Tensor) else user
+    name = user.item() if isinstance(user, Tensor) else user
     if name is None or name != name:  # noqa: PLR0124 — NaN
         raise PrivacyError(
             f"user id {name!r}: a record without an owner cannot be protected as a user's; leave such records out, or "
