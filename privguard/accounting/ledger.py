@@ -117,6 +117,12 @@ class Ledger:
         """The next free ledger position."""
         return self._state.position
 
+    @property
+    def place(self) -> tuple[int, int]:
+        """Device and inode of the file: the same after it was moved, and another for a copy."""
+        there = os.fstat(self._writable())
+        return there.st_dev, there.st_ino
+
     def spent(self) -> "list[tuple[DpEvent, int]]":
         """(event, times) in ledger order: all that was reserved, less what a clean stop gave back."""
         return self.history.spent()

@@ -244,6 +244,8 @@ class PrivateAccelerator(Accelerator):
             raise PrivacyError("optimizer.step(): no batch is open; take each batch from the prepared loader")
         if self._open.last:
             self._begun().run.finish_step()
+        else:
+            self._begun().run.hold()
         self._open = None
 
     @property

@@ -72,7 +72,8 @@ def resume(plan: Plan, setting: Setting, *, snapshot: Path | None = None) -> Pri
     """Go on with the run in the folder, from ``snapshot`` or else from its newest one.
 
     After a clean stop the streams go on as if nothing had happened: same samples, same noise. After a crash the
-    ledger is ahead of the snapshot; what it reserved stays spent, and sampler and noise are keyed afresh.
+    ledger is ahead of the snapshot; what it reserved stays spent, and sampler and noise are keyed afresh. So are they
+    in a copy of the folder: two runs that go on from one state with the same noise would show what lies under it.
 
     Raises:
         ResumeError: no run or no snapshot is there, the plan is another one, a seed is given to a run that has a
@@ -104,13 +105,14 @@ def resume(plan: Plan, setting: Setting, *, snapshot: Path | None = None) -> Pri
         setting.signing_key()
         if setting.charge is not None:
             setting.charge.begin(facts.run, plan)
-        clean = ledger.position == state.step
-        if not clean:
+        crashed = ledger.position != state.step
+        if crashed:
             _log.warning(
                 "the last process ended without a clean stop: %d steps that it had reserved after the checkpoint of "
                 "step %d stay spent, so %d of the plan's %d are left to take",
                 *(ledger.position - state.step, state.step, max(0, plan.steps - ledger.position), plan.steps),
             )
+        clean = not crashed and tuple(state.generators.get("place", ())) == ledger.place
         return ledger.position, state.generators["streams"] if clean else _fresh(setting).secret()
 
     try:

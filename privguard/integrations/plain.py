@@ -10,7 +10,7 @@
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
 from typing import Any, final
 
@@ -144,14 +144,18 @@ class PrivateLoop:
         limit = setting.clipper.rows or setting.speed.physical_batch or loader.batch_size or 1
         self._loader = PoissonLoader(loader, sampler=run.plan.sampler(), source=run.sampler_source, limit=limit)
         self._open: PhysicalBatch | None = None
+        self._iterating = False
 
     def batches(self) -> Iterator[Any]:
         """Physical batches of the steps that the plan has left, on the model's device, until the budget is used.
 
         At the end, also after ``break`` and Ctrl-C, the ledger is settled and the last state is sealed. Ctrl-C waits
         for the step under way; a second one does not.
+
+        Raises:
+            PrivacyError: an earlier call is still being iterated over, whose examples would be counted again.
         """
-        with self._meter.running(self._run.taken), Interrupts() as interrupts, contextlib.closing(self):
+        with self._alone(), self._meter.running(self._run.taken), Interrupts() as interrupts, contextlib.closing(self):
             for batch, fetched in self._loader(self._run.taken, self._run.plan.steps):
                 if self._run.reserve() != batch.position:
                     raise PrivacyError(
@@ -183,6 +187,7 @@ class PrivateLoop:
             raise PrivacyError("step(): no batch is open; take each batch from private.batches() and call step() once")
         self._open = None
         if not batch.last:
+            self._run.hold()
             return False
         self._run.finish_step()
         self._meter.step()
@@ -204,6 +209,16 @@ class PrivateLoop:
     def close(self) -> None:
         """A clean stop: settle the ledger, seal the last state, give the model back. Harmless when done twice."""
         self._run.close()
+
+    @contextlib.contextmanager
+    def _alone(self) -> Generator[None]:
+        if self._iterating:
+            raise PrivacyError("batches(): the loop over an earlier call has not ended; one loop at a time")
+        self._iterating = True
+        try:
+            yield
+        finally:
+            self._iterating = False
 
     def _begin(self, batch: PhysicalBatch, fetched: Any) -> Any:
         check_rows(fetched, batch)

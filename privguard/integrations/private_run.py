@@ -11,6 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import final
 
+from torch.optim import Optimizer
+
 from privguard._random import Stream
 from privguard.accounting.accountant import spent
 from privguard.accounting.ledger import Ledger
@@ -23,7 +25,7 @@ from privguard.records import Claim, Manifest
 from privguard.training import shards
 from privguard.training.clip import trainable
 from privguard.training.plan import Plan
-from privguard.training.step import Follower, PrivateStep
+from privguard.training.step import Follower, PrivateStep, check_optimizer
 
 _KEPT = 2  # snapshots on disk: the newest, and one before it
 
@@ -60,6 +62,7 @@ class PrivateRun:
         self._every = max(1, plan.steps // 10) if setting.every is None else setting.every
         self._saved = -1 if came_from is None else came_from.step
         self._generators = [] if came_from is None else came_from.generators["ranks"]  # of each rank
+        self._held: str | None = None
         self._charge = setting.charge if setting.ranks.lead else None
         self._step = PrivateStep(
             plan,
@@ -102,14 +105,43 @@ class PrivateRun:
         return self._step.position()
 
     def release(self) -> None:
-        """End a logical batch: put the noisy gradient into each parameter's ``grad``; the wrapper's optimizer moves."""
+        """End a logical batch: put the noisy gradient into each parameter's ``grad``; the wrapper's optimizer moves.
+
+        Raises:
+            PrivacyError: the optimizer was given other parameters, or moved its settings between two physical batches.
+        """
+        self._check_optimizer()
+        self._held = None
         self._step.release(self._parameters)
 
+    def hold(self) -> None:
+        """End a physical batch that is not the last of its step; until then the optimizer's settings stay.
+
+        How many physical batches a step takes is a secret of its sample, which a schedule must not follow.
+
+        Raises:
+            PrivacyError: they moved since the physical batch before.
+        """
+        self._check_optimizer()
+        self._held = _settings(self._setting.optimizer)
+
     def finish_step(self) -> None:
-        """End a logical batch: add the noise once, take one optimizer step, and seal a snapshot when one is due."""
-        self._step.finish(self._setting.optimizer, self._parameters)
+        """End a logical batch: add the noise once, take one optimizer step, and seal a snapshot when one is due.
+
+        Raises as :meth:`release`.
+        """
+        self.release()
+        self._setting.optimizer.step()
         if self._every and self.taken % self._every == 0 and self.remaining:
             self.save()
+
+    def _check_optimizer(self) -> None:
+        check_optimizer(self._setting.optimizer, self._parameters.values())
+        if self._held is not None and self._held != _settings(self._setting.optimizer):
+            raise PrivacyError(
+                "optimizer: its settings moved between two physical batches of one step, whose number only the sample "
+                "decides; let the schedule step where private.step() returns True (sync_gradients, with accelerate)"
+            )
 
     @property
     def noise_to_signal(self) -> float:
@@ -162,7 +194,7 @@ class PrivateRun:
             step=self.taken,
             weights=weights,
             optimizer=optimizer,
-            generators={"ranks": of_ranks, "streams": self._streams.secret()},
+            generators={"ranks": of_ranks, "streams": self._streams.secret(), "place": ledger.place},
             extra={name: thing.state_dict() for name, thing in setting.also.items()},
         )
         sealed_state.write_snapshot(path, snapshot, self._audience, ledger=ledger, signer=self._signer)
@@ -189,6 +221,11 @@ class PrivateRun:
             self._setting.clipper.close()
             if self._charge is not None:
                 self._charge.settle(self.folder / "ledger.jsonl")
+
+
+def _settings(optimizer: Optimizer) -> str:
+    """Learning rates and all else of an optimizer but its parameters, to compare."""
+    return repr([{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups])
 
 
 def _end(step: PrivateStep, ledger: Ledger | Follower, charge: Charge | None) -> None:

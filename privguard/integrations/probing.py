@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from privguard.integrations.collating import refuse_meeting
 from privguard.integrations.fallback import clipper_for
 from privguard.training.batches import to_device
 from privguard.training.clip import Clipper, attach
@@ -35,33 +36,39 @@ def probed_clipper(model: nn.Module, loader: DataLoader[Any], *, max_grad_norm: 
     fails, and where the model is cut over ranks, it is not probed, and the report says so.
 
     Raises:
-        SensitivityError: one example's gradient depends on another example.
+        SensitivityError: one example's gradient depends on another example, or the collate function lets them meet.
         UnsupportedModelError: a module mixes examples.
     """
     if any(map(is_cut, model.parameters())):
         said = "nothing: the model was cut over ranks before it came; a whole copy of it can be probed"
         return Probed(attach(model, max_grad_norm=max_grad_norm), said)
     structure = structure_of(loader.collate_fn([loader.dataset[0]]))
-    said = "model and loss" if losses is not None else "the model, with a made-up loss"
-    losses = losses or _made_up_loss(model, structure)
-    if losses is None:
-        return Probed(attach(model, max_grad_norm=max_grad_norm), "nothing: how the loop calls the model is not known")
-    return Probed(clipper_for(model, losses, structure, max_grad_norm=max_grad_norm), said)
+    if losses is not None:
+        clipper = clipper_for(model, losses, structure, max_grad_norm=max_grad_norm)
+        return Probed(refuse_meeting(clipper, model, losses, loader), "model and loss")
+    outputs = _outputs(model, structure)
+    if outputs is None:
+        clipper = attach(model, max_grad_norm=max_grad_norm)
+        said = "nothing: how the loop calls the model is not known"
+        return Probed(refuse_meeting(clipper, model, None, loader), said)
+
+    def made_up(batch: Any) -> Tensor:
+        return outputs(batch).flatten(1).square().sum(1) / 2
+
+    clipper = clipper_for(model, made_up, structure, max_grad_norm=max_grad_norm)
+    refuse_meeting(clipper, model, made_up, loader, outputs=outputs)
+    return Probed(clipper, "the model, with a made-up loss")
 
 
-def _made_up_loss(model: nn.Module, structure: Structure) -> Losses | None:
-    """Half the squared output of each example, where the model can be called with the batch's first part."""
+def _outputs(model: nn.Module, structure: Structure) -> Callable[[Any], Tensor] | None:
+    """The model of a batch's first part, where it can be called so and gives a row for each example."""
     first: Callable[[Any], Any] = (
         (lambda batch: batch[0]) if isinstance(structure, list | tuple) else (lambda batch: batch)
     )
-
-    def losses(batch: Any) -> Tensor:
-        return model(first(batch)).flatten(1).square().sum(1) / 2
-
     device = next(model.parameters()).device
     try:
         with untouched(model), torch.no_grad():
-            losses(to_device(device)(make(structure, 2, seed=0, device=device)))
+            model(first(to_device(device)(make(structure, 2, seed=0, device=device)))).flatten(1)
     except Exception:  # any failure means the same: the model is called in another way
         return None
-    return losses
+    return lambda batch: model(first(batch))

@@ -8,6 +8,7 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer
 from transformers.utils.import_utils import is_datasets_available
 
+from privguard.integrations.collating import refuse_meeting
 from privguard.integrations.fallback import clipper_for
 from privguard.integrations.heads import CHOICES, Head, PerExampleLoss, head_of
 from privguard.integrations.unit import Unit
@@ -61,7 +62,13 @@ def training_head(
 
 
 def training_clipper(
-    model: nn.Module, head: Head, forward: Callable[[Any], Any], *, unit: Unit, max_grad_norm: float
+    model: nn.Module,
+    head: Head,
+    forward: Callable[[Any], Any],
+    data: DataLoader[Any],
+    *,
+    unit: Unit,
+    max_grad_norm: float,
 ) -> Clipper:
     """The fastest clipper that the probe finds exact for this model, its head and the unit of privacy.
 
@@ -69,7 +76,8 @@ def training_clipper(
     at most ``max_grad_norm`` to the sum.
 
     Raises:
-        SensitivityError: one example's gradient depends on another example.
+        SensitivityError: one example's gradient depends on another example, in the model, its head or where ``data``
+            puts records together.
         UnsupportedModelError: a module mixes examples.
         PrivacyError: each example of a user is to be clipped by itself, which this model cannot do.
     """
@@ -79,7 +87,9 @@ def training_clipper(
 
     def build(bound: float) -> Clipper:
         rows_each = CHOICES if head.choices else 1
-        return clipper_for(model, losses, head.structure, max_grad_norm=bound, rows_each=rows_each)
+        clipper = clipper_for(model, losses, head.structure, max_grad_norm=bound, rows_each=rows_each)
+        ids = head.structure.get("input_ids") if isinstance(head.structure, dict) else None
+        return refuse_meeting(clipper, model, losses, data, top=2 if ids is None else ids.top)
 
     return unit.clipper(build, max_grad_norm)
 

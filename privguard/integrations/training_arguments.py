@@ -6,8 +6,9 @@ nobody has thought about. The page ``docs/training-arguments.md`` lists the tabl
 
 import copy
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
+from torch.utils.data import Subset
 from transformers import TrainingArguments
 
 from privguard.errors import PrivacyError
@@ -197,9 +198,16 @@ def refuse_scalar_loss(trainer: Mapping[str, Any]) -> None:
 
 
 def refuse_overlap(train: object, evaluation: object) -> None:
-    """Raise PrivacyError where the training set is the evaluation set."""
-    if evaluation is not None and evaluation is train:
+    """Raise PrivacyError where the training set, or a part cut out of it, is among the evaluation sets."""
+    if evaluation is None or train is None:
+        return
+    if isinstance(evaluation, Mapping):
+        for each in cast("Mapping[str, object]", evaluation).values():
+            refuse_overlap(train, each)
+    elif evaluation is train:
         raise PrivacyError(
             "eval_dataset is train_dataset: metrics of private examples carry no noise, and selecting by them is not "
             "covered by the claim; evaluate on other people's data"
         )
+    elif isinstance(evaluation, Subset):
+        refuse_overlap(train, cast("Any", evaluation).dataset)

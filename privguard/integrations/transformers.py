@@ -165,6 +165,15 @@ class PrivateTrainer(Trainer):
         steps = cast("Dataset[int]", range(steps_in(1, sample_rate=self.plan.sample_rate)))
         return DataLoader(steps, batch_size=1, collate_fn=_only, generator=torch.Generator())
 
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
+        """Trainer's own.
+
+        Raises:
+            PrivacyError: for the training set, whose metrics would be logged without noise.
+        """
+        training_arguments.refuse_overlap(self.train_dataset, eval_dataset)
+        return super().get_eval_dataloader(eval_dataset)
+
     def num_examples(self, dataloader: DataLoader[Any]) -> int:
         """The public number of examples for the training loader; the true one is a secret."""
         if isinstance(cast("object", dataloader.dataset), range):
@@ -321,7 +330,7 @@ class PrivateTrainer(Trainer):
         setting = Setting(
             model=model,
             optimizer=cast("Any", self.optimizer),
-            clipper=training_clipper(model, head, forward, unit=self._unit, max_grad_norm=bound),
+            clipper=training_clipper(model, head, forward, data, unit=self._unit, max_grad_norm=bound),
             folder=self._folder,
             seal_to=self._seal_to,
             auditors=self._auditors,

@@ -130,7 +130,11 @@ def not_covered(manifest: Manifest) -> Iterator[str]:
 def assumptions(manifest: Manifest) -> Iterator[str]:
     """What the claim rests on and no part of this report has checked."""
     yield from manifest.unproven
-    yield "Each record of the data set belongs to one unit of privacy, and no record was put in twice."
+    yield (
+        "Each record of the data set belongs to one unit of privacy, no record was put in twice, and what the data set "
+        "gives for a record is made from that record alone."
+    )
+    yield "No copy of the run went on beside it: a copy keeps a ledger of its own, which this report does not count."
     yield (
         "The noise is drawn in float32; attacks on the last bits of floating-point noise (Mironov 2012) are "
         "not ruled out by construction."

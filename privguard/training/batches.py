@@ -2,17 +2,19 @@
 
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, final
+from typing import Any, cast, final
 
 import torch
 from torch import Tensor
 from torch.utils.data import (
     BatchSampler,
+    ConcatDataset,
     DataLoader,
     Dataset,
     IterableDataset,
     RandomSampler,
     SequentialSampler,
+    Subset,
     TensorDataset,
 )
 from torch.utils.data.dataloader import default_collate
@@ -82,7 +84,7 @@ def fetch(loader: DataLoader[Any], records: Iterator[Sequence[int]]) -> Iterator
     A ``TensorDataset`` with the default collate function is indexed at once, which gives the same tensors without a
     Python call for each record.
     """
-    if isinstance(loader.dataset, TensorDataset) and loader.collate_fn is default_collate and loader.num_workers == 0:
+    if type(loader.dataset) is TensorDataset and loader.collate_fn is default_collate and loader.num_workers == 0:
         return _index(loader.dataset.tensors, records, pin=loader.pin_memory and torch.cuda.is_available())
     return iter(
         DataLoader(
@@ -125,10 +127,31 @@ def examples_of(loader: DataLoader[Any]) -> int:
     if not (shuffled or isinstance(sampler, SequentialSampler)) or not _plain_batches(loader):
         raise PrivacyError(
             f"sampler={type(sampler).__name__}: the accountant prices Poisson sampling alone, and replacing your "
-            "sampler would change what you train on; give a loader with shuffle=True and weigh or group records in "
-            "the data set"
+            "sampler would change what you train on; give a loader with shuffle=True, and weigh records in the loss"
         )
+    _refuse_doubles(dataset)
     return len(dataset)  # type: ignore[arg-type] — checked above
+
+
+def _refuse_doubles(dataset: Any) -> None:
+    """Refuse what puts a record in more than once, as far as torch's own data sets tell: each copy moves the sum."""
+    if isinstance(dataset, Subset):
+        indices = [int(index) for index in cast("Any", dataset).indices]
+        _refuse_if("indices", len(set(indices)) < len(indices), dataset)
+        _refuse_doubles(cast("Any", dataset).dataset)
+    elif isinstance(dataset, ConcatDataset):
+        parts = cast("Any", dataset).datasets
+        _refuse_if("datasets", len({id(part) for part in parts}) < len(parts), dataset)
+        for part in parts:
+            _refuse_doubles(part)
+
+
+def _refuse_if(name: str, doubled: bool, dataset: object) -> None:  # noqa: FBT001 — the condition is what it is about
+    if doubled:
+        raise PrivacyError(
+            f"{type(dataset).__name__}.{name}: holds a record more than once, which moves the sum by as many clipping "
+            "norms; leave each in once, and weigh it in the loss"
+        )
 
 
 def _plain_batches(loader: DataLoader[Any]) -> bool:

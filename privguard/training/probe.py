@@ -7,7 +7,7 @@ tells nothing about it; the model's buffers, the generators and the training mod
 """
 
 import random
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, final
@@ -268,25 +268,63 @@ def _check_exchange(model: nn.Module, losses: Losses, first: Any, second: Any) -
 
 
 def _check_exact(model: nn.Module, clipper: Clipper, losses: Losses, batch: Any, rows_each: int) -> None:
-    """Compare what the clipper finds for each example, unclipped, with the gradient of an ordinary backward pass.
+    """Compare what the clipper finds, unclipped, with the gradients of ordinary backward passes.
 
     Dropout is off meanwhile, because the two passes need not draw alike.
     """
-    model.eval()
-    for module in model.modules():
-        if isinstance(module, nn.RNNBase):  # cuDNN has no backward in eval mode
-            module.train()
+    _still(model)
     with _without_dropout(model):
         rows = _run(losses, batch).shape[0]
+        each = [_plain(model, losses, batch, example) for example in range(rows)]
         for example in range(rows):
             found = _gradient(clipper, losses, batch, _only(rows, example), rows_each)
-            name, change = _largest_change(_plain(model, losses, batch, example), found)
+            name, change = _largest_change(each[example], found)
             if not change <= _SAME:
                 raise UnsupportedModelError(
                     f"probe: the gradient found for parameter {name!r} is off by {change:.2g} of the norm; "
                     "the examples may not come first in a tensor that reaches it; train with physical batches of one "
                     "(OneByOne)"
                 )
+        together = _gradient(clipper, losses, batch, _only(rows), rows_each)
+        name, change = _largest_change(
+            {n: torch.stack([one[n] for one in each]).sum(0) for n in together}, together, among=each
+        )
+        if not change <= _SAME:
+            raise UnsupportedModelError(
+                f"probe: all examples together give parameter {name!r} another gradient than they give one by one, by "
+                f"{change:.2g} of the norm; something on the way back (a hook, a backward pass of your own) looks at "
+                "the whole batch; train with physical batches of one (OneByOne)"
+            )
+
+
+def check_same_alone(model: nn.Module, losses: Losses, beside: Any, alone: Any) -> None:
+    """Refuse a model in which example 0's gradient is another in the batch ``beside`` than in the batch ``alone``.
+
+    Both hold the same example, padded in the one as a longer record beside it wants, and unpadded in the other.
+
+    Raises:
+        SensitivityError: the model reads its padding.
+    """
+    with untouched(model):
+        _still(model)
+        with _without_dropout(model):
+            pair = [_plain(model, losses, batch, 0) for batch in (alone, beside)]
+    name, change = _largest_change(*pair)
+    finite = all(bool(value.isfinite().all()) for value in pair[0].values())
+    if finite and not change <= _SAME:
+        raise SensitivityError(
+            f"probe: the padding that a longer record brings changed an example's gradient of {name!r} by {change:.2g} "
+            "of its norm; pad every record to one public length (padding='max_length'), or keep padding out of the "
+            "model with a mask"
+        )
+
+
+def _still(model: nn.Module) -> None:
+    """Dropout off: the two passes need not draw alike."""
+    model.eval()
+    for module in model.modules():
+        if isinstance(module, nn.RNNBase):  # cuDNN has no backward in eval mode
+            module.train()
 
 
 @contextmanager
@@ -302,9 +340,14 @@ def _without_dropout(model: nn.Module) -> Generator[None]:
             module.dropout = dropout
 
 
-def _largest_change(one: dict[str, Tensor], two: dict[str, Tensor]) -> tuple[str, float]:
-    """The name of the parameter whose gradients differ most, and their distance over the norm of all of ``one``."""
-    whole = max(float(torch.stack([g.norm() for g in one.values()]).norm()), 1e-30)
+def _largest_change(
+    one: dict[str, Tensor], two: dict[str, Tensor], *, among: Sequence[dict[str, Tensor]] = ()
+) -> tuple[str, float]:
+    """The name of the parameter whose gradients differ most, and their distance over the norm of all of ``one``.
+
+    A sum whose terms may cancel is compared with the norm of all the terms that it is ``among``.
+    """
+    whole = max(float(torch.stack([g.norm() for each in among or [one] for g in each.values()]).norm()), 1e-30)
     changes = {name: float((one[name] - two[name]).norm()) / whole for name in one}
     name = max(changes, key=lambda n: (changes[n] != changes[n], changes[n]))  # NaN counts as the largest
     return name, changes[name]

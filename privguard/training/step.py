@@ -5,6 +5,7 @@ that the ledger has durably reserved, and only the noisy sum moves the weights.
 """
 
 import math
+import os
 from collections.abc import Callable, Iterable
 from typing import final
 
@@ -55,6 +56,7 @@ class PrivateStep:
         self._signal: Tensor | None = None  # norm of the last noisy sum
         self._floor = 0.0  # expected norm of the noise in it, σC√d
         self._next = ledger.position
+        self._process = os.getpid()
         self._unsettled = False
 
     @property
@@ -71,11 +73,17 @@ class PrivateStep:
         """Ledger position of the step in the making, reserved on disk before this returns.
 
         Raises:
+            PrivacyError: this is not the process that began the run.
             BudgetExceededError: the plan's steps are spent, or ``permit``, asked before each reservation, refuses.
         """
         if self.remaining == 0:
             raise BudgetExceededError(
                 f"steps={self._plan.steps}: all are spent; stop here, or plan a new run and account for both"
+            )
+        if os.getpid() != self._process:
+            raise PrivacyError(
+                "step: taken in a forked process, whose parent draws the same samples and noise; train in the process "
+                "that began the run"
             )
         if self._next == self._ledger.position:
             self._permit()

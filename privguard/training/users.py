@@ -17,6 +17,7 @@ from torch import Tensor
 
 from privguard import _check
 from privguard._random import Stream
+from privguard.errors import PrivacyError
 from privguard.training.clip import ClippedSum, Clipper
 from privguard.training.sample import PhysicalBatch
 
@@ -31,8 +32,16 @@ class Users:
     def __init__(self, ids: Iterable[Hashable], *, most: int, apart: bool = False) -> None:
         self.most, self.apart = _check.count("most", most), apart
         owned: dict[Hashable, list[int]] = {}
+        kinds = set[type]()
         for record, user in enumerate(ids):
-            owned.setdefault(user, []).append(record)
+            name = _told_apart(user)
+            kinds.add(type(name))
+            owned.setdefault(name, []).append(record)
+        if len(kinds) > 1:
+            raise PrivacyError(
+                f"user ids: of types {sorted(kind.__name__ for kind in kinds)}, so one user may have two names (7 and "
+                "'7'); make them all of one type"
+            )
         _check.require(bool(owned), "ids", "()", wanted="one user for each record")
         self._owned = [np.array(records, np.int64) for records in owned.values()]
 
@@ -56,6 +65,26 @@ class Users:
             return records
         words = source.child("records of user", user).words(len(records))
         return np.sort(records[np.argsort(words)[: self.most]])
+
+
+def _told_apart(user: Hashable) -> Hashable:
+    """A user's name, which is equal in all records of this user and in no other's.
+
+    Raises:
+        PrivacyError: it is missing, or equal to nothing but itself, so that each record would count as a user.
+    """
+    name = user.item() if isinstance(user, Tensor) else user
+    if name is None or name != name:  # noqa: PLR0124 — NaN
+        raise PrivacyError(
+            f"user id {name!r}: a record without an owner cannot be protected as a user's; leave such records out, or "
+            "give each an owner"
+        )
+    if type(name).__hash__ is object.__hash__:
+        raise PrivacyError(
+            f"user ids: {type(name).__name__} objects are equal to nothing but themselves, so each record would count "
+            "as a user of its own; pass strings or whole numbers"
+        )
+    return name
 
 
 @final

@@ -1,12 +1,13 @@
 """The plain private loop: what a step computes, what the ledger says, what is refused."""
 
 import json
+import os
 
 import pytest
 import torch
 from small import SmallRun, small_data, small_plan
 from torch.nn import functional
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset, WeightedRandomSampler
+from torch.utils.data import ConcatDataset, DataLoader, IterableDataset, Subset, TensorDataset, WeightedRandomSampler
 
 from privguard._random import Stream
 from privguard.accounting.accountant import spent
@@ -215,3 +216,92 @@ def test_a_larger_or_smaller_data_set_than_planned_is_no_error(small):
     plan = small_plan(examples=5, steps=2)
     small.data = TensorDataset(*(tensor[:50] for tensor in small_data().tensors))
     assert SmallRun.go(small.start(plan)) == 2
+
+
+def one_batch(private, batch):
+    private.backward(functional.cross_entropy(private.model(batch[0]), batch[1], reduction="none"))
+    return private.step()
+
+
+def test_parameters_added_to_the_optimizer_later_are_refused_before_they_move(small):
+    """A head outside the model, in the optimizer alone: autograd would write its gradient without clip and noise."""
+    head = torch.nn.Linear(3, 3)
+    before = head.weight.detach().clone()
+    private = small.start()
+    small.optimizer.add_param_group({"params": head.parameters()})
+    for inputs, targets in (batches := private.batches()):
+        with pytest.raises(SensitivityError, match="that is no parameter of the model"):
+            private.backward(functional.cross_entropy(head(private.model(inputs)), targets, reduction="none"))
+        break
+    batches.close()
+    small.renew()
+    private = small.start(run=small.folder / "unused")
+    small.optimizer.add_param_group({"params": head.parameters()})
+    with pytest.raises(PrivacyError, match="2 of its tensors are not the model's"):
+        SmallRun.go(private)
+    assert torch.equal(head.weight, before)
+
+
+def test_a_schedule_that_moves_between_the_physical_batches_of_a_step_is_refused(small):
+    """Their number is the sample's secret, and the learning rate would tell it."""
+    private = small.start(small_plan(sample_rate=1.0), batch_size=40)
+    with pytest.raises(PrivacyError, match="moved between two physical batches"):
+        for batch in private.batches():
+            one_batch(private, batch)
+            small.optimizer.param_groups[0]["lr"] *= 0.9
+    assert Ledger.read(small.folder / "ledger.jsonl").position == 0
+
+
+def test_a_second_loop_over_the_batches_of_the_first_is_refused(small):
+    private = small.start()
+    with pytest.raises(PrivacyError, match="one loop at a time"):
+        list(zip(private.batches(), private.batches(), strict=True))
+
+
+@pytest.mark.parametrize(
+    "doubled",
+    [
+        lambda data: Subset(data, [0, 1, 2, 1]),
+        lambda data: ConcatDataset([data, Subset(data, [3]), data]),
+        lambda data: Subset(ConcatDataset([data, Subset(data, [3, 3])]), range(7)),
+    ],
+    ids=["by index", "by data set", "further down"],
+)
+def test_a_record_that_is_put_in_twice_is_refused(small, doubled):
+    """Each copy is clipped by itself, so the record would move the sum by twice the clipping norm."""
+    with pytest.raises(PrivacyError, match="holds a record more than once"):
+        small.start(loader=DataLoader(doubled(small.data), shuffle=True))
+
+
+def test_parts_of_a_data_set_and_several_of_them_are_fine(small):
+    parts = ConcatDataset([Subset(small.data, range(50)), Subset(small.data, range(50, 90))])
+    assert SmallRun.go(small.start(loader=DataLoader(parts, batch_size=16, shuffle=True))) == 20
+
+
+def test_a_data_set_that_changes_what_its_tensors_hold_is_asked_for_each_record(small):
+    class Halved(TensorDataset):
+        def __getitem__(self, index):
+            x, y = super().__getitem__(index)
+            return x / 2, y
+
+    private = small.start(
+        loader=DataLoader(Halved(*small.data.tensors), batch_size=200), plan=small_plan(sample_rate=1.0)
+    )
+    inputs, _ = next(private.batches())
+    assert torch.equal(inputs, small.data.tensors[0] / 2)
+
+
+def test_a_forked_child_takes_no_step_of_its_parents(small):
+    """Parent and child would draw the same noise for different weights."""
+    private = small.start()
+    batches = private.batches()
+    one_batch(private, next(batches))  # eight steps are reserved: the child need not write to take the next
+    child = os.fork()
+    if child == 0:
+        try:
+            one_batch(private, next(batches))
+        except Exception as error:  # the clean stop fails as well: the ledger is the parent's
+            os._exit(7 if "forked process" in f"{error} {error.__context__}" else 8)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+    assert one_batch(private, next(batches)) in {True, False}

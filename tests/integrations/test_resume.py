@@ -215,3 +215,17 @@ def test_an_abandoned_run_settles_its_ledger(small):
     history = Ledger.read(small.folder / "ledger.jsonl")
     assert history.settled
     assert history.position == 0
+
+
+@pytest.mark.parametrize("how", [shutil.copytree, shutil.move])
+def test_a_copy_of_a_run_draws_afresh_and_a_run_that_moved_goes_on(small, how):
+    """Two runs that go on from one state with the same samples and noise would show their difference without noise."""
+    private = small.start()
+    before = private._run._streams.secret()
+    SmallRun.go(private, steps=3)
+    how(small.folder, elsewhere := small.folder.with_name("elsewhere"))
+    small.renew()
+    there = small.start(run=elsewhere, resume=True)
+    assert there._run.taken == 3
+    assert (there._run._streams.secret() == before) == (how is shutil.move)
+    assert SmallRun.go(there) == 17

@@ -274,3 +274,26 @@ def test_a_recurrent_model_with_dropout_passes() -> None:
 
     with warnings.catch_warnings():
         check(Reader(), lambda model, batch: model(batch[0]))
+
+
+class Evened(nn.Module):
+    """The gradient on its way back is divided by its norm over the whole batch, which no forward shows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(5, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.first(x).tanh()
+        if hidden.requires_grad:
+            hidden.register_hook(lambda gradient: gradient / gradient.norm())
+        return self.second(hidden)
+
+
+def test_examples_that_meet_on_the_way_back_are_trained_one_by_one() -> None:
+    with pytest.raises(UnsupportedModelError, match=r"all examples together.*'first"):
+        check(Evened(), each)
+    model = Evened()
+    clipper, why = choose(model, lambda batch: each(model, batch), IMAGES, max_grad_norm=0.1)
+    assert isinstance(clipper, OneByOne)
+    assert why is not None

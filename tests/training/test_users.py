@@ -3,9 +3,12 @@
 from collections import Counter
 
 import numpy as np
+import pytest
+import torch
 from scipy import stats
 
 from privguard._random import Stream
+from privguard.errors import PrivacyError
 from privguard.training.sample import PhysicalBatch
 from privguard.training.users import Users
 
@@ -40,3 +43,28 @@ def test_every_record_of_a_user_enters_as_often_as_every_other():
 def test_a_position_drawn_again_gives_the_same_records():
     assert drawn(4) == drawn(4)
     assert len({tuple(drawn(position)[0][0]) for position in range(20)}) > 5
+
+
+def test_ids_are_compared_by_what_they_say():
+    """A tensor is equal to nothing but itself: each record would be a user of its own, with a bound of its own."""
+    assert len(Users(torch.tensor([4, 4, 7, 4]), most=2)) == 2
+    assert len(Users(np.array([4, 4, 7, 4]), most=2)) == 2
+
+
+class Person:
+    """As a data set might hold them, one object for each record."""
+
+
+@pytest.mark.parametrize(
+    ("ids", "said"),
+    [
+        ([None, "ann", None], "user id None"),
+        ([float("nan"), 1.0, float("nan")], "user id nan"),
+        (torch.tensor([1.0, float("nan")]), "user id nan"),
+        ([Person(), Person()], "Person objects are equal to nothing but themselves"),
+        ([7, "7"], r"of types \['int', 'str'\]"),
+    ],
+)
+def test_ids_that_do_not_tell_users_apart_are_refused(ids, said):
+    with pytest.raises(PrivacyError, match=said):
+        Users(ids, most=2)

@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor, nn
@@ -40,14 +40,20 @@ class Part:
 
 @final
 class Batch:
-    """B examples under way between *begin* and the end of *backward*, and the factors collected for them."""
+    """B examples under way between *begin* and the end of *backward*, and the factors collected for them.
+
+    ``root`` makes the graph exist below the first module; it never gets a gradient, so all batches share it.
+    """
+
+    root: ClassVar[Tensor] = torch.zeros((), requires_grad=True)
 
     def __init__(self, mask: Tensor, rows_each: int = 1) -> None:
         self.mask = mask
         self.size = len(mask)
         self.rows = len(mask) * rows_each
         self.collecting = False  # true only while its own backward runs
-        self.root = torch.zeros((), requires_grad=True)
+        self.alone: int | None = None  # while one example's loss is sent backward to see where it reaches
+        self.reaches: list[tuple[str, Tensor]] = []  # by module: it reached others' rows, its own are not finite
         self.factors: dict[Part, list[Factor]] = defaultdict(list)
         self.reached: set[str] = set()
 
@@ -168,7 +174,7 @@ class Heard:
         tapped, batch = self.tapped, self.batch
 
         def collect(kept: Tensor, g: Tensor) -> None:
-            if not batch.collecting:
+            if batch.alone is None and not batch.collecting:
                 raise SensitivityError(
                     f"module={tapped.name!r}: a gradient came outside its own backward; call private.backward(losses) "
                     "once for each batch and nothing else"
@@ -176,6 +182,9 @@ class Heard:
             if axis > 0:
                 kept, g = kept.movedim(axis, 0), g.movedim(axis, 0)
             self.check_rows(g, shared=axis == SHARED)  # not in the forward: what is detached may have any shape
+            if batch.alone is not None:
+                self.note_reach(g, batch.alone)
+                return
             with torch.no_grad():
                 call = Call(tapped.module, kept, g, batch.size, frozenset(tapped.names))
                 for key, factor in factors(call):
@@ -183,6 +192,16 @@ class Heard:
                     batch.factors[part].append(factor.lean() if isinstance(factor, Outer) else factor)
 
         return tap(output, kept=kept, root=batch.root, collect=collect)
+
+    def note_reach(self, g: Tensor, example: int) -> None:
+        """Note whether the gradient of one example's loss is not zero in rows of others, or not finite in its own.
+
+        What is not finite elsewhere says nothing: zero times a record that is not finite is NaN.
+        """
+        each = g.detach().unflatten(0, (self.batch.size, -1)).flatten(1)
+        others = torch.cat([each[:example], each[example + 1 :]])
+        reached, broken = (others != 0) & others.isfinite(), ~each[example].isfinite()
+        self.batch.reaches.append((self.tapped.name, torch.stack([reached.any(), broken.any()])))
 
     def check_rows(self, g: Tensor, *, shared: bool = False) -> None:
         """Refuse an output whose dimension 0 cannot be the example, or that all examples have in common."""

@@ -19,6 +19,7 @@ from privguard.training.bookkeeping.factors import gather
 from privguard.training.bookkeeping.gradients import Gradient, Inputs
 from privguard.training.bookkeeping.norms import example_norms
 from privguard.training.bookkeeping.precision import exact, uncast
+from privguard.training.bookkeeping.reach import check_leaves, check_rows
 from privguard.training.bookkeeping.rules import listen_to
 from privguard.training.bookkeeping.shared import (
     is_of_all_windows,
@@ -50,7 +51,7 @@ class BookKeeper:
         self._cut = {name: p for name, p in self._parameters.items() if shards.is_cut(p)}
         self._budget = budget
         self._turn, self._total, self._desk = Turn(), Total(self._parameters), Desk()
-        self._all_reached = False
+        self._all_reached = self._apart = False
         tapped = tapped_modules(model, self._parameters, self._desk)
         ways = [listen_to(t.name, t.module) for t in tapped]  # everything is checked before anything is changed
         for one, way in zip(tapped, ways, strict=True):
@@ -72,8 +73,9 @@ class BookKeeper:
         mask = mask.to(losses.device, non_blocking=True)  # once, and without waiting for the forward to be done
         device = next(iter(self._parameters.values())).device  # the model's: losses may have been moved
         try:
-            batch.collecting = True
             with uncast(device):
+                self._check_reach(losses, batch)
+                batch.collecting = True
                 torch.autograd.backward(losses, mask.to(losses.dtype))
             batch.collecting = False
             self._check_reached(batch)
@@ -116,6 +118,18 @@ class BookKeeper:
             yield
         finally:
             self._desk.watched = None
+
+    def _check_reach(self, losses: Tensor, batch: Batch) -> None:
+        """What the probe asks of made-up data, of the losses that are really sent backward; not in the probe itself.
+
+        A model that is cut over ranks goes backward once, since all ranks do it together, and exchanges its parameters
+        in every forward, so that the alarm alone tells its own from others.
+        """
+        if self._bound == NO_BOUND or self._cut:
+            return
+        check_leaves(losses, batch, self._parameters.values())
+        if not self._apart:
+            self._apart = check_rows(losses, batch)
 
     def _check_reached(self, batch: Batch) -> None:
         if self._all_reached or not batch.mask.any():

@@ -372,6 +372,28 @@ def test_evaluating_on_the_training_data_is_refused(tmp_path):
     data = SENTENCES()
     with pytest.raises(PrivacyError, match="eval_dataset is train_dataset"):
         private_trainer(model(), data, tmp_path, eval_dataset=data)
+    for hidden in ({"seen": data, "new": SENTENCES()}, torch.utils.data.Subset(data, [0, 1])):
+        with pytest.raises(PrivacyError, match="eval_dataset is train_dataset"):
+            private_trainer(model(), data, tmp_path, eval_dataset=hidden)
+    private = private_trainer(model(), data, tmp_path, eval_dataset={"new": SENTENCES()})
+    with pytest.raises(PrivacyError, match="eval_dataset is train_dataset"):
+        private.evaluate(data)
+    assert not private.state.log_history
+
+
+def test_a_model_that_reads_its_padding_is_refused(tmp_path):
+    """GPT-2 counts positions from the left edge, so padding on the left moves a text by what the longest one needs."""
+
+    names = ("input_ids", "attention_mask", "labels")
+
+    def pad_left(rows):
+        batch = pad([{name: row[name].flip(0) for name in names} for row in rows])
+        return {name: batch[name].flip(1) for name in names}
+
+    make, data = ZOO["gpt2-causal"]
+    with pytest.raises(SensitivityError, match="padding that a longer record brings"):
+        private_trainer(make(), data(), tmp_path, data_collator=pad_left).train()
+    private_trainer(make(), data(), tmp_path).train()
 
 
 def test_arguments_that_contradict_the_plan_are_refused(tmp_path):
