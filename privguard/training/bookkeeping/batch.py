@@ -133,14 +133,30 @@ class Tapped:
         def forward(*args: Any, **kwargs: Any) -> Any:
             batch = self.desk.batch
             if batch is None or not torch.is_grad_enabled():
-                output = self.original(*args, **kwargs)
-                if self.desk.watched is not None:
-                    self.layout.note(self.desk.watched, (args, kwargs), output)
-                return output
+                return self._watch(args, kwargs)
             batch.reached.update(self.names.values())
             return listen(Heard(self, batch), args, kwargs)
 
         setattr(self.module, self.method, torch.compiler.disable(forward))
+
+    def _watch(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run the method, and in a made-up batch note its shapes.
+
+        What is inside a method other than ``forward`` will have a row for each example when it is listened to, and
+        none yet: its shapes would mislead.
+        """
+        watched = self.desk.watched
+        if watched is None:
+            return self.original(*args, **kwargs)
+        alone = self.method == "forward"
+        self.desk.watched = watched if alone else None
+        try:
+            output = self.original(*args, **kwargs)
+        finally:
+            self.desk.watched = watched
+        if alone:
+            self.layout.note(watched, (args, kwargs), output)
+        return output
 
     def remove(self) -> None:
         """Give the module its own method back."""
