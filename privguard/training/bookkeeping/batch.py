@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any, ClassVar, final
 
 import torch
@@ -27,6 +28,14 @@ class Part:
     def whole(self) -> bool:
         """Whether this is all of the parameter."""
         return self.start is None
+
+    def overlaps(self, other: "Part") -> bool:
+        """Whether two different parts of one parameter have rows in common."""
+        return self.whole or other.whole or max(self._rows[0], other._rows[0]) < min(self._rows[1], other._rows[1])
+
+    @property
+    def _rows(self) -> tuple[float, float]:
+        return self.start or 0, inf if self.stop is None else self.stop
 
     def of(self, whole: Tensor) -> Tensor:
         """This part of a tensor of the parameter's shape."""

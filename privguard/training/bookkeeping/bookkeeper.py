@@ -4,7 +4,8 @@ Forward: every module that owns trainable parameters is tapped. Backward: the ta
 per example over all parameters, one clip factor, and one weighted sum per parameter.
 """
 
-from collections.abc import Collection, Generator
+import itertools
+from collections.abc import Collection, Generator, Iterable
 from contextlib import contextmanager
 from typing import final
 
@@ -143,6 +144,7 @@ class BookKeeper:
 
     @torch.no_grad()
     def _close_books(self, batch: Batch, mask: Tensor) -> None:
+        _check_apart(batch.factors)
         gradients: dict[Part, Gradient] = {}
         inputs = Inputs()
         for part in list(batch.factors):
@@ -174,6 +176,20 @@ class BookKeeper:
         norms = example_norms(gradients, max_norm=self._bound)
         norms = torch.where(mask.to(norms.device), norms, torch.inf)
         return clip_factors(norms, max_norm=self._bound).float()
+
+
+def _check_apart(parts: Iterable[Part]) -> None:
+    """Refuse uses of one parameter that overlap without being the same: their norms lack what they have in common."""
+    by_name: dict[str, list[Part]] = {}
+    for part in parts:
+        by_name.setdefault(part.name, []).append(part)
+    for name, mine in by_name.items():
+        for one, two in itertools.combinations(mine, 2):
+            if one.overlaps(two):
+                raise UnsupportedModelError(
+                    f"parameter={name!r}: used as a whole in one place and by its rows in another; give each use a "
+                    "parameter of its own, or train with physical batches of one (OneByOne)"
+                )
 
 
 def _keep_heap() -> None:

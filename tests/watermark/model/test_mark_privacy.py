@@ -21,12 +21,12 @@ def private_run(folder, digits, monkeypatch, *, mark):
     drawn, sampled = [], []
     reader = _random.Stream.reader
 
-    def recorded(self):
-        fill = reader(self)
+    def recorded(self, start=0):
+        fill = reader(self, start)
 
         def filled(target):
             fill(target)
-            drawn.append((self.label, hashlib.sha256(memoryview(target).cast("B")).hexdigest()))
+            drawn.append((self.label, start, hashlib.sha256(memoryview(target).cast("B")).hexdigest()))
 
         return filled
 
@@ -76,7 +76,7 @@ def test_events_sampling_and_noise_are_the_same_with_and_without_a_mark(tmp_path
     assert sum(line.get("times", 1) for line in plain[0] if line["kind"] == "reserve") == 4
     assert plain[1] == marked[1]
     assert plain[2] == marked[2]
-    assert any("noise" in label for label, _ in plain[2]), sorted({label for label, _ in plain[2]})
+    assert any("noise" in label for label, *_ in plain[2]), sorted({label for label, *_ in plain[2]})
     assert not torch.equal(plain[3][0].weight, marked[3][0].weight)
 
 
