@@ -31,11 +31,8 @@ class Part:
 
     def overlaps(self, other: "Part") -> bool:
         """Whether two different parts of one parameter have rows in common."""
-        return self.whole or other.whole or max(self._rows[0], other._rows[0]) < min(self._rows[1], other._rows[1])
-
-    @property
-    def _rows(self) -> tuple[float, float]:
-        return self.start or 0, inf if self.stop is None else self.stop
+        (first, end), (others, others_end) = ((p.start or 0, inf if p.stop is None else p.stop) for p in (self, other))
+        return max(first, others) < min(end, others_end)
 
     def of(self, whole: Tensor) -> Tensor:
         """This part of a tensor of the parameter's shape."""
