@@ -6,6 +6,7 @@ model does not read padding. Both are looked at with records of the real ones' s
 """
 
 import copy
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
@@ -19,6 +20,8 @@ from privguard.integrations import generators
 from privguard.integrations.made_up import Pattern
 from privguard.training.clip import Clipper
 from privguard.training.probe import Losses, check_same_alone
+
+_log = logging.getLogger(__name__)
 
 Collate = Callable[[list[Any]], Any]
 _TRIES = 8  # a collate function may mix only now and then
@@ -58,7 +61,8 @@ def refuse_meeting(
 def refuse_mixing(collate: Collate, pattern: Pattern) -> None:
     """Refuse a collate function by which one record changes the rows of others.
 
-    A function that fails on made-up records, or that draws from a generator of its own, is not looked at.
+    A function that fails on made-up records, or that draws from a generator of its own, tells nothing; a warning says
+    that it was not looked at.
 
     Raises:
         SensitivityError: it mixes records.
@@ -79,11 +83,12 @@ def _mixes(collate: Collate, pattern: Pattern) -> bool:
             here, exchanged = generators.states(), [*first[:3], pattern.made_up(4 + attempt)]
             one, again, other = (_collated(collate, records, here) for records in (first, first, exchanged))
             if _differ(one, again, rows=4):
+                _not_looked_at("the collate function mixes records", "it draws from a generator of its own")
                 return False
             if _differ(one, other, rows=4, but=1):
                 return True
-    except Exception:
-        return False
+    except Exception as error:  # made-up records need not make sense to a function of the user's: no fault of its
+        _not_looked_at("the collate function mixes records", f"{type(error).__name__} on made-up records")
     finally:
         generators.restore(before)
     return False
@@ -118,10 +123,15 @@ def refuse_read_padding(
         check_same_alone(model, losses, beside, alone)
     except SensitivityError:
         raise
-    except Exception:
-        return
+    except Exception as error:  # as above; the model, too, may refuse what is made up
+        _not_looked_at("the model reads padding", f"{type(error).__name__} on made-up records")
     finally:
         generators.restore(before)
+
+
+def _not_looked_at(what: str, reason: str) -> None:
+    """Say that the claim rests on the user's word here. No text of an error, which may quote a record."""
+    _log.warning("whether %s was not looked at: %s; the claim assumes that it does not", what, reason)
 
 
 def _collated(collate: Collate, records: Sequence[Any], chance: Mapping[str, Any]) -> Any:

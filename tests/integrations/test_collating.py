@@ -156,3 +156,31 @@ def test_a_collate_function_that_augments_trains_and_every_generator_stays_where
         assert random.getstate() == before[1]
         assert np.random.get_state()[1].tolist() == before[2]  # noqa: NPY002
     assert SmallRun.go(private) == 2
+
+
+def strict(records):
+    if any(label not in (0, 1, 2) or float(x.abs().max()) > 0.5 for x, label in records):
+        raise ValueError(f"{records[0]}: no record of ours")
+    return default_collate(records)
+
+
+class Bounded(Dataset):
+    """Features that made-up ones, standard normal, exceed."""
+
+    def __len__(self):
+        return 40
+
+    def __getitem__(self, index):
+        return torch.full((6,), index / 100), index % 3
+
+
+@pytest.mark.parametrize(
+    ("collate", "reason"),
+    [(own_chance, "it draws from a generator of its own"), (strict, "ValueError on made-up records")],
+)
+def test_what_could_not_be_looked_at_is_said_without_a_record(small, collate, reason, caplog):
+    data = small.data if collate is own_chance else Bounded()
+    start(small, nn.Linear(6, 3) if collate is strict else small.model, data, collate).close()
+    said = [record.getMessage() for record in caplog.records if "not looked at" in record.getMessage()]
+    assert f"whether the collate function mixes records was not looked at: {reason}" in said[0]
+    assert not any("no record of ours" in line for line in said)
