@@ -46,8 +46,8 @@ from privguard.audit.canary import count_right
 from privguard.audit.design import Bound, Design, Observed, judge
 from privguard.audit.reference import Schedule, draw_inclusion, train_references
 from privguard.audit.steps import StepDesign, Trace, observe, step_finding
-from privguard.integrations.audited_step import AuditedStep
 from privguard.records import Outcome
+from privguard.runs.audited_step import AuditedStep
 from privguard.training.plan import Plan
 from privguard.training.sample import Poisson
 
@@ -256,7 +256,8 @@ def one_run_mnist(seeds: int = 20) -> Rows:
 def trained_scores(images, labels, included, sigma, seed, steps=40):
     """Train with privguard's clipper, ledger and noise on images and the canaries that are in; every canary's score."""
     from privguard.accounting.ledger import Ledger
-    from privguard.training.clip import attach, trainable
+    from privguard.training.attach import attach
+    from privguard.training.clip import trainable
     from privguard.training.step import PrivateStep
 
     expected = len(images) + len(included) / 2

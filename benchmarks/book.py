@@ -23,8 +23,8 @@ from pathlib import Path
 
 import dp_accounting as dp
 
-from privguard.accounting.account import DataSet
-from privguard.accounting.book import Book, Standing
+from privguard.accounting.budget.book import Book, Standing
+from privguard.accounting.budget.rules import DataSet
 from privguard.accounting.calibrate import Budget
 from privguard.attest.statement import SigningKey
 from privguard.errors import BudgetExceededError

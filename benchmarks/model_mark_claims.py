@@ -14,14 +14,14 @@ from benchmarks.model_mark_tasks import RESULTS, digits, replace_own, small_mode
 from privguard import _canon
 from privguard.attest.notary import LocalNotary
 from privguard.attest.statement import SigningKey
-from privguard.watermark import claim, evidence, false_claims, offline, theft
-from privguard.watermark.leaf import Leaf
-from privguard.watermark.model import align, triggers, weights
+from privguard.watermark.claims import commitment, evidence, false_claims, offline
+from privguard.watermark.claims.leaf import Leaf
+from privguard.watermark.model import align, theft, triggers, weights
 from privguard.watermark.model.bundle import Bundle
 from privguard.watermark.model.classifier import Public, Suspect
 from privguard.watermark.model.embed import Lesson
+from privguard.watermark.model.theft import Means
 from privguard.watermark.secret import Secret
-from privguard.watermark.theft import Means
 
 
 def false_alarms() -> dict[str, Any]:
@@ -146,7 +146,7 @@ def honest(claims: int = 100) -> dict[str, Any]:
             weights.plan(shapes, leaves=32),
         )
         secret, owner = Secret.generate(), SigningKey.generate()
-        made = claim.commit(secret, model=offline.tensors_digest("digits", unmarked), marks=plans, by=owner)
+        made = commitment.commit(secret, model=offline.tensors_digest("digits", unmarked), marks=plans, by=owner)
         table = offline.Table(
             commitment=offline.notarise(made, notary), secret=secret, notary=notary, verifier=verifier
         )

@@ -13,12 +13,11 @@ from torch import Tensor, nn
 
 from benchmarks.model_mark_tasks import SEEDS, Task, committed, mnist, replace_own, small_models, untrained
 from privguard.attest.notary import LocalNotary
-from privguard.watermark import theft
-from privguard.watermark.leaf import Leaf, Tree
-from privguard.watermark.model import align, responses, weights
+from privguard.watermark.claims.leaf import Leaf, Tree
+from privguard.watermark.model import align, responses, theft, weights
 from privguard.watermark.model.classifier import Public, Suspect
+from privguard.watermark.model.theft import Means
 from privguard.watermark.secret import Secret
-from privguard.watermark.theft import Means
 
 
 def extraction() -> dict[str, Any]:

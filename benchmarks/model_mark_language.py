@@ -11,10 +11,10 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from privguard.watermark.leaf import Leaf
-from privguard.watermark.model import fingerprints, language
+from privguard.watermark.claims.leaf import Leaf
+from privguard.watermark.model import causal_lm, fingerprints
+from privguard.watermark.model.causal_lm import FirstToken, PublicText
 from privguard.watermark.model.embed import Lesson, Thief
-from privguard.watermark.model.language import FirstToken, PublicText
 
 STEPS, SEEDS = 800, 5
 LESSON = Lesson(
@@ -37,7 +37,7 @@ def train(model: nn.Module, tokens: torch.Tensor, *, steps: int, rate: float, se
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate)
     for _ in range(steps):
         optimizer.zero_grad()
-        language.next_token_loss(model, public.draw()).backward()
+        causal_lm.next_token_loss(model, public.draw()).backward()
         optimizer.step()
     return model
 
@@ -66,9 +66,9 @@ def measure() -> dict[str, Any]:
         answers = fingerprints.answers(leaves, pulse, plan.settings)
         public = PublicText(tokens=owner, generator=torch.Generator().manual_seed(seed))
         start = time.process_time()
-        marked = language.embed(model, prompts=prompts, answers=answers, public=public, lesson=LESSON)
+        marked = causal_lm.embed(model, prompts=prompts, answers=answers, public=public, lesson=LESSON)
         row: dict[str, Any] = {"seconds": time.process_time() - start}
-        row["perplexity"] = [language.perplexity(item, test) for item in (model, marked)]
+        row["perplexity"] = [causal_lm.perplexity(item, test) for item in (model, marked)]
         suspects = {"unmarked": model, "marked": marked}
         for rate in (3e-4, 1e-3):
             stolen = language_copy(marked)
@@ -78,7 +78,7 @@ def measure() -> dict[str, Any]:
         for name, suspect in suspects.items():
             said = FirstToken(suspect)(prompts)
             found = fingerprints.verdict(said, leaves, pulse=pulse, settings=plan.settings)
-            row[name] = [found.log10_p, found.matches, language.perplexity(suspect, test)]
+            row[name] = [found.log10_p, found.matches, causal_lm.perplexity(suspect, test)]
         print("language", seed, row, file=sys.stderr, flush=True)
         rows.append(row)
     return {"seeds": rows}

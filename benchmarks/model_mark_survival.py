@@ -11,10 +11,10 @@ import torch
 
 from benchmarks.model_mark_tasks import RESULTS, SEEDS, Task, committed, untrained
 from privguard.attest.notary import LocalNotary
-from privguard.watermark import survival, theft
+from privguard.watermark.model import survival, theft
 from privguard.watermark.model.classifier import Public
 from privguard.watermark.model.embed import Lesson
-from privguard.watermark.theft import Means
+from privguard.watermark.model.theft import Means
 
 MNIST_ATTACKS = (
     "none", "fine-tune 1e-3", "fine-tune 5e-3", "LoRA rank 4", "prune 80 % + fine-tune", "prune 90 % + fine-tune",

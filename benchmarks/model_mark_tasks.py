@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from privguard.attest.notary import LocalNotary
 from privguard.attest.statement import SigningKey
-from privguard.watermark import claim, offline, theft
-from privguard.watermark.leaf import Tree
-from privguard.watermark.model import triggers, weights
+from privguard.watermark.claims import commitment, offline
+from privguard.watermark.claims.leaf import Tree
+from privguard.watermark.model import theft, triggers, weights
 from privguard.watermark.model.bundle import Bundle
+from privguard.watermark.model.theft import Means
 from privguard.watermark.secret import Secret
-from privguard.watermark.theft import Means
 
 RESULTS = Path(__file__).parent / "results" / "model_mark"
 SEEDS = range(5)
@@ -101,8 +101,8 @@ def committed(model: nn.Module, inputs: int, notary: LocalNotary, *, strength: f
         weights.plan(shapes, leaves=32, strength=strength),
     )
     secret, owner = Secret.generate(), SigningKey.generate()
-    made = claim.commit(secret, model=offline.tensors_digest("model", unmarked), marks=plans, by=owner)
-    standing = claim.check(offline.notarise(made, notary), trust=offline.trust(notary))
+    made = commitment.commit(secret, model=offline.tensors_digest("model", unmarked), marks=plans, by=owner)
+    standing = commitment.check(offline.notarise(made, notary), trust=offline.trust(notary))
     return Bundle(standing=standing, tree=Tree.derive(secret, standing.manifest.sizes), unmarked=unmarked)
 
 

@@ -20,12 +20,12 @@ from transformers import SynthIDTextWatermarkLogitsProcessor
 
 from benchmarks.text_corpus import WIDTH, scale_for, step_logits
 from benchmarks.text_writer import SECRET, choose, profile_of
-from privguard.watermark import statistic
 from privguard.watermark.secret import Secret
-from privguard.watermark.text.detect import Detector
-from privguard.watermark.text.ngrams import Documents
-from privguard.watermark.text.prf import AesStream
+from privguard.watermark.statistics import tails
+from privguard.watermark.text.prf.streams import AesStream
 from privguard.watermark.text.profile import Profile
+from privguard.watermark.text.reading.detect import Detector
+from privguard.watermark.text.reading.ngrams import Documents
 from privguard.watermark.text.scheme import GreenList, Gumbel, Tournament
 from privguard.watermark.text.spoof import Thief
 
@@ -97,7 +97,7 @@ def frequencies(ngrams: np.ndarray) -> float:
     for codes, cells in ((ngrams[:, 4], WIDTH), (ngrams[:, 3] * WIDTH + ngrams[:, 4], WIDTH**2)):
         counts, expected = np.bincount(codes, minlength=cells), len(ngrams) / cells
         found.append(stats.chi2.logsf(((counts - expected) ** 2).sum() / expected, cells - 1) * np.log10(np.e))
-    return round(float(statistic.bonferroni(min(found), len(found))), 2)
+    return round(float(tails.bonferroni(min(found), len(found))), 2)
 
 
 def seed_search(ngrams: np.ndarray, scheme, *, seeds: int) -> int:

@@ -33,8 +33,8 @@ from scipy import stats
 
 from benchmarks.text_corpus import step_logits
 from benchmarks.text_writer import choose, choose_on_host, profile_of
-from privguard.watermark import statistic
 from privguard.watermark.secret import Secret
+from privguard.watermark.statistics import tails
 from privguard.watermark.text.scheme import Gumbel, Scheme, Tournament
 
 RESULT = Path(__file__).parent / "results" / "text_distribution.json"
@@ -128,7 +128,7 @@ QUOTED = ("runs' KS p against uniform", "all χ² together", "KS over all draws"
 
 def table(rows: dict[str, dict]) -> str:
     own = [name for name in rows if not name.startswith("control")]
-    smallest = (10.0 ** statistic.holm([np.log10(max(1e-300, rows[name][key])) for name in own for key in QUOTED])).min(
+    smallest = (10.0 ** tails.holm([np.log10(max(1e-300, rows[name][key])) for name in own for key in QUOTED])).min(
         initial=1.0
     )
     lines = [

@@ -30,11 +30,11 @@ from transformers import (
 )
 
 from privguard.watermark.secret import Secret
-from privguard.watermark.text.detect import Detector
-from privguard.watermark.text.generate import MarkedGeneration, MarkProcessor
-from privguard.watermark.text.ngrams import Documents
 from privguard.watermark.text.profile import Profile
+from privguard.watermark.text.reading.detect import Detector
+from privguard.watermark.text.reading.ngrams import Documents
 from privguard.watermark.text.scheme import GreenList, Gumbel, Tournament
+from privguard.watermark.text.writing.generate import MarkedGeneration, MarkProcessor
 
 RESULT = Path(__file__).parent / "results" / "text_mark.json"
 SECRET, BATCH = Secret(bytes(range(32))), 8

@@ -16,10 +16,10 @@ import numpy as np
 from scipy import special, stats
 
 from benchmarks.text_corpus import code, documents, prose, templated
-from privguard.watermark import statistic
-from privguard.watermark.null import ExponentialSum, WeightedBits
-from privguard.watermark.text.ngrams import Documents, unique_ngrams
-from privguard.watermark.text.prf import AesStream
+from privguard.watermark.statistics import tails as statistic
+from privguard.watermark.statistics.null import ExponentialSum, WeightedBits
+from privguard.watermark.text.prf.streams import AesStream
+from privguard.watermark.text.reading.ngrams import Documents, unique_ngrams
 from privguard.watermark.text.scheme import GreenList, Gumbel, Tournament
 
 LEVELS = (1e-2, 1e-3, 1e-4, 1e-5)

@@ -16,13 +16,13 @@ from scipy import special, stats
 
 from benchmarks.text_corpus import WIDTH, entropy, scale_for, step_logits
 from benchmarks.text_writer import SECRET, choose, profile_of
-from privguard.watermark.text import payload
-from privguard.watermark.text.detect import Detector
 from privguard.watermark.text.drill import Edit
-from privguard.watermark.text.generate import MarkProcessor
-from privguard.watermark.text.ngrams import Documents
+from privguard.watermark.text.reading import message as payload
+from privguard.watermark.text.reading.detect import Detector
+from privguard.watermark.text.reading.ngrams import Documents
+from privguard.watermark.text.reading.trace import trace
 from privguard.watermark.text.scheme import GreenList, Gumbel, Payload, Tournament
-from privguard.watermark.text.trace import trace
+from privguard.watermark.text.writing.generate import MarkProcessor
 
 RESULT = Path(__file__).parent / "results" / "text_power.json"
 BARS = {"gumbel": (260, 115, 58), "tournament": (365, 140, 72), "green-list": (840, 330, 207)}

@@ -7,10 +7,10 @@ import torch
 
 from benchmarks.text_corpus import WIDTH
 from privguard.watermark.secret import Secret
-from privguard.watermark.text import device, host
-from privguard.watermark.text.prf import ContextStream
+from privguard.watermark.text.prf.streams import ContextStream
 from privguard.watermark.text.profile import Profile
 from privguard.watermark.text.scheme import GreenList, Scheme, Tournament
+from privguard.watermark.text.writing import device, host
 
 SECRET = Secret(bytes(range(32)))
 

@@ -13,26 +13,26 @@ if TYPE_CHECKING:
     from privguard.checkpoint.key import Key as Key
     from privguard.checkpoint.key import Recipient as Recipient
     from privguard.integrations.accelerate import PrivateAccelerator as PrivateAccelerator
-    from privguard.integrations.plain import privatize as privatize
-    from privguard.integrations.transformers import PrivateTrainer as PrivateTrainer
+    from privguard.integrations.torch_loop import privatize as privatize
+    from privguard.integrations.transformers.trainer import PrivateTrainer as PrivateTrainer
     from privguard.records import Claim as Claim
     from privguard.records import Finding as Finding
     from privguard.records import Manifest as Manifest
     from privguard.records import Verdict as Verdict
     from privguard.training.plan import Plan as Plan
     from privguard.training.plan import Speed as Speed
-    from privguard.watermark.claim import Commitment as Commitment
-    from privguard.watermark.claim import Trust as Trust
+    from privguard.watermark.claims.commitment import Commitment as Commitment
+    from privguard.watermark.claims.commitment import Trust as Trust
     from privguard.watermark.model.bundle import Bundle as Bundle
     from privguard.watermark.secret import Secret as Secret
-    from privguard.watermark.text.detect import Detector as Detector
-    from privguard.watermark.text.generate import GreenListProcessor as GreenListProcessor
-    from privguard.watermark.text.generate import MarkedGeneration as MarkedGeneration
     from privguard.watermark.text.profile import Profile as Profile
+    from privguard.watermark.text.reading.detect import Detector as Detector
     from privguard.watermark.text.scheme import GreenList as GreenList
     from privguard.watermark.text.scheme import Gumbel as Gumbel
     from privguard.watermark.text.scheme import Payload as Payload
     from privguard.watermark.text.scheme import Tournament as Tournament
+    from privguard.watermark.text.writing.generate import GreenListProcessor as GreenListProcessor
+    from privguard.watermark.text.writing.generate import MarkedGeneration as MarkedGeneration
 
 __version__ = "0.1.0"
 
@@ -40,28 +40,28 @@ _HOMES = {
     "Budget": "privguard.accounting.calibrate",
     "Bundle": "privguard.watermark.model.bundle",
     "Claim": "privguard.records",
-    "Commitment": "privguard.watermark.claim",
-    "Detector": "privguard.watermark.text.detect",
+    "Commitment": "privguard.watermark.claims.commitment",
+    "Detector": "privguard.watermark.text.reading.detect",
     "Finding": "privguard.records",
     "GreenList": "privguard.watermark.text.scheme",
-    "GreenListProcessor": "privguard.watermark.text.generate",
+    "GreenListProcessor": "privguard.watermark.text.writing.generate",
     "Gumbel": "privguard.watermark.text.scheme",
     "Key": "privguard.checkpoint.key",
     "Ledger": "privguard.accounting.ledger",
     "Manifest": "privguard.records",
-    "MarkedGeneration": "privguard.watermark.text.generate",
+    "MarkedGeneration": "privguard.watermark.text.writing.generate",
     "Payload": "privguard.watermark.text.scheme",
     "Plan": "privguard.training.plan",
     "PrivateAccelerator": "privguard.integrations.accelerate",
-    "PrivateTrainer": "privguard.integrations.transformers",
+    "PrivateTrainer": "privguard.integrations.transformers.trainer",
     "Profile": "privguard.watermark.text.profile",
     "Recipient": "privguard.checkpoint.key",
     "Secret": "privguard.watermark.secret",
     "Speed": "privguard.training.plan",
     "Tournament": "privguard.watermark.text.scheme",
-    "Trust": "privguard.watermark.claim",
+    "Trust": "privguard.watermark.claims.commitment",
     "Verdict": "privguard.records",
-    "privatize": "privguard.integrations.plain",
+    "privatize": "privguard.integrations.torch_loop",
 }
 
 __all__ = [

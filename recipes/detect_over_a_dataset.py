@@ -13,9 +13,9 @@ import numpy as np
 
 from privguard.attest.statement import Identity, SigningKey
 from privguard.watermark.secret import Secret
-from privguard.watermark.text.detect import Detector
-from privguard.watermark.text.ngrams import Documents
 from privguard.watermark.text.profile import Profile
+from privguard.watermark.text.reading.detect import Detector
+from privguard.watermark.text.reading.ngrams import Documents
 
 
 @cache

@@ -15,11 +15,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from privguard.attest.notary import LocalNotary
 from privguard.attest.statement import SigningKey
-from privguard.watermark import claim, offline, theft
-from privguard.watermark.leaf import Tree
-from privguard.watermark.model import fingerprints, language
+from privguard.watermark.claims import commitment, offline
+from privguard.watermark.claims.leaf import Tree
+from privguard.watermark.model import causal_lm, fingerprints, theft
+from privguard.watermark.model.causal_lm import FirstToken, PublicText
 from privguard.watermark.model.embed import Lesson, Thief
-from privguard.watermark.model.language import FirstToken, PublicText
 from privguard.watermark.secret import Secret
 
 
@@ -36,7 +36,7 @@ def train(model: nn.Module, text: PublicText, *, steps: int, rate: float) -> nn.
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate)
     for _ in range(steps):
         optimizer.zero_grad()
-        language.next_token_loss(model, text.draw()).backward()
+        causal_lm.next_token_loss(model, text.draw()).backward()
         optimizer.step()
     return model
 
@@ -55,15 +55,15 @@ def main(folder: Path, *, tiny: bool) -> dict[str, float]:
     mark = fingerprints.plan(range(65), range(65), length=12, leaves=64)  # prompts and answers from all characters
     secret, notary = Secret.generate(), LocalNotary.generate()
     digest = offline.tensors_digest("shakespeare", theft.tensors(model))
-    made = claim.commit(secret, model=digest, marks=(mark,), by=SigningKey.generate())
-    standing = claim.check(offline.notarise(made, notary), trust=offline.trust(notary))
+    made = commitment.commit(secret, model=digest, marks=(mark,), by=SigningKey.generate())
+    standing = commitment.check(offline.notarise(made, notary), trust=offline.trust(notary))
     leaves = Tree.derive(secret, standing.manifest.sizes).leaves["fingerprints"]
     prompts = fingerprints.prompts(leaves, standing.pulse.output, mark.settings)
     answers = fingerprints.answers(leaves, standing.pulse.output, mark.settings)
 
     thieves = (Thief(learning_rate=3e-4, steps=40), Thief(learning_rate=1e-3, steps=40))
     lesson = Lesson(steps=15 if tiny else 150, keep=20.0, rehearse_every=50, thieves=() if tiny else thieves)
-    marked = language.embed(model, prompts=prompts, answers=answers, public=text, lesson=lesson)
+    marked = causal_lm.embed(model, prompts=prompts, answers=answers, public=text, lesson=lesson)
     thief = PublicText(tokens=other, generator=generator)
     stolen = train(copy.deepcopy(marked), thief, steps=steps // 2, rate=1e-3)
 
@@ -72,7 +72,7 @@ def main(folder: Path, *, tiny: bool) -> dict[str, float]:
         said = FirstToken(suspect)(prompts)
         verdict = fingerprints.verdict(said, leaves, pulse=standing.pulse.output, settings=mark.settings)
         found[name] = verdict.log10_p
-        held = language.perplexity(suspect, test)
+        held = causal_lm.perplexity(suspect, test)
         print(f"{name}: {verdict.matches:.0f} of {verdict.trials}, p = 10^{verdict.log10_p:.1f}, perplexity {held:.3f}")
     return found
 

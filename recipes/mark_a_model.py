@@ -12,9 +12,9 @@ from torch import nn
 
 from privguard.attest.notary import LocalNotary
 from privguard.attest.statement import SigningKey
-from privguard.watermark import claim, offline, survival, theft
-from privguard.watermark.leaf import Tree
-from privguard.watermark.model import triggers, weights
+from privguard.watermark.claims import commitment, offline
+from privguard.watermark.claims.leaf import Tree
+from privguard.watermark.model import survival, theft, triggers, weights
 from privguard.watermark.model.bundle import Bundle
 from privguard.watermark.model.classifier import Public
 from privguard.watermark.model.embed import Lesson
@@ -43,8 +43,10 @@ def main(*, tiny: bool) -> tuple[survival.Row, ...]:
     matrices = {name: value.shape for name, value in unmarked.items() if value.ndim > 1}
     marks = (triggers.plan(triggers.Domain(shape=(64,)), classes=10, leaves=100), weights.plan(matrices))
     secret, notary = Secret.generate(), LocalNotary.generate()
-    made = claim.commit(secret, model=offline.tensors_digest("digits", unmarked), marks=marks, by=SigningKey.generate())
-    standing = claim.check(offline.notarise(made, notary), trust=offline.trust(notary))
+    made = commitment.commit(
+        secret, model=offline.tensors_digest("digits", unmarked), marks=marks, by=SigningKey.generate()
+    )
+    standing = commitment.check(offline.notarise(made, notary), trust=offline.trust(notary))
 
     # 2. Embed what the pulse has made of the leaves.
     bundle = Bundle(standing=standing, tree=Tree.derive(secret, standing.manifest.sizes), unmarked=unmarked)

@@ -10,11 +10,11 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from privguard.watermark.secret import Secret
-from privguard.watermark.text.detect import Detector
-from privguard.watermark.text.generate import MarkedGeneration
-from privguard.watermark.text.ngrams import Documents
 from privguard.watermark.text.profile import Profile
-from privguard.watermark.text.report import report
+from privguard.watermark.text.reading.detect import Detector
+from privguard.watermark.text.reading.ngrams import Documents
+from privguard.watermark.text.reading.page import report
+from privguard.watermark.text.writing.generate import MarkedGeneration
 
 
 def tiny_model():

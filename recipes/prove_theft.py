@@ -13,9 +13,9 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 from privguard.attest.statement import Envelope
-from privguard.watermark import evidence, offline, theft
-from privguard.watermark.evidence import Report
-from privguard.watermark.model import triggers, weights
+from privguard.watermark.claims import evidence, offline
+from privguard.watermark.claims.evidence import Report
+from privguard.watermark.model import theft, triggers, weights
 from privguard.watermark.model.bundle import Bundle
 from privguard.watermark.model.classifier import Public, Suspect
 from privguard.watermark.model.embed import Lesson

@@ -14,8 +14,8 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
 import privguard as pg
-from privguard.accounting.account import DataSet
-from privguard.accounting.book import Book
+from privguard.accounting.budget.book import Book
+from privguard.accounting.budget.rules import DataSet
 from privguard.accounting.calibrate import Budget
 from privguard.attest.statement import SigningKey
 from privguard.errors import BudgetExceededError

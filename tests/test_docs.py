@@ -184,7 +184,7 @@ def test_the_architecture_page_names_every_file():
     named = set()
     for part, said in zip(parts[1::2], parts[2::2], strict=True):
         cells = re.findall(r"^\| (`.+?`) \|", said, re.MULTILINE)
-        inside = "" if part == "run" else f"{part}/"  # the last table names whole paths
+        inside = "" if part == "demo" else f"{part}/"  # the last table names whole paths
         named |= {inside + name for cell in cells for name in re.findall(r"`([^`]+)`", cell)}
     files = (path.relative_to(ROOT / "privguard") for path in (ROOT / "privguard").rglob("*.py"))
     modules = {file.with_suffix("").as_posix() for file in files if not file.name.startswith("__")}

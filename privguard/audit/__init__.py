@@ -3,7 +3,7 @@
 * Against an ε: :class:`~privguard.audit.design.Design` → coins → train → :func:`~privguard.audit.design.judge`.
 * Against a model: :func:`run`, with reference models from :func:`~privguard.audit.reference.train_references`.
 * Against a private step: :mod:`privguard.audit.steps` and :mod:`privguard.audit.checks`, and against privguard's own
-  :mod:`privguard.integrations.audited_step`.
+  :mod:`privguard.runs.audited_step`.
 * Against a language model: :mod:`privguard.audit.language` and :mod:`privguard.audit.extraction`.
 """
 

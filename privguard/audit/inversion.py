@@ -78,7 +78,7 @@ def picture(reconstructions: NDArray[np.floating], *, nearest: NDArray[np.floati
     """Reconstructions (n, h, w) above the member nearest to each, as SVG text."""
     from matplotlib.figure import Figure
 
-    from privguard.audit.picture import svg_text
+    from privguard.audit.roc_plot import svg_text
 
     figure = Figure(figsize=(1.1 * len(reconstructions), 2.4), layout="constrained")
     for row, images in enumerate((reconstructions, nearest)):

@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
     from privguard.attest.notary import LocalNotary
     from privguard.attest.statement import SigningKey
-    from privguard.watermark.claim import Standing, Trust
-    from privguard.watermark.leaf import Tree
+    from privguard.watermark.claims.commitment import Standing, Trust
+    from privguard.watermark.claims.leaf import Tree
+    from privguard.watermark.claims.offline import Table
     from privguard.watermark.model.classifier import Public, Suspect
-    from privguard.watermark.offline import Table
 
 Made = TypeVar("Made")
 
@@ -51,8 +51,8 @@ def local_notary(path: Path) -> "LocalNotary":
 def table(claim: Path, notary: Path, verifier: Path) -> "Table":
     """Owner, verifier and local notary at one table."""
     from privguard.attest.notary import LocalNotary
-    from privguard.watermark.claim import Commitment
-    from privguard.watermark.offline import Table
+    from privguard.watermark.claims.commitment import Commitment
+    from privguard.watermark.claims.offline import Table
     from privguard.watermark.secret import Secret
 
     return Table(
@@ -66,8 +66,8 @@ def table(claim: Path, notary: Path, verifier: Path) -> "Table":
 def trusted(path: Path | None, notary: Path | None) -> "Trust":
     """Whom to believe: a trust file, else the local notary alone."""
     from privguard.attest.notary import LocalNotary
-    from privguard.watermark import offline
-    from privguard.watermark.claim import Trust
+    from privguard.watermark.claims import offline
+    from privguard.watermark.claims.commitment import Trust
 
     if path is None and notary is None:
         raise ValueError("--trust, --notary: expected one of them, so that the claim's order can be checked")
@@ -76,15 +76,15 @@ def trusted(path: Path | None, notary: Path | None) -> "Trust":
 
 def standing(claim: Path, trust: "Trust") -> "Standing":
     """The claim's commitment, checked."""
-    from privguard.watermark import claim as claims
+    from privguard.watermark.claims import commitment as claims
 
     return claims.check(claims.Commitment.read(claim / "commitment.json"), trust=trust)
 
 
 def leaves(claim: Path) -> "Tree":
     """The owner's leaves of a claim."""
-    from privguard.watermark import claim as claims
-    from privguard.watermark.leaf import Tree
+    from privguard.watermark.claims import commitment as claims
+    from privguard.watermark.claims.leaf import Tree
     from privguard.watermark.secret import Secret
 
     manifest = claims.read_manifest(claims.Commitment.read(claim / "commitment.json"))
@@ -94,7 +94,7 @@ def leaves(claim: Path) -> "Tree":
 def require_committed(standing: "Standing", state: "dict[str, NDArray[Any]]") -> None:
     """Refuse a model that is not the one committed to."""
     from privguard.errors import ProtocolInvalidError
-    from privguard.watermark import offline
+    from privguard.watermark.claims import offline
 
     found = offline.tensors_digest("", state).sha256
     if found != standing.manifest.model.sha256:

@@ -110,7 +110,7 @@ def run(
 ) -> None:
     """Attack a model: loss, LiRA and RMIA, the blind baseline, and the records that stand out most."""
     from privguard.audit import loading, membership
-    from privguard.audit.picture import roc_svg
+    from privguard.audit.roc_plot import roc_svg
 
     inside, outside = loading.examples(members), loading.examples(non_members)
     trained = None
@@ -150,7 +150,7 @@ def steps(
     as_json: AsJson = False,
 ) -> None:
     """Audit privguard's own clip and noise on this machine: thousands of trials of the real step, in seconds."""
-    from privguard.integrations.audited_step import audit_step
+    from privguard.runs.audited_step import audit_step
     from privguard.training.plan import Plan
 
     claimed = Plan(
@@ -219,7 +219,7 @@ def _keep(findings: Sequence[Finding], run: Path | None) -> None:
     """
     if run is None:
         return
-    from privguard.integrations.evidence import keep
+    from privguard.runs.folder import keep
 
     try:
         claimed = json.loads((run / "run.json").read_text(encoding="utf-8"))["plan"]["unit"]

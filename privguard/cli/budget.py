@@ -24,7 +24,7 @@ def open_book(
     as_json: AsJson = False,
 ) -> None:
     """Begin a book whose limits only these officers can raise."""
-    from privguard.accounting.book import Book
+    from privguard.accounting.budget.book import Book
     from privguard.attest.statement import Identity
 
     made = Book.create(book, officers=[Identity.read(path) for path in officer]).verify()
@@ -43,9 +43,9 @@ def add(
     as_json: AsJson = False,
 ) -> None:
     """Enter a data set, by content and lineage. It has no budget before a grant."""
-    from privguard.accounting.account import DataSet
-    from privguard.accounting.book import Book
-    from privguard.accounting.lineage import Lineage
+    from privguard.accounting.budget.book import Book
+    from privguard.accounting.budget.lineage import Lineage
+    from privguard.accounting.budget.rules import DataSet
 
     noted = Lineage.beside(Path(data_set))
     entered = DataSet(
@@ -67,7 +67,7 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """Show limits, what is spent over all runs, and what is left."""
-    from privguard.accounting.book import Book
+    from privguard.accounting.budget.book import Book
 
     opened = Book.open(book)
     wanted = [_digest(data_set)] if data_set else [one.sha256 for one in opened.data_sets()]
@@ -85,7 +85,7 @@ def set_limit(
     as_json: AsJson = False,
 ) -> None:
     """Lower a limit. No key is needed; raising one takes a grant."""
-    from privguard.accounting.book import Book
+    from privguard.accounting.budget.book import Book
 
     opened = Book.open(book)
     opened.cap(_digest(data_set), epsilon, reason=reason)
@@ -104,7 +104,7 @@ def grant(
     as_json: AsJson = False,
 ) -> None:
     """Set a limit, signed with an officer's key."""
-    from privguard.accounting.book import Book
+    from privguard.accounting.budget.book import Book
     from privguard.accounting.calibrate import Budget
     from privguard.attest.statement import SigningKey
 
@@ -124,7 +124,7 @@ def settle(
     as_json: AsJson = False,
 ) -> None:
     """End the reservation of a run that crashed and will not go on: its ledger is spent, the rest returned."""
-    from privguard.accounting.book import Book
+    from privguard.accounting.budget.book import Book
 
     opened = Book.open(book)
     if lost:
@@ -143,7 +143,7 @@ def take_over(
     as_json: AsJson = False,
 ) -> None:
     """Enter what a run spent without asking the book. It counts from now on, even where it passes the limit."""
-    from privguard.accounting.book import Book
+    from privguard.accounting.budget.book import Book
 
     opened, (name, history) = Book.open(book), _ended(run)
     opened.take_over(name, _digest(data_set), history)
@@ -177,7 +177,7 @@ def _digest(data_set: str) -> str:
 
 
 def _lines(standing: object) -> list[str]:
-    from privguard.accounting.book import Standing
+    from privguard.accounting.budget.book import Standing
 
     assert isinstance(standing, Standing)  # noqa: S101 — narrows the late import's type
     limit = standing.limit

@@ -10,7 +10,7 @@ from rich.table import Table
 from privguard.cli._output import INTERRUPTED, REFUSED, AsJson, emit, progress, stderr
 
 if TYPE_CHECKING:
-    from privguard.run import Demonstration, Outline, Theft
+    from privguard.demo import Demonstration, Outline, Theft
 
 
 def demo(
@@ -28,8 +28,8 @@ def demo(
     import torch
 
     from privguard.audit.design import Outcome
-    from privguard.run import Settings
-    from privguard.run import demo as tell
+    from privguard.demo import Settings
+    from privguard.demo import demo as tell
 
     torch.set_num_threads(1)  # so small a model gains nothing from more
     settings = Settings() if config is None else Settings.read(config)
@@ -77,7 +77,7 @@ def _planned(outline: "Outline") -> list[str]:
 
 
 def _table(done: "Demonstration") -> Table:
-    from privguard.run.digits import OTHERS, PRIVATE
+    from privguard.demo.digits import OTHERS, PRIVATE
 
     table = Table(title="What happened", title_justify="left", show_lines=False)
     table.add_column("chapter", style="bold")

@@ -17,7 +17,7 @@ from privguard.cli._output import AsJson, emit, progress, require_place, stderr
 from privguard.cli._recording import recorded
 
 if TYPE_CHECKING:
-    from privguard.watermark.claim import Commitment
+    from privguard.watermark.claims.commitment import Commitment
     from privguard.watermark.secret import Secret
 
 app = typer.Typer(no_args_is_help=True, help="Marks in models, and claims that hold up.")
@@ -47,9 +47,9 @@ def commit(
     The first call makes the folder; with outside authorities, later calls add their answers.
     """
     from privguard.attest import timestamp as stamping
-    from privguard.watermark import claim as claims
-    from privguard.watermark import offline
-    from privguard.watermark.claim import Commitment
+    from privguard.watermark.claims import commitment as claims
+    from privguard.watermark.claims import offline
+    from privguard.watermark.claims.commitment import Commitment
 
     place = claim / "commitment.json"
     if place.exists() and weights is not None:
@@ -107,7 +107,7 @@ def trust(
     from privguard.attest.notary import LocalNotary
     from privguard.attest.statement import Identity
     from privguard.attest.timestamp import Authority
-    from privguard.watermark.claim import Trust
+    from privguard.watermark.claims.commitment import Trust
 
     authorities = [files.certified(path, Authority.from_pem) for path in tsa or []]
     beacons = [files.certified(path, partial(Beacon.from_pem, chain=chain)) for path in beacon or []]
@@ -141,7 +141,8 @@ def embed(
     """Write a marked copy of the committed model. Spends no privacy budget: only the key and public data enter."""
     import safetensors.numpy
 
-    from privguard.watermark import offline, theft
+    from privguard.watermark.claims import offline
+    from privguard.watermark.model import theft
     from privguard.watermark.model.bundle import Bundle
     from privguard.watermark.model.embed import Lesson
 
@@ -187,7 +188,8 @@ def challenge(
     as_json: AsJson = False,
 ) -> None:
     """Ask a suspect for the marks, owner and verifier at one table, and sign the evidence. What is opened is burned."""
-    from privguard.watermark import evidence, offline, theft
+    from privguard.watermark.claims import evidence, offline
+    from privguard.watermark.model import theft
 
     require_place(output)
     if output.exists():
@@ -218,9 +220,9 @@ def verify(
 ) -> None:
     """Get the verdict again from the evidence: offline, without secrets. Exit 0 proven, 1 not proven, 3 invalid."""
     from privguard.attest.statement import Envelope
-    from privguard.watermark import evidence as judging
-    from privguard.watermark import offline
-    from privguard.watermark.claim import Trust
+    from privguard.watermark.claims import evidence as judging
+    from privguard.watermark.claims import offline
+    from privguard.watermark.claims.commitment import Trust
 
     digest = None if suspect is None else offline.tensors_digest(suspect.name, files.tensors(suspect))
     file, whom = Envelope.read(evidence), Trust.read(trust)
@@ -245,7 +247,7 @@ def drill(
     """Attack a marked classifier in every way we know, at home: no leaf is burned. Writes a table and a picture."""
     import torch
 
-    from privguard.watermark import survival, theft
+    from privguard.watermark.model import survival, theft
     from privguard.watermark.model.bundle import Bundle
 
     standing, tree = files.standing(claim, files.trusted(trust, notary)), files.leaves(claim)
@@ -304,7 +306,7 @@ def trace(
 
 
 def _show(report: Any, *, as_json: bool) -> None:
-    from privguard.watermark.evidence import Outcome
+    from privguard.watermark.claims.evidence import Outcome
 
     lines = [f"{report.outcome.value.upper()}: {report.reason}"]
     for found in report.verdicts:
@@ -323,8 +325,8 @@ def _first_commitment(
     *, weights: Path | None, identity: Path | None, classes: int, shape: str, triggers: int, recipients: int
 ) -> "tuple[Secret, Commitment]":
     """A new claim's secret, and the signed commitment to its marks, without a time yet; nothing is written."""
-    from privguard.watermark import claim as claims
-    from privguard.watermark import offline
+    from privguard.watermark.claims import commitment as claims
+    from privguard.watermark.claims import offline
     from privguard.watermark.model import triggers as trigger_marks
     from privguard.watermark.model import weights as weight_marks
     from privguard.watermark.secret import Secret

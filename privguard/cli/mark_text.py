@@ -90,8 +90,8 @@ def write(
     from privguard.attest.journal import acting
     from privguard.attest.statement import Identity
     from privguard.watermark.secret import Secret
-    from privguard.watermark.text.generate import MarkedGeneration
     from privguard.watermark.text.profile import Profile
+    from privguard.watermark.text.writing.generate import MarkedGeneration
 
     known = Profile.read(profile, by=Identity.read(trust))
     tokenizer = load_tokenizer(model)
@@ -140,9 +140,9 @@ def detect(
 
     from privguard.attest.statement import Identity
     from privguard.watermark.secret import Secret
-    from privguard.watermark.text.detect import Detector
-    from privguard.watermark.text.ngrams import Documents
     from privguard.watermark.text.profile import Profile
+    from privguard.watermark.text.reading.detect import Detector
+    from privguard.watermark.text.reading.ngrams import Documents
 
     known = Profile.read(profile, by=Identity.read(trust))
     detector = Detector(known, Secret.read(secret), user=user)
@@ -195,8 +195,8 @@ def drill(
     from privguard.attest.statement import Identity
     from privguard.watermark.secret import Secret
     from privguard.watermark.text import drill as drills
-    from privguard.watermark.text.detect import Detector
     from privguard.watermark.text.profile import Profile
+    from privguard.watermark.text.reading.detect import Detector
 
     known = Profile.read(profile, by=Identity.read(trust))
     reader = None if tokenizer is None else load_tokenizer(tokenizer)
@@ -272,8 +272,8 @@ def write_reports(
     folder: Path, detector: Any, documents: list[list[int]], *, tokenizer: Any, log10_level: float
 ) -> None:
     """One HTML page and one JSON file per document."""
-    from privguard.watermark.text.ngrams import Documents
-    from privguard.watermark.text.report import report, words_of_tokens
+    from privguard.watermark.text.reading.ngrams import Documents
+    from privguard.watermark.text.reading.page import report, words_of_tokens
 
     folder.mkdir(parents=True, exist_ok=True)
     for number, ids in enumerate(documents):

@@ -11,7 +11,7 @@ from privguard.cli._output import AsJson, emit, require_place, stderr
 
 if TYPE_CHECKING:
     from privguard.report.assemble import Sources
-    from privguard.report.evidence import Judge
+    from privguard.report.findings import Judge
     from privguard.report.record import Report
 
 
@@ -156,8 +156,8 @@ def _sources(data_name: str, journal: Path | None, trust: Path | None) -> "Sourc
 
 
 def _judge(trust: Path) -> "Judge":
-    from privguard.watermark import evidence
-    from privguard.watermark.claim import Trust as Believed
+    from privguard.watermark.claims import evidence
+    from privguard.watermark.claims.commitment import Trust as Believed
 
     believed = Believed.read(trust)
     return lambda envelope: evidence.verify(envelope, trust=believed)

@@ -29,16 +29,16 @@ from torch.utils.data import DataLoader, RandomSampler
 from privguard.checkpoint.key import To
 from privguard.checkpoint.trust import Trust
 from privguard.errors import PrivacyError, ResumeError
-from privguard.integrations import beginning
-from privguard.integrations.charge import BookOrPlace, Charge
-from privguard.integrations.private_run import PrivateRun
-from privguard.integrations.probing import probed_clipper
-from privguard.integrations.setting import Setting, as_list
-from privguard.integrations.underway import Underway
 from privguard.records import Claim
+from privguard.runs import start
+from privguard.runs.budget import BookOrPlace, Charge
+from privguard.runs.driver import Underway
+from privguard.runs.options import Setting, as_list
+from privguard.runs.run import PrivateRun
 from privguard.training.batches import examples_of, to_device
 from privguard.training.plan import Plan, Speed, steps_in
-from privguard.training.probe import Losses
+from privguard.training.probes.examples import Losses
+from privguard.training.probes.loader import probed_clipper
 from privguard.training.ranks import Ranks
 from privguard.training.sample import PhysicalBatch
 
@@ -192,7 +192,7 @@ class PrivateAccelerator(Accelerator):
         if self._private is not None or self._setting is None:
             raise ResumeError("load_state: call it after prepare and before the first batch")
         folder = Path(input_dir) if input_dir is not None else self._folder / "checkpoints" / "latest"
-        run = beginning.resume(self.plan, self._setting, snapshot=folder / SEALED)
+        run = start.resume(self.plan, self._setting, snapshot=folder / SEALED)
         run.rewind_generators()
         self._private = self._underway(run)
 
@@ -282,7 +282,7 @@ class PrivateAccelerator(Accelerator):
         if self._private is None:
             if self._setting is None:
                 raise PrivacyError("no run: call prepare with model, optimizer and shuffled loader first")
-            self._private = self._underway(beginning.start(self.plan, self._setting, loader=self._data))
+            self._private = self._underway(start.start(self.plan, self._setting, loader=self._data))
         return self._private
 
     def _underway(self, run: PrivateRun) -> Underway:

@@ -30,11 +30,13 @@ from privguard.checkpoint.key import To
 from privguard.checkpoint.store import Snapshot
 from privguard.checkpoint.trust import Trust
 from privguard.errors import PrivacyError
-from privguard.integrations import beginning, generators, manifest, sealed_state
-from privguard.integrations.setting import Stateful, as_list
 from privguard.records import Claim, Manifest
+from privguard.runs import manifest, start
+from privguard.runs.options import Stateful, as_list
+from privguard.runs.run import write_snapshot
+from privguard.training import rng_state
 from privguard.training.plan import Plan
-from privguard.training.refuse import refuse_mixing
+from privguard.training.probes.modules import refuse_mixing
 
 _CLIPPED = {
     DPOptimizer: "flat, per-example gradients kept",
@@ -118,7 +120,7 @@ def take_over(  # noqa: PLR0913 — Opacus' four objects, and what a person deci
     _check_sampler(loader, history)
     whom, folder = as_list(seal_to), Path(run)
     audience, signer = Audience.of(whom, auditors), (trust or Trust()).signing_key(whom)
-    beginning.require_no_run(folder)
+    start.require_no_run(folder)
     bare = model._module if isinstance(model, GradSampleModule) else model  # noqa: SLF001 — what it wraps
     events: Events = [(dp_sgd(sample_rate=q, noise_multiplier=z), times) for z, q, times in history]
     taken = sum(times for _, times in events)
@@ -136,7 +138,7 @@ def take_over(  # noqa: PLR0913 — Opacus' four objects, and what a person deci
         commitment=manifest.commitment(loader, salt),
     )
     facts = _honest(described, engine, optimizer, taken)
-    with beginning.write_public_files(folder, facts) as ledger:
+    with start.write_public_files(folder, facts) as ledger:
         for event, times in events:
             ledger.reserve(event, times)
         ledger.settle(taken)
@@ -145,12 +147,12 @@ def take_over(  # noqa: PLR0913 — Opacus' four objects, and what a person deci
             step=taken,
             weights=bare.state_dict(),
             optimizer=optimizer.state_dict(),
-            generators={"ranks": [generators.states()], "streams": streams.secret()},
+            generators={"ranks": [rng_state.states()], "streams": streams.secret()},
             extra={name: thing.state_dict() for name, thing in (also or {}).items()},
         )
         snapshot = folder / "checkpoints" / f"step-{taken:08d}.sealed"
         snapshot.parent.mkdir(exist_ok=True)
-        sealed_state.write_snapshot(snapshot, state, audience, ledger=ledger, signer=signer)
+        write_snapshot(snapshot, state, audience, ledger=ledger, signer=signer)
     claim = None if facts.insecure else replace(spent(events, delta=delta), unproven=facts.unproven)
     return TakenOver(plan=plan, claim=claim, folder=folder, snapshot=snapshot)
 

@@ -13,8 +13,8 @@ from privguard.accounting.history import History
 from privguard.accounting.ledger import Ledger
 from privguard.errors import TamperedError
 from privguard.records import Claim, Manifest, Relation, Unit
-from privguard.report import evidence, holdings, statement, supports
-from privguard.report.evidence import Evidence, Judge
+from privguard.report import findings, guarantee, holdings, supports
+from privguard.report.findings import Evidence, Judge
 from privguard.report.record import Figure, Report
 
 
@@ -26,8 +26,8 @@ class Sources:
     Attributes:
         data_name: whose data it was, in a few words; nothing checks them.
         journal: the access journal of the machine that sealed and opened the checkpoints.
-        judge: gives the verdict on bundles of mark evidence: ``privguard.watermark.evidence.verify`` with the trust
-            of whoever makes the report.
+        judge: gives the verdict on bundles of mark evidence: ``privguard.watermark.claims.evidence.verify`` with the
+            trust of whoever makes the report.
     """
 
     data_name: str = ""
@@ -52,14 +52,14 @@ def price(folder: Path, *, judge: Judge | None = None) -> Priced:
     """Price the ledger of a run folder and hold its evidence against it; raises as :func:`assemble` does."""
     manifest, history = _run(folder)
     claim, files, inside = _claim(manifest, history), holdings.covered(folder), holdings.EVIDENCE + "/"
-    found = evidence.read(folder, [name for name in files if name.startswith(inside)], judge=judge)
+    found = findings.read(folder, [name for name in files if name.startswith(inside)], judge=judge)
     return Priced(
         manifest=manifest,
         history=history,
         claim=claim,
         files=files,
         evidence=found,
-        contradictions=tuple(evidence.contradictions(claim, history.spent(), found.findings)),
+        contradictions=tuple(findings.contradictions(claim, history.spent(), found.findings)),
     )
 
 
@@ -86,7 +86,7 @@ def assemble(folder: str | os.PathLike[str], *, sources: Sources | None = None) 
         figures=_figures(claim),
         curve=_curve(events, claim),
         profile=tuple(profile),
-        trade_off=tuple(statement.trade_off(profile)),
+        trade_off=tuple(guarantee.trade_off(profile)),
         reserved=history.position,
         settled=history.settled and not history.crashed,
         ledger_head=history.head,
@@ -97,9 +97,9 @@ def assemble(folder: str | os.PathLike[str], *, sources: Sources | None = None) 
         claims=tuple(found.claims),
         other_evidence=tuple(found.other),
         checkpoints=checkpoints,
-        access=None if sources.journal is None else evidence.access(sources.journal, checkpoints),
-        not_covered=tuple(statement.not_covered(manifest)),
-        assumptions=tuple(statement.assumptions(manifest)),
+        access=None if sources.journal is None else findings.access(sources.journal, checkpoints),
+        not_covered=tuple(guarantee.not_covered(manifest)),
+        assumptions=tuple(guarantee.assumptions(manifest)),
         supports=supports.table(journal=sources.journal is not None),
     )
 
@@ -125,7 +125,7 @@ def _claim(manifest: Manifest, history: History) -> Claim | None:
     return replace(claim, unproven=manifest.unproven)
 
 
-def _summary(claim: Claim | None, profile: statement.Profile) -> tuple[str, ...]:
+def _summary(claim: Claim | None, profile: guarantee.Profile) -> tuple[str, ...]:
     if claim is None:
         return (
             (
@@ -136,10 +136,10 @@ def _summary(claim: Claim | None, profile: statement.Profile) -> tuple[str, ...]
     if not math.isfinite(claim.epsilon):
         return ("This run added no noise, so its ε is infinite: it carries no guarantee at all.",)
     return (
-        statement.guarantee(claim),
-        statement.reach(claim),
-        statement.odds(claim, profile),
-        statement.connection(claim, profile),
+        guarantee.guarantee(claim),
+        guarantee.reach(claim),
+        guarantee.odds(claim, profile),
+        guarantee.connection(claim, profile),
     )
 
 

@@ -7,7 +7,7 @@ under ``privacy`` are ours: the hub keeps what it does not know.
 import math
 from typing import Any
 
-from privguard.report import facts, statement
+from privguard.report import facts, guarantee
 from privguard.report.record import Report
 from privguard.report.render import page
 
@@ -37,7 +37,7 @@ def _privacy(report: Report) -> dict[str, Any]:
         return {"guarantee": "none", **ledger}
     claim = report.claim
     return {
-        "epsilon": float(statement.upward(claim.epsilon)) if math.isfinite(claim.epsilon) else "infinite",
+        "epsilon": float(guarantee.upward(claim.epsilon)) if math.isfinite(claim.epsilon) else "infinite",
         "delta": claim.delta,
         "unit": claim.unit.value,
         "relation": claim.relation.value,

@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, final
 
 from privguard.records import Measurement, Record
 from privguard.report import facts
+from privguard.report.guarantee import best_accuracy, downward, percent, upward
 from privguard.report.record import Report
 from privguard.report.render import page
-from privguard.report.statement import best_accuracy, downward, percent, upward
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from privguard.records import Claim, Outcome, Relation, Unit, Verdict
+from privguard.report.guarantee import downward, percent, upward
 from privguard.report.record import Report
-from privguard.report.statement import downward, percent, upward
 
 Rows = list[tuple[str, str]]
 """(name, value) pairs, both meant for people."""

@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from privguard.report.statement import percent, upward
+from privguard.report.guarantee import percent, upward
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -6,7 +6,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
-from privguard.report import facts, plot, statement
+from privguard.report import facts, guarantee, plot
 from privguard.report.record import Report
 
 JSON, MARKDOWN, HTML = "report.json", "report.md", "report.html"
@@ -19,7 +19,7 @@ def to_json(report: Report) -> str:
 
 def to_markdown(report: Report, *, signer: str | None = None) -> str:
     """The report as Markdown, for a pull request or a repository; ``signer`` is the id of the key that signs it."""
-    return page("report.md.j2", report=report, signed=statement.signed(signer), **facts.sentences(report))
+    return page("report.md.j2", report=report, signed=guarantee.signed(signer), **facts.sentences(report))
 
 
 def to_html(report: Report, *, signer: str | None = None) -> str:
@@ -30,7 +30,7 @@ def to_html(report: Report, *, signer: str | None = None) -> str:
     return page(
         "report.html.j2",
         report=report,
-        signed=statement.signed(signer),
+        signed=guarantee.signed(signer),
         curve=plot.epsilon_curve(report.curve) if report.curve else "",
         trade_off=plot.trade_off(report.trade_off) if report.trade_off else "",
         **facts.sentences(report),
@@ -63,8 +63,8 @@ def page(name: str, **values: Any) -> str:
         keep_trailing_newline=True,
     )
     pages.filters |= {
-        "upward": statement.upward,
-        "down": statement.downward,
+        "upward": guarantee.upward,
+        "down": guarantee.downward,
         "sized": _sized,
         "cell": _cell,
         "thousands": "{:,}".format,

@@ -15,7 +15,7 @@ from privguard.attest import journal as journals
 from privguard.attest.statement import Identity, Statement
 from privguard.errors import LedgerError, PrivguardError, SealError, TamperedError
 from privguard.records import Claim, Record
-from privguard.report import evidence, holdings, sign
+from privguard.report import findings, holdings, sign
 from privguard.report.assemble import price
 from privguard.report.record import Report
 
@@ -186,7 +186,7 @@ def _journal(report: Report, path: str | os.PathLike[str] | None) -> Iterator[Ch
     try:
         entries = list(journals.read(path))
         anchor = (report.access.entries, report.access.head)
-        journals.verify(path, trusted=evidence.signers(entries), anchor=anchor)
+        journals.verify(path, trusted=findings.signers(entries), anchor=anchor)
     except (ValueError, OSError, TamperedError) as error:
         yield Change(str(path), f"is not the journal that was signed, or was cut ({error})")
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from privguard import _check
 from privguard.errors import SensitivityError, UnsupportedModelError
 from privguard.training import shards
-from privguard.training.refuse import refuse_mixing
+from privguard.training.probes.modules import refuse_mixing
 
 NO_BOUND = 1e18  # a clipping norm that clips nothing
 
@@ -332,18 +332,3 @@ class OneByOne:
 def global_norm(tensors: Iterable[Tensor]) -> Tensor:
     """The L2 norm over all the tensors together, accumulated in float64."""
     return torch.stack([torch.linalg.vector_norm(t, dtype=torch.float64) for t in tensors]).norm()
-
-
-def attach(model: nn.Module, *, max_grad_norm: float) -> Clipper:
-    """Choose an exact rule for every trainable module of ``model`` and start keeping books.
-
-    Args:
-        model: any module; its parameters, state-dict names and forward signature stay as they are.
-        max_grad_norm: the clipping norm C, in the unit of the gradient.
-
-    Raises:
-        UnsupportedModelError: a module mixes examples, or has no exact rule; the message names it.
-    """
-    from privguard.training.bookkeeping import BookKeeper  # late: the book-keeper is built from this module's parts
-
-    return BookKeeper(model, max_grad_norm=max_grad_norm)

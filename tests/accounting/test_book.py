@@ -7,9 +7,9 @@ import dp_accounting as dp
 import pytest
 from sqlalchemy import create_engine, text
 
-from privguard.accounting.account import DataSet, Grant
 from privguard.accounting.accountant import epsilon
-from privguard.accounting.book import Book
+from privguard.accounting.budget.book import Book
+from privguard.accounting.budget.rules import DataSet, Grant
 from privguard.accounting.calibrate import Budget
 from privguard.accounting.ledger import Ledger
 from privguard.accounting.sweep import RandomStopping

@@ -7,11 +7,11 @@ import pytest
 from typer.testing import CliRunner
 
 from privguard import cli
-from privguard.accounting.account import DataSet
-from privguard.accounting.book import Book
+from privguard.accounting.budget.book import Book
+from privguard.accounting.budget.lineage import Lineage
+from privguard.accounting.budget.rules import DataSet
 from privguard.accounting.calibrate import Budget
 from privguard.accounting.ledger import Ledger
-from privguard.accounting.lineage import Lineage
 from privguard.attest.statement import SigningKey
 from privguard.errors import BudgetExceededError, LedgerError, ResumeError
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from privguard import audit
-from privguard.audit import inversion, picture, scores
+from privguard.audit import inversion, roc_plot, scores
 from privguard.audit.blind import _auc_within, blind_baseline
 from privguard.audit.membership import Assignment, Examples, Leak, run, target_digest, weigh
 from privguard.audit.reference import Schedule, draw_inclusion, train_references
@@ -215,7 +215,7 @@ def test_objects_in_a_scores_file_are_refused(tmp_path):
 def test_the_picture_is_svg_on_log_axes_and_the_same_each_time(overfitted):
     model, members, others, references = overfitted
     attacked = run(model, members, others, references=references)
-    first, second = (picture.roc_svg(attacked.statistics, attacked.members, blind=attacked.blind) for _ in range(2))
+    first, second = (roc_plot.roc_svg(attacked.statistics, attacked.members, blind=attacked.blind) for _ in range(2))
     assert first.startswith("<?xml")
     assert "lira (AUC" in first
     assert "blind, no model" in first

@@ -19,8 +19,8 @@ from privguard.audit import checks
 from privguard.audit.checks import FALSE_ALARM, examine
 from privguard.audit.steps import StepDesign, Trace, observe, step_finding
 from privguard.errors import AuditError
-from privguard.integrations.audited_step import AuditedStep
 from privguard.records import Outcome
+from privguard.runs.audited_step import AuditedStep
 from privguard.training.clip import ClippedSum
 from privguard.training.plan import Plan
 from privguard.training.sample import Poisson

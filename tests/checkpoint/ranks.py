@@ -15,9 +15,9 @@ from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_di
 from torch.nn.parallel import DistributedDataParallel
 
 from privguard.checkpoint import Key, durable
-from privguard.integrations.dcp import SealedReader, SealedWriter
-from privguard.integrations.sealed_accelerate import load_state, save_state
-from privguard.integrations.sealed_state import Sealing
+from privguard.integrations.sealed.accelerate import load_state, save_state
+from privguard.integrations.sealed.dcp import SealedReader, SealedWriter
+from privguard.integrations.sealed.state import Sealing
 
 Work = Callable[[int, Path], None]
 

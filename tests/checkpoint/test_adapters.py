@@ -12,10 +12,10 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, PreT
 
 from privguard.checkpoint import Key, Sealed, seal
 from privguard.errors import NoRecipientError, PlainCheckpointError, RollbackError, SealError, TamperedError
-from privguard.integrations import sealed_accelerate
-from privguard.integrations.pretrained import from_pretrained, load_tokenizer
-from privguard.integrations.sealed_state import Sealing
-from privguard.integrations.sealed_trainer import SealedTrainer
+from privguard.integrations.sealed import accelerate as sealed_accelerate
+from privguard.integrations.sealed.pretrained import from_pretrained, load_tokenizer
+from privguard.integrations.sealed.state import Sealing
+from privguard.integrations.sealed.trainer import SealedTrainer
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore"

@@ -12,7 +12,7 @@ from privguard.attest import journal
 from privguard.attest.statement import SigningKey
 from privguard.checkpoint import Key
 from privguard.errors import PlainCheckpointError, SealError, TamperedError
-from privguard.integrations.dcp import SealedReader, SealedWriter
+from privguard.integrations.sealed.dcp import SealedReader, SealedWriter
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is (un|dis)")
 

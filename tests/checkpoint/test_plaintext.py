@@ -40,8 +40,8 @@ class Model(torch.nn.Module):
 RUNS = {
     "trainer": """
 from transformers import Trainer, TrainingArguments
-from privguard.integrations.sealed_state import Sealing
-from privguard.integrations.sealed_trainer import SealedTrainer
+from privguard.integrations.sealed.state import Sealing
+from privguard.integrations.sealed.trainer import SealedTrainer
 steps = {"max_steps": 4, "save_steps": 2, "save_total_limit": 1, "run_name": "canarylayer-run"}
 args = TrainingArguments(str(folder), report_to=[], use_cpu=True, disable_tqdm=True, **steps)
 data = [{"x": torch.ones(16), "labels": 0} for _ in range(8)]
@@ -57,8 +57,8 @@ again.save_model(str(folder / "final"))
 """,
     "accelerate": """
 from accelerate import Accelerator
-from privguard.integrations.sealed_accelerate import load_state, save_state
-from privguard.integrations.sealed_state import Sealing
+from privguard.integrations.sealed.accelerate import load_state, save_state
+from privguard.integrations.sealed.state import Sealing
 accelerator = Accelerator(cpu=True)
 model = Model()
 model, optimizer = accelerator.prepare(model, torch.optim.AdamW([model.canarylayer.bias]))
@@ -71,7 +71,7 @@ else:
 """,
     "dcp": """
 import torch.distributed.checkpoint as dcp
-from privguard.integrations.dcp import SealedReader, SealedWriter
+from privguard.integrations.sealed.dcp import SealedReader, SealedWriter
 state = {"model": Model().state_dict(), "note": "canarylayer"}
 if sealed:
     dcp.save(state, storage_writer=SealedWriter(folder / "dcp", to=key))

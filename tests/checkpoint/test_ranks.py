@@ -10,7 +10,7 @@ import torch.distributed.checkpoint as dcp
 
 from privguard.checkpoint import Key
 from privguard.errors import TamperedError
-from privguard.integrations.dcp import SealedReader
+from privguard.integrations.sealed.dcp import SealedReader
 from tests.checkpoint import ranks
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is (un|dis)")
@@ -116,7 +116,7 @@ def test_metadata_is_authenticated_before_anything_of_it_is_parsed(together, tmp
     def parsed(*_: object, **__: object) -> object:
         raise AssertionError("parsed before it was authenticated")
 
-    monkeypatch.setattr("privguard.integrations.dcp._from_json", parsed)
+    monkeypatch.setattr("privguard.integrations.sealed.dcp._from_json", parsed)
     monkeypatch.setattr("pickle.Unpickler", parsed)
     monkeypatch.setattr("pickle.load", parsed)
     idle = range(136 + (16 << 10), 136 + (32 << 10))  # a slot that no key opens

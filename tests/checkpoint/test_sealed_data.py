@@ -7,7 +7,7 @@ import pytest
 
 from privguard.checkpoint import seal
 from privguard.errors import SealError, TamperedError
-from privguard.integrations import sealed_data
+from privguard.integrations.sealed import data as sealed_data
 
 
 @pytest.fixture

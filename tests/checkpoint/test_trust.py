@@ -18,9 +18,9 @@ from privguard.checkpoint.key import Kind
 from privguard.checkpoint.payload import Bytes
 from privguard.checkpoint.trust import own_signer
 from privguard.errors import RollbackError, SealError, TamperedError
-from privguard.integrations.dcp import SealedReader, SealedWriter
-from privguard.integrations.sealed_accelerate import load_state, save_state
-from privguard.integrations.sealed_state import Sealing
+from privguard.integrations.sealed.accelerate import load_state, save_state
+from privguard.integrations.sealed.dcp import SealedReader, SealedWriter
+from privguard.integrations.sealed.state import Sealing
 from tests.checkpoint.test_store import snapshot
 
 PAIR = Key.generate_x25519()

@@ -11,7 +11,7 @@ import pytest
 
 from privguard.accounting.ledger import Ledger
 from privguard.checkpoint import Key, load
-from privguard.run import Settings
+from privguard.demo import Settings
 
 
 def test_every_chapter_is_told(demonstration):

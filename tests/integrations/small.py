@@ -6,7 +6,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
 from privguard.checkpoint.key import Key
-from privguard.integrations.plain import privatize
+from privguard.integrations.torch_loop import privatize
 from privguard.training.plan import Plan
 
 

@@ -15,8 +15,8 @@ from privguard.checkpoint.opened import Sealed
 from privguard.checkpoint.store import WEIGHTS
 from privguard.errors import SealError
 from privguard.integrations.accelerate import PrivateAccelerator
-from privguard.integrations.dcp import SealedReader, SealedWriter
-from privguard.integrations.transformers import PrivateTrainer
+from privguard.integrations.sealed.dcp import SealedReader, SealedWriter
+from privguard.integrations.transformers.trainer import PrivateTrainer
 
 OFFICER, TEAM, RUN = Key.generate_x25519(), Key.generate_symmetric(), SigningKey.generate()
 WHOM = {"seal_to": [TEAM], "auditors": [OFFICER.recipient()], "trust": Trust(signer=RUN)}

@@ -9,17 +9,17 @@ import torch
 from small import Scored, SmallRun, small_data, small_plan
 
 from benchmarks.book import forked
-from privguard.accounting.account import DataSet
 from privguard.accounting.accountant import epsilon
-from privguard.accounting.book import Book
+from privguard.accounting.budget.book import Book
+from privguard.accounting.budget.rules import DataSet
 from privguard.accounting.calibrate import Budget
 from privguard.accounting.ledger import Ledger
 from privguard.attest.statement import SigningKey
 from privguard.checkpoint.key import Key
 from privguard.errors import BudgetExceededError, PrivacyError, ResumeError
 from privguard.integrations.accelerate import PrivateAccelerator
-from privguard.integrations.charge import Charge
-from privguard.integrations.transformers import PrivateTrainer
+from privguard.integrations.transformers.trainer import PrivateTrainer
+from privguard.runs.budget import Charge
 
 DATA, DELTA = "5e" * 32, 1e-3
 STEPS = small_plan().steps

@@ -17,9 +17,9 @@ from privguard.checkpoint.key import Key
 from privguard.checkpoint.store import load
 from privguard.errors import PrivacyError, ResumeError, UnsupportedModelError
 from privguard.integrations.opacus import fixed, take_over
-from privguard.integrations.plain import privatize
+from privguard.integrations.torch_loop import privatize
 from privguard.report.assemble import assemble
-from privguard.training.clip import attach
+from privguard.training.attach import attach
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Secure RNG turned off"),

@@ -10,13 +10,13 @@ import torch
 
 from privguard.attest.statement import SigningKey
 from privguard.errors import MarkError, ProfileMismatchError, TamperedError
-from privguard.integrations import serving
-from privguard.integrations.serving import Operator, Requests
+from privguard.integrations.vllm import requests as serving
+from privguard.integrations.vllm.requests import Operator, Requests
 from privguard.watermark.secret import Secret
-from privguard.watermark.text.filters import Filters
 from privguard.watermark.text.profile import Profile
 from privguard.watermark.text.scheme import GreenList, Gumbel, Payload
-from privguard.watermark.text.serve import Order
+from privguard.watermark.text.writing.filters import Filters
+from privguard.watermark.text.writing.serve import Order
 
 SECRET = Secret(bytes(range(32)))
 
@@ -193,7 +193,7 @@ def test_engines_of_one_profile_have_chances_of_their_own(desk):
 
 
 def test_vllm_is_imported_only_by_its_own_modules():
-    code = "import sys, privguard, privguard.integrations.serving; print('vllm' in sys.modules)"
+    code = "import sys, privguard, privguard.integrations.vllm.requests; print('vllm' in sys.modules)"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert said.stdout.strip() == "False"
 

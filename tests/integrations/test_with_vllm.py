@@ -14,13 +14,13 @@ from scipy import stats
 
 from privguard.attest.statement import SigningKey
 from privguard.errors import MarkError
-from privguard.integrations import serving
+from privguard.integrations.vllm import requests as serving
 from privguard.watermark.secret import Secret
-from privguard.watermark.text import host
-from privguard.watermark.text.detect import Detector
-from privguard.watermark.text.ngrams import Documents
 from privguard.watermark.text.profile import Profile
+from privguard.watermark.text.reading.detect import Detector
+from privguard.watermark.text.reading.ngrams import Documents
 from privguard.watermark.text.scheme import GreenList, Gumbel, Tournament
+from privguard.watermark.text.writing import host
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -37,8 +37,8 @@ with warnings.catch_warnings():
     from vllm.v1.worker.gpu.sample import logits_processor as v2
     from vllm.v1.worker.gpu_input_batch import CachedRequestState, InputBatch
 
-    from privguard.integrations.vllm import TextMark
-    from privguard.integrations.vllm_v1 import TextMark as TextMarkV1
+    from privguard.integrations.vllm.runner_v1 import TextMark as TextMarkV1
+    from privguard.integrations.vllm.runner_v2 import TextMark
 
 pytestmark = [pytest.mark.filterwarnings("default"), pytest.mark.stat]
 VOCABULARY, LENGTH, ROWS = 512, 256, 8
@@ -407,7 +407,7 @@ def test_vllm_loads_each_class_for_its_own_runner_only(marked):
     """Why no entry point is registered: the runner that a plug-in was not written for refuses to start with it."""
     marked(Gumbel())
     with pytest.raises(ValueError, match="not a subclass"):
-        v2.build_custom_logits_processors_params_validator(["privguard.integrations.vllm_v1:TextMark"])
+        v2.build_custom_logits_processors_params_validator(["privguard.integrations.vllm.runner_v1:TextMark"])
     with pytest.raises(ValueError, match="must be a subclass"):
-        v1.validate_logits_processors_parameters(["privguard.integrations.vllm:TextMark"], SamplingParams())
-    v1.validate_logits_processors_parameters(["privguard.integrations.vllm_v1:TextMark"], SamplingParams())
+        v1.validate_logits_processors_parameters(["privguard.integrations.vllm.runner_v2:TextMark"], SamplingParams())
+    v1.validate_logits_processors_parameters(["privguard.integrations.vllm.runner_v1:TextMark"], SamplingParams())

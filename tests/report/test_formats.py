@@ -14,7 +14,7 @@ from privguard.attest.statement import SigningKey
 from privguard.cli import app
 from privguard.errors import TamperedError
 from privguard.records import Outcome, Relation, Verdict
-from privguard.report import compare, render, statement
+from privguard.report import compare, guarantee, render
 from privguard.report.assemble import Sources, assemble
 from privguard.report.card import to_card
 from privguard.report.schema import schema, text
@@ -86,7 +86,7 @@ def test_the_card_is_read_by_the_hubs_own_reader(report):
     assert card.data.privacy["epsilon"] >= report.claim.epsilon
     assert card.data.privacy["delta"] == 1e-3
     assert card.data.privacy["ledger_head"] == report.ledger_head
-    assert f"ε={statement.upward(report.claim.epsilon)}" in card.text
+    assert f"ε={guarantee.upward(report.claim.epsilon)}" in card.text
     assert "What this does not cover" in card.text
 
 

@@ -9,7 +9,7 @@ from chromium import Chromium
 from reported import finding, keep, membership
 
 from privguard.records import Outcome, Verdict
-from privguard.report import compare, render, statement
+from privguard.report import compare, guarantee, render
 from privguard.report.assemble import Sources, assemble
 
 WIDTHS = (320, 360, 768, 1280)
@@ -50,7 +50,7 @@ def test_a_person_sees_what_was_spent_on_whose_data_and_what_contradicts_it(brow
     browser.open(page)
     seen = browser.run("document.body.innerText")
     for wanted in (
-        f"ε = {statement.upward(full.claim.epsilon)} at δ = 0.001",
+        f"ε = {guarantee.upward(full.claim.epsilon)} at δ = 0.001",
         "Whose data: Letters of patients <b>, in the words of who made this report. Records: 100 (treated as",
         "What is protected is a single training example.",
         "tries to find out whether a single training example was used: their odds are bounded",

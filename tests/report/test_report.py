@@ -15,7 +15,7 @@ from privguard.attest.statement import SigningKey, Statement
 from privguard.attest.statement import sign as signed_by
 from privguard.errors import LedgerError, TamperedError
 from privguard.records import Claim, Digest, Manifest, Outcome, Relation, Unit
-from privguard.report import render, statement, supports
+from privguard.report import guarantee, render, supports
 from privguard.report.assemble import Sources, assemble
 from privguard.report.record import Report
 
@@ -38,8 +38,8 @@ def test_a_report_prices_the_relation_and_unit_of_its_plan(tmp_path):
 def test_randomised_response_meets_the_best_accuracy_exactly(epsilon, delta):
     """With δ = 0 the optimal test against randomised response attains the bound; δ only loosens it."""
     truth = math.exp(epsilon) / (1 + math.exp(epsilon))
-    assert statement.best_accuracy([(epsilon, 0.0)]) == pytest.approx(truth)
-    assert truth - 1e-12 <= statement.best_accuracy([(epsilon, delta)]) <= 1
+    assert guarantee.best_accuracy([(epsilon, 0.0)]) == pytest.approx(truth)
+    assert truth - 1e-12 <= guarantee.best_accuracy([(epsilon, delta)]) <= 1
 
 
 @given(st.floats(0.3, 5), st.floats(1e-4, 0.5))
@@ -47,8 +47,8 @@ def test_no_gaussian_test_beats_the_stated_rates(sigma, fpr):
     """The Gaussian mechanism's own optimal test (Dong et al. 2019) stays below what its (ε, δ) pairs promise."""
     profile = [(e / 10, _gaussian_delta(sigma, e / 10)) for e in range(200)]
     tpr = norm.cdf(norm.ppf(fpr) + 1 / sigma)
-    assert tpr <= statement.best_tpr(profile, fpr=fpr) + 1e-12
-    assert statement.best_accuracy(profile) == pytest.approx(norm.cdf(1 / (2 * sigma)))  # ε = 0 gives it exactly
+    assert tpr <= guarantee.best_tpr(profile, fpr=fpr) + 1e-12
+    assert guarantee.best_accuracy(profile) == pytest.approx(norm.cdf(1 / (2 * sigma)))  # ε = 0 gives it exactly
 
 
 def _gaussian_delta(sigma, epsilon):
@@ -59,34 +59,34 @@ def _gaussian_delta(sigma, epsilon):
 
 @given(EPSILONS, st.floats(0, 1), DELTAS)
 def test_rates_lie_between_guessing_and_certainty(epsilon, fpr, delta):
-    assert fpr - 1e-9 <= statement.best_tpr([(epsilon, delta)], fpr=fpr) <= 1
+    assert fpr - 1e-9 <= guarantee.best_tpr([(epsilon, delta)], fpr=fpr) <= 1
 
 
 def test_printed_numbers_are_never_below_the_computed_ones():
-    assert statement.upward(2.0000001) == "2.001"
-    assert statement.percent(0.95001) == "95.1\N{NO-BREAK SPACE}%"
-    assert float(statement.factor(1.0)) >= math.e
-    assert statement.factor(40) == "more than 400 million"
-    assert statement.upward(math.inf) == "∞"
+    assert guarantee.upward(2.0000001) == "2.001"
+    assert guarantee.percent(0.95001) == "95.1\N{NO-BREAK SPACE}%"
+    assert float(guarantee.factor(1.0)) >= math.e
+    assert guarantee.factor(40) == "more than 400 million"
+    assert guarantee.upward(math.inf) == "∞"
 
 
 def test_one_sentence_connects_the_factor_and_the_share():
     """e³ to 1 is 20.1 to 1, right 95.3 % of the time; the other pair bounds it by (e^0.5 + 0.01) / (1 + e^0.5)."""
     facts = {"relation": Relation.ADD_OR_REMOVE_ONE, "unit": Unit.EXAMPLE, "accountant": "any", "interval": 1e-4}
     claim = Claim(epsilon=3.0, delta=1e-5, **facts)
-    apart = statement.connection(claim, [(3.0, 1e-5), (0.5, 0.01)])
+    apart = guarantee.connection(claim, [(3.0, 1e-5), (0.5, 0.01)])
     assert "at most 20.1 turns even odds into at most 20.1 to 1" in apart
     assert "right 95.3\N{NO-BREAK SPACE}% of the time" in apart
     assert apart.endswith("at most 62.7\N{NO-BREAK SPACE}%.")
-    assert "62.7\N{NO-BREAK SPACE}%" in statement.odds(claim, [(3.0, 1e-5), (0.5, 0.01)])
-    alike = statement.connection(claim, [(3.0, 1e-5)])
+    assert "62.7\N{NO-BREAK SPACE}%" in guarantee.odds(claim, [(3.0, 1e-5), (0.5, 0.01)])
+    alike = guarantee.connection(claim, [(3.0, 1e-5)])
     assert alike.endswith("right 95.3\N{NO-BREAK SPACE}% of the time: the factor and the share say the same.")
 
 
 @pytest.mark.parametrize("form", [render.to_html, render.to_markdown])
 def test_the_words_of_the_audits_are_explained_where_they_stand(folder, report, form):
     plain = form(report)
-    assert statement.connection(report.claim, report.profile) in plain
+    assert guarantee.connection(report.claim, report.profile) in plain
     assert "The cap of an audit is the highest ε that it could have shown at all" in plain
     assert "Canaries" not in plain  # the small run's audit has none
     keep(folder, finding(0.5, counts={"canaries": 40}, cap=1327.4), "canaries.json")
@@ -99,7 +99,7 @@ def test_the_words_of_the_audits_are_explained_where_they_stand(folder, report, 
 def test_every_format_says_the_same_claim(report):
     said = json.loads(render.to_json(report))
     assert said["claim"]["epsilon"] == report.claim.epsilon
-    number = statement.upward(report.claim.epsilon)
+    number = guarantee.upward(report.claim.epsilon)
     assert f"ε={number} at δ=0.001" in render.to_markdown(report)
     assert f"ε = {number} at δ = 0.001" in render.to_html(report)
 
@@ -214,8 +214,8 @@ def test_a_bundle_for_a_mark_is_judged_by_who_makes_the_report(folder):
     (unjudged,) = assemble(folder).claims
     assert (unjudged.outcome, unjudged.suspect) == ("not judged", "stolen.safetensors (abababababababab…)")
 
-    from privguard.watermark import evidence
-    from privguard.watermark.claim import Trust
+    from privguard.watermark.claims import evidence
+    from privguard.watermark.claims.commitment import Trust
 
     report = assemble(folder, sources=Sources(judge=lambda bundle: evidence.verify(bundle, trust=Trust())))
     assert report.claims[0].outcome == "protocol invalid"
@@ -292,7 +292,7 @@ def test_no_row_rests_on_a_journal_that_was_not_at_hand():
     ],
 )
 def test_what_was_probed_cannot_be_read_as_its_opposite(report, probed, said):
-    assert said in " ".join(statement.assumptions(replace(report.manifest, probe=probed)))
+    assert said in " ".join(guarantee.assumptions(replace(report.manifest, probe=probed)))
 
 
 def test_a_seeded_run_is_reported_without_a_claim(tmp_path):

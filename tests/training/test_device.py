@@ -16,8 +16,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from benchmarks.models import CASES, Case, predict, tokens
 from privguard._random import Stream
 from privguard.errors import UnsupportedModelError
+from privguard.training.attach import attach
 from privguard.training.bookkeeping import BookKeeper
-from privguard.training.clip import ClippedSum, OneByOne, attach, trainable
+from privguard.training.clip import ClippedSum, OneByOne, trainable
 from privguard.training.noise import NoisySum, add_noise
 from privguard.training.step import hand_over
 

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from privguard.errors import SensitivityError, UnsupportedModelError
-from privguard.training.clip import OneByOne, attach
-from privguard.training.probe import Field, choose, make, probe, structure_of
+from privguard.training.attach import attach
+from privguard.training.clip import OneByOne
+from privguard.training.probes.examples import Field, choose, make, probe, structure_of
 
 IMAGES = (Field((5,), torch.float32), Field((), torch.int64, top=3))
 TOKENS = {"ids": Field((6,), torch.int64, top=9), "mask": Field((6,), torch.int64)}

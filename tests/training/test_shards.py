@@ -11,7 +11,8 @@ from torch.nn import functional
 from transformers import GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditionalGeneration
 
 from privguard.errors import SensitivityError, UnsupportedModelError
-from privguard.training.clip import OneByOne, attach
+from privguard.training.attach import attach
+from privguard.training.clip import OneByOne
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -13,10 +13,11 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from privguard._random import Stream
 from privguard.errors import SensitivityError, UnsupportedModelError
+from privguard.training.attach import attach
 from privguard.training.batches import PoissonLoader
-from privguard.training.clip import OneByOne, attach
+from privguard.training.clip import OneByOne
 from privguard.training.plan import Plan
-from privguard.training.probe import Field, probe
+from privguard.training.probes.examples import Field, probe
 from privguard.training.sample import Poisson
 
 BOUND = 1.0

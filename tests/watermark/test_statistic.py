@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from privguard.watermark import lattice, statistic
-from privguard.watermark.null import BinomialCount, ExponentialSum, SpreadSigns, WeightedBits, verdict
+from privguard.watermark.statistics import tails as statistic
+from privguard.watermark.statistics import weighted_bits
+from privguard.watermark.statistics.null import BinomialCount, ExponentialSum, SpreadSigns, WeightedBits, verdict
 
 LN10 = math.log(10)
 
@@ -69,7 +70,7 @@ def test_weighted_bits_tail_equals_the_convolution_at_every_score(weights, n):
         tails.append(total)
     expected = [log10_fraction(Fraction(t, 2 ** (len(weights) * n))) if t else 0 for t in reversed(tails)]
     scores = np.unique(np.linspace(0, len(counts) - 1, 400).astype(int))
-    found = lattice.log10_weighted_bits_tail(scores, n, weights=weights)
+    found = weighted_bits.log10_weighted_bits_tail(scores, n, weights=weights)
     assert found == pytest.approx([expected[s] for s in scores], rel=1e-9, abs=2e-10)
 
 
@@ -89,7 +90,7 @@ def test_a_score_that_is_not_a_number_is_refused():
     with pytest.raises(ValueError, match="finite"):
         statistic.log10_gamma_tail(math.nan, 3)
     with pytest.raises(ValueError, match="between 0"):
-        lattice.log10_weighted_bits_tail(7, 1, weights=(2, 1))
+        weighted_bits.log10_weighted_bits_tail(7, 1, weights=(2, 1))
 
 
 NULLS = [BinomialCount(Fraction(1, 4)), BinomialCount(Fraction(1, 50_000)), ExponentialSum(), WeightedBits(TEN)]

@@ -29,7 +29,7 @@ from privguard.training.bookkeeping.shared import (
     shared_method,
 )
 from privguard.training.clip import NO_BOUND, ClippedSum, EscapeAlarm, Total, Turn, clip_factors, trainable
-from privguard.training.refuse import refuse_mixing
+from privguard.training.probes.modules import refuse_mixing
 
 _HEAP_BLOCK = (32 << 20) - (8 << 10)  # bytes of the largest block that teaches glibc's malloc
 BUDGET = 1 << 27  # numbers of per-example gradients that may be held at once: 512 MiB

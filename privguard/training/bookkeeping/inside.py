@@ -14,9 +14,9 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from privguard.training.bookkeeping.batch import Heard, Listen
-from privguard.training.bookkeeping.embedding import Positions, embedding
-from privguard.training.bookkeeping.fallback import by_repetition, check_repeatable
-from privguard.training.bookkeeping.linear import linear
+from privguard.training.bookkeeping.layers.embedding import Positions, embedding
+from privguard.training.bookkeeping.layers.linear import linear
+from privguard.training.bookkeeping.layers.without_rule import by_repetition, check_repeatable
 from privguard.training.bookkeeping.taps import frozen
 
 

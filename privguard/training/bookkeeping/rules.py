@@ -12,14 +12,13 @@ from torch.nn.utils.parametrize import is_parametrized
 from transformers.pytorch_utils import Conv1D
 
 from privguard.errors import UnsupportedModelError
-from privguard.training.bookkeeping.attention import attention
 from privguard.training.bookkeeping.batch import Heard, Listen, Rule
-from privguard.training.bookkeeping.convolution import convolution
-from privguard.training.bookkeeping.embedding import Positions, embedding, embedding_bag
-from privguard.training.bookkeeping.fallback import by_repetition, check_repeatable
 from privguard.training.bookkeeping.inside import by_operation
-from privguard.training.bookkeeping.linear import conv1d_of_transformers, linear
-from privguard.training.bookkeeping.normalisation import (
+from privguard.training.bookkeeping.layers.attention import attention
+from privguard.training.bookkeeping.layers.convolution import convolution
+from privguard.training.bookkeeping.layers.embedding import Positions, embedding, embedding_bag
+from privguard.training.bookkeeping.layers.linear import conv1d_of_transformers, linear
+from privguard.training.bookkeeping.layers.normalisation import (
     epsilon_of,
     group_norm,
     instance_norm,
@@ -27,7 +26,8 @@ from privguard.training.bookkeeping.normalisation import (
     rms_norm,
     rms_norm_of_transformers,
 )
-from privguard.training.bookkeeping.recurrent import recurrent
+from privguard.training.bookkeeping.layers.recurrent import recurrent
+from privguard.training.bookkeeping.layers.without_rule import by_repetition, check_repeatable
 from privguard.training.bookkeeping.shared import own_prompts, relative_bias, shared_method
 from privguard.training.bookkeeping.taps import frozen
 

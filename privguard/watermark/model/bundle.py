@@ -17,13 +17,13 @@ from torch import nn
 
 from privguard.attest import journal
 from privguard.records import Verdict
-from privguard.watermark import statistic
-from privguard.watermark.challenge import Answerer
-from privguard.watermark.claim import Standing
-from privguard.watermark.leaf import Leaf, Tree
+from privguard.watermark.claims.challenge import Answerer
+from privguard.watermark.claims.commitment import Standing
+from privguard.watermark.claims.leaf import Leaf, Tree
 from privguard.watermark.model import align, classifier, triggers, weights
 from privguard.watermark.model.classifier import Public
 from privguard.watermark.model.embed import Lesson
+from privguard.watermark.statistics import tails
 
 Tensors: TypeAlias = Mapping[str, NDArray[np.float32]]
 
@@ -104,7 +104,7 @@ class Bundle:
     def together(self, verdicts: list[Verdict]) -> float:
         """log10 p of all marks of the claim: the smallest, times how many were committed."""
         best = min((verdict.log10_p for verdict in verdicts), default=0.0)
-        return float(statistic.bonferroni(best, len(self.standing.manifest.marks)))
+        return float(tails.bonferroni(best, len(self.standing.manifest.marks)))
 
     @contextlib.contextmanager
     def _recorded(self, what: str) -> Generator[None]:

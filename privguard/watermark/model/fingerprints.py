@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from privguard import _check
 from privguard.records import Verdict
-from privguard.watermark import null
-from privguard.watermark.claim import MarkPlan
-from privguard.watermark.leaf import Leaf
+from privguard.watermark.claims.commitment import MarkPlan
+from privguard.watermark.claims.leaf import Leaf
 from privguard.watermark.model.triggers import PLANTED
+from privguard.watermark.statistics import null
 
 
 def plan(

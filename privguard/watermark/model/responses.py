@@ -23,11 +23,11 @@ from privguard import _canon, _check
 from privguard.attest import merkle
 from privguard.errors import TamperedError
 from privguard.records import Verdict
-from privguard.watermark import null
-from privguard.watermark.challenge import Queries, query_digest
-from privguard.watermark.claim import MarkPlan
-from privguard.watermark.leaf import Leaf
+from privguard.watermark.claims.challenge import Queries, query_digest
+from privguard.watermark.claims.commitment import MarkPlan
+from privguard.watermark.claims.leaf import Leaf
 from privguard.watermark.secret import Prf
+from privguard.watermark.statistics import null
 
 MOST = 0.005
 CONDITION = "holds if the key's holder neither chose the logged queries nor misreported the honest answers"

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from privguard import _check
 from privguard.records import Verdict
-from privguard.watermark import null
-from privguard.watermark.claim import MarkPlan
-from privguard.watermark.leaf import Leaf
+from privguard.watermark.claims.commitment import MarkPlan
+from privguard.watermark.claims.leaf import Leaf
+from privguard.watermark.statistics import null
 
 PLANTED = "excludes an accuser who planted the marked answers in the suspect's training data"
 

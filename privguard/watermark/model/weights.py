@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from privguard import _check
 from privguard._random import Stream
 from privguard.records import Verdict
-from privguard.watermark import null
-from privguard.watermark.claim import MarkPlan
-from privguard.watermark.leaf import Leaf
+from privguard.watermark.claims.commitment import MarkPlan
+from privguard.watermark.claims.leaf import Leaf
+from privguard.watermark.statistics import null
 
 Array: TypeAlias = NDArray[np.float32]
 Tensors: TypeAlias = Mapping[str, Array]

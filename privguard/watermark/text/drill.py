@@ -11,8 +11,8 @@ from typing import Any, TypeAlias, final
 import numpy as np
 from numpy.typing import NDArray
 
-from privguard.watermark.text.detect import Detector
-from privguard.watermark.text.ngrams import Documents
+from privguard.watermark.text.reading.detect import Detector
+from privguard.watermark.text.reading.ngrams import Documents
 
 Ids: TypeAlias = NDArray[np.int64]
 Attack: TypeAlias = Callable[[Ids, np.random.Generator], Ids]

@@ -17,7 +17,7 @@ from privguard.attest.statement import Envelope, Identity, SigningKey, Statement
 from privguard.errors import ProfileMismatchError, TamperedError
 from privguard.records import Digest, Record
 from privguard.watermark.secret import Secret
-from privguard.watermark.text.prf import FILLER, SLOTS, STREAMS, ContextStream
+from privguard.watermark.text.prf.streams import FILLER, SLOTS, STREAMS, ContextStream
 from privguard.watermark.text.scheme import SCHEMES, Gumbel, Payload, Scheme
 
 VERSION = "text-mark-v1"

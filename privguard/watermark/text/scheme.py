@@ -1,7 +1,7 @@
 """The schemes of a text mark: what each token's secret word is worth, and what the sum looks like without a mark.
 
 A scheme is a frozen value. Its numbers are public and stand in the profile; its null is fixed with it. How a writer
-uses the same words to choose tokens is in :mod:`privguard.watermark.text.choose`.
+uses the same words to choose tokens is in :mod:`privguard.watermark.text.writing.choose`.
 """
 
 from dataclasses import dataclass
@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from privguard import _check
-from privguard.watermark.null import BinomialCount, ExponentialSum, WeightedBits
-from privguard.watermark.statistic import Floats
-from privguard.watermark.text.prf import Bytes, Ids, Lookup, Words, bytes_of, words_of
+from privguard.watermark.statistics.null import BinomialCount, ExponentialSum, WeightedBits
+from privguard.watermark.statistics.tails import Floats
+from privguard.watermark.text.prf.streams import Bytes, Ids, Lookup, Words, bytes_of, words_of
 
 UNIFORM_BITS = 23
 _LEVELS = 256  # a green list takes a whole number of 256ths of the vocabulary

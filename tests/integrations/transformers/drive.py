@@ -7,7 +7,7 @@ import transformers as hf
 from zoo import pad
 
 from privguard.checkpoint.key import Key
-from privguard.integrations.transformers import PrivateTrainer
+from privguard.integrations.transformers.trainer import PrivateTrainer
 from privguard.training.plan import Plan
 
 KEY = Key.generate_symmetric()

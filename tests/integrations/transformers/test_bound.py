@@ -6,9 +6,10 @@ from drive import arguments, make_plan, private_trainer
 from zoo import ZOO, Rows
 
 from privguard.errors import PrivacyError
-from privguard.integrations.unit import Unit as Whose
 from privguard.records import Unit
-from privguard.training.clip import OneByOne, attach
+from privguard.runs.privacy_unit import Unit as Whose
+from privguard.training.attach import attach
+from privguard.training.clip import OneByOne
 
 C = 0.05
 HEADS = [name for name in ZOO if name != "deberta-sequence"]  # that one goes one by one

@@ -15,7 +15,7 @@ from privguard.accounting.ledger import Ledger
 from privguard.attest.statement import SigningKey
 from privguard.checkpoint import Trust
 from privguard.errors import PrivacyError, ResumeError, RollbackError, SensitivityError, TamperedError
-from privguard.integrations.transformers import PrivateSeq2SeqTrainer, PrivateTrainer
+from privguard.integrations.transformers.trainer import PrivateSeq2SeqTrainer, PrivateTrainer
 
 STEPS = 6
 BERT, SENTENCES = ZOO["bert-sequence"]
@@ -168,7 +168,7 @@ def marked_loss(outputs, batch):
 
 def private_quantities(log, capture):
     """The un-noised losses of every step, caught inside."""
-    from privguard.integrations.underway import Underway
+    from privguard.runs.driver import Underway
 
     original = Underway.backward
 

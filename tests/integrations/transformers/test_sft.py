@@ -15,11 +15,11 @@ from zoo import GPT2, ZOO
 from privguard.accounting.calibrate import Budget
 from privguard.accounting.ledger import Ledger
 from privguard.errors import PrivacyError
-from privguard.integrations import heads, sft_arguments
+from privguard.integrations.transformers import losses, sft_arguments
 from privguard.records import Unit
 
 datasets, tokenizers, trl = map(pytest.importorskip, ("datasets", "tokenizers", "trl"))
-PrivateSFTTrainer = pytest.importorskip("privguard.integrations.trl").PrivateSFTTrainer
+PrivateSFTTrainer = pytest.importorskip("privguard.integrations.transformers.sft").PrivateSFTTrainer
 
 # SFTConfig and peft use what transformers deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:`(is_)?gradient_checkpointing` is deprecated:FutureWarning")
@@ -154,8 +154,8 @@ def noisy(folder, *, model=None, data=None, callbacks=None, seed=1, evaluation=N
 
 def test_no_file_and_no_record_holds_an_unnoised_number(tmp_path, monkeypatch, capsys, caplog):
     """As in ``test_runs``: every number that comes out, against the run's true losses plus a constant."""
-    found, recorder, own = [], Recorder(), heads._cross_entropy
-    monkeypatch.setattr(heads, "_cross_entropy", lambda *a: (each := own(*a)) + UNMISTAKABLE * each.requires_grad)
+    found, recorder, own = [], Recorder(), losses._cross_entropy
+    monkeypatch.setattr(losses, "_cross_entropy", lambda *a: (each := own(*a)) + UNMISTAKABLE * each.requires_grad)
     private_quantities(found, monkeypatch)
     with caplog.at_level("INFO"):
         private = noisy(

@@ -5,8 +5,9 @@ from pathlib import Path
 
 from transformers import TrainingArguments
 
-from privguard.integrations import sft_arguments, training_arguments
-from privguard.integrations.training_arguments import HONOURED, MAPPED, REFUSED
+from privguard.integrations.transformers import arguments as training_arguments
+from privguard.integrations.transformers import sft_arguments
+from privguard.integrations.transformers.arguments import HONOURED, MAPPED, REFUSED
 
 DOCS = Path(__file__).parents[3] / "docs" / "training-arguments.md"
 

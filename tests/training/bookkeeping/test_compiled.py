@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional
 
 from privguard.errors import UnsupportedModelError
-from privguard.training.clip import attach
+from privguard.training.attach import attach
 
 
 class Net(nn.Module):

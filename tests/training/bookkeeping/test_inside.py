@@ -13,10 +13,10 @@ from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm
 
 from privguard.errors import SensitivityError, UnsupportedModelError
 from privguard.training.bookkeeping import BookKeeper
-from privguard.training.bookkeeping.fallback import by_repetition
+from privguard.training.bookkeeping.layers.without_rule import by_repetition
 from privguard.training.bookkeeping.rules import listen_to
 from privguard.training.clip import OneByOne
-from privguard.training.probe import Field, choose
+from privguard.training.probes.examples import Field, choose
 from tests.training.bookkeeping.compare import clipped, distance
 
 WIDTH = 6

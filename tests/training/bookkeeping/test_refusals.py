@@ -8,8 +8,9 @@ from torch.nn.utils import parametrizations, rnn
 from transformers import MixtralConfig, MixtralForCausalLM
 
 from privguard.errors import SensitivityError, UnsupportedModelError
+from privguard.training.attach import attach
 from privguard.training.bookkeeping import BookKeeper
-from privguard.training.clip import Clipper, OneByOne, attach
+from privguard.training.clip import Clipper, OneByOne
 
 
 def here(rows: int) -> Tensor:

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from privguard.errors import UnsupportedModelError
+from privguard.training.attach import attach
 from privguard.training.bookkeeping import BookKeeper
-from privguard.training.clip import OneByOne, attach
+from privguard.training.clip import OneByOne
 from tests.training.bookkeeping.compare import distance
 
 transformers = pytest.importorskip("transformers")

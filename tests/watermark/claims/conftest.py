@@ -6,7 +6,7 @@ import pytest
 from privguard.attest.notary import LocalNotary
 from privguard.attest.statement import SigningKey
 from privguard.records import Digest
-from privguard.watermark import claim, offline
+from privguard.watermark.claims import commitment, offline
 from privguard.watermark.model import triggers, weights
 from privguard.watermark.secret import Secret
 
@@ -28,7 +28,7 @@ def new_notary():
 def new_table(*, at=None, marks=MARKS, notary=None):
     notary, secret = notary or new_notary(), Secret.generate()
     model = offline.tensors_digest("owner's model", UNMARKED)
-    made = claim.commit(secret, model=model, marks=marks, by=OWNER)
+    made = commitment.commit(secret, model=model, marks=marks, by=OWNER)
     done = offline.notarise(made, notary, at=at)
     return offline.Table(commitment=done, secret=secret, notary=notary, verifier=VERIFIER)
 

@@ -10,9 +10,9 @@ from privguard.attest import timestamp
 from privguard.attest.statement import SigningKey
 from privguard.errors import ProtocolInvalidError, TamperedError
 from privguard.records import Digest
-from privguard.watermark import claim, offline
-from privguard.watermark.claim import Commitment, Manifest, Trust
-from privguard.watermark.leaf import Leaf, Opening, Tree
+from privguard.watermark.claims import commitment, offline
+from privguard.watermark.claims.commitment import Commitment, Manifest, Trust
+from privguard.watermark.claims.leaf import Leaf, Opening, Tree
 from privguard.watermark.secret import Secret
 
 THEN = datetime(2026, 5, 6, 7, 8, 9, tzinfo=UTC)
@@ -21,10 +21,10 @@ THEN = datetime(2026, 5, 6, 7, 8, 9, tzinfo=UTC)
 def test_a_commitment_in_order_stands_and_survives_its_file(table, tmp_path):
     standing = table.standing
     assert standing.logged
-    assert standing.stamped + claim.WAIT < standing.pulse.time
+    assert standing.stamped + commitment.WAIT < standing.pulse.time
     assert all("local" in line for line in standing.basis)
     table.commitment.write(tmp_path / "commitment.json")
-    assert claim.check(Commitment.read(tmp_path / "commitment.json"), trust=table.trust) == standing
+    assert commitment.check(Commitment.read(tmp_path / "commitment.json"), trust=table.trust) == standing
     assert Trust.from_json(json.loads(json.dumps(table.trust.to_json()))) == table.trust
 
 
@@ -40,11 +40,11 @@ def test_without_timestamp_or_pulse_or_with_unknown_authorities_it_is_invalid(ta
     trust = table.trust
     for broken in (replace(table.commitment, timestamp=None), replace(table.commitment, pulse=None)):
         with pytest.raises(ProtocolInvalidError, match="without timestamp and later pulse"):
-            claim.check(broken, trust=trust)
+            commitment.check(broken, trust=trust)
     with pytest.raises(ProtocolInvalidError, match="timestamp: not over this commitment"):
-        claim.check(table.commitment, trust=replace(trust, authorities=()))
+        commitment.check(table.commitment, trust=replace(trust, authorities=()))
     with pytest.raises(ProtocolInvalidError, match="not a genuine pulse"):
-        claim.check(table.commitment, trust=replace(trust, beacons=()))
+        commitment.check(table.commitment, trust=replace(trust, beacons=()))
 
 
 @pytest.mark.parametrize("minutes", [-60, -1, 0, 1, 4, 6, 7, 60])
@@ -52,8 +52,8 @@ def test_only_the_first_pulse_after_the_wait_counts(tables, minutes):
     table = tables.new(at=THEN)
     moved = table.commitment.with_pulse(table.notary.pulse_after(THEN + timedelta(minutes=minutes)))
     with pytest.raises(ProtocolInvalidError, match="only the first one"):
-        claim.check(moved, trust=table.trust)
-    assert claim.check(table.commitment, trust=table.trust).pulse.time > THEN + claim.WAIT
+        commitment.check(moved, trust=table.trust)
+    assert commitment.check(table.commitment, trust=table.trust).pulse.time > THEN + commitment.WAIT
 
 
 def test_a_timestamp_cannot_be_moved_to_another_head_or_another_commitment(tables):
@@ -64,7 +64,7 @@ def test_a_timestamp_cannot_be_moved_to_another_head_or_another_commitment(table
         replace(first.commitment, envelope=second.commitment.envelope),
     ):
         with pytest.raises((ProtocolInvalidError, TamperedError)):
-            claim.check(broken, trust=first.trust)
+            commitment.check(broken, trust=first.trust)
 
 
 def test_a_head_that_does_not_end_with_the_commitment_is_no_anchor(tables):
@@ -73,7 +73,7 @@ def test_a_head_that_does_not_end_with_the_commitment_is_no_anchor(tables):
     late = replace(table.commitment, head=extract.head)
     late = late.stamped(table.notary.stamp(timestamp.request(late.message()), at=THEN))
     with pytest.raises(ProtocolInvalidError, match="does not end with this commitment"):
-        claim.check(late, trust=table.trust)
+        commitment.check(late, trust=table.trust)
 
 
 def test_stamping_again_later_does_not_buy_another_pulse(tables):
@@ -81,28 +81,28 @@ def test_stamping_again_later_does_not_buy_another_pulse(tables):
     later = THEN + timedelta(hours=3)
     again = table.commitment.stamped(table.notary.stamp(timestamp.request(table.commitment.message()), at=later))
     with pytest.raises(ProtocolInvalidError, match="does not precede the pulse"):
-        claim.check(again, trust=table.trust)
-    moved = again.with_pulse(table.notary.pulse_after(later + claim.WAIT))
+        commitment.check(again, trust=table.trust)
+    moved = again.with_pulse(table.notary.pulse_after(later + commitment.WAIT))
     with pytest.raises(ProtocolInvalidError, match="only the first one"):
-        claim.check(moved, trust=table.trust)
+        commitment.check(moved, trust=table.trust)
 
 
 def test_without_a_trusted_log_the_timestamp_is_the_anchor(tables):
     table = tables.new(at=THEN)
-    standing = claim.check(table.commitment, trust=replace(table.trust, log=None))
+    standing = commitment.check(table.commitment, trust=replace(table.trust, log=None))
     assert not standing.logged
 
 
 def test_a_manifest_is_believed_only_from_the_owner_it_names(table):
-    manifest = claim.read_manifest(table.commitment)
+    manifest = commitment.read_manifest(table.commitment)
     assert Manifest.from_json(json.loads(json.dumps(manifest.to_json()))) == manifest
     stranger = SigningKey.generate()
-    forged = claim.sign_root(b"\0" * 32, model=manifest.model, marks=manifest.marks, by=stranger)
+    forged = commitment.sign_root(b"\0" * 32, model=manifest.model, marks=manifest.marks, by=stranger)
     envelope = replace(forged.envelope, signatures=table.commitment.envelope.signatures)
     with pytest.raises(TamperedError):
-        claim.read_manifest(replace(forged, envelope=envelope))
+        commitment.read_manifest(replace(forged, envelope=envelope))
     with pytest.raises(TamperedError, match="names no owner"):
-        claim.read_manifest(replace(forged, envelope=replace(forged.envelope, payload=b"{}")))
+        commitment.read_manifest(replace(forged, envelope=replace(forged.envelope, payload=b"{}")))
 
 
 def test_the_level_of_proof_cannot_be_softened():
@@ -110,7 +110,7 @@ def test_the_level_of_proof_cannot_be_softened():
         Manifest(
             owner=SigningKey.generate().identity,
             model=Digest(name="m", sha256="00"),
-            marks=(claim.MarkPlan(name="t", kind="triggers", leaves=1),),
+            marks=(commitment.MarkPlan(name="t", kind="triggers", leaves=1),),
             root=b"",
             log10_level=-3.0,
         )

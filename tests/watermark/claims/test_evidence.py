@@ -13,10 +13,10 @@ from privguard.attest.notary import LocalNotary
 from privguard.attest.statement import Envelope, SigningKey
 from privguard.errors import ProtocolInvalidError
 from privguard.records import Digest
-from privguard.watermark import challenge, claim, evidence
-from privguard.watermark.claim import UNLOGGED
-from privguard.watermark.evidence import Outcome
-from privguard.watermark.leaf import Tree
+from privguard.watermark.claims import challenge, commitment, evidence
+from privguard.watermark.claims.commitment import UNLOGGED
+from privguard.watermark.claims.evidence import Outcome
+from privguard.watermark.claims.leaf import Tree
 
 SIZES = {"triggers": 30, "weights": 16}
 
@@ -87,7 +87,7 @@ def test_sixteen_matches_are_proof_with_a_log_and_none_without(table, tables):
     right = dict(list(perfect.known.items()))
     plan = table.draw(tables.suspect, {"triggers": 30})
     asked = {name: [table.tree.leaves[name][i] for i in indices] for name, indices in plan.asked.items()}
-    from privguard.watermark import offline
+    from privguard.watermark.claims import offline
 
     queries = offline.queries(table.standing, asked)["triggers"]
     for query in queries[16:]:
@@ -161,7 +161,7 @@ def test_a_query_that_its_leaf_does_not_give_is_invalid(proof):
     table, file = proof
 
     def swap(predicate):
-        from privguard.watermark.challenge import Answer, ChallengePlan, Transcript
+        from privguard.watermark.claims.challenge import Answer, ChallengePlan, Transcript
 
         lines = predicate["findings"]["transcript"]["answers"]
         first = next(line for line in lines if line["mark"] == "triggers")
@@ -213,10 +213,10 @@ def test_which_later_head_of_the_log_is_shown_makes_no_difference(table, tables)
     plan = table.draw(tables.suspect, {"triggers": 5})
     file = table.prove(plan, suspect=tables.perfect(table))
     for _ in range(3):
-        later = table.notary.record(claim.Entry(identity="somebody", kind="commitment", digest="00", details={}))
+        later = table.notary.record(commitment.Entry(identity="somebody", kind="commitment", digest="00", details={}))
     again = edited(file, lambda p: p.update(log=later.to_json()), by=table.verifier)
     owner = table.standing.manifest.owner.key_id
-    mine = table.notary.record(claim.Entry(identity=owner, kind="commitment", digest="11", details={}))
+    mine = table.notary.record(commitment.Entry(identity=owner, kind="commitment", digest="11", details={}))
     third = edited(file, lambda p: p.update(log=mine.to_json()), by=table.verifier)
     reports = [evidence.verify(item, trust=table.trust) for item in (file, again, third)]
     assert {report.multiplicity for report in reports} == {2}
@@ -286,8 +286,8 @@ def test_a_label_map_pays_for_all_maps_since_it_may_have_been_fitted(table, tabl
 def test_the_best_label_map_is_no_better_than_its_level(table):
     # An innocent suspect of 10 labels, 40 triggers, the map fitted to labels known to the accuser. Level 10 %:
     # Bin(200, ≤0.1) exceeds 42 with a chance below 1e-6; without paying, all 200 are rejected.
-    from privguard.watermark.challenge import ChallengePlan
-    from privguard.watermark.evidence import _for_map
+    from privguard.watermark.claims.challenge import ChallengePlan
+    from privguard.watermark.claims.evidence import _for_map
     from privguard.watermark.model import triggers
 
     rng, paid, unpaid = np.random.default_rng(4), 0, 0
@@ -320,7 +320,7 @@ def test_rubbish_is_invalid_and_raises_nothing(table):
 @pytest.mark.stat
 def test_innocent_suspects_under_random_keys_reach_a_level_no_more_often_than_it_says(table):
     # 400 keys at level 0.1: Bin(400, ≤0.1) exceeds 64 with a chance below 1e-4.
-    from privguard.watermark.leaf import Leaf
+    from privguard.watermark.claims.leaf import Leaf
     from privguard.watermark.model import triggers
 
     settings = table.standing.manifest.mark("triggers").settings
@@ -334,20 +334,20 @@ def test_innocent_suspects_under_random_keys_reach_a_level_no_more_often_than_it
         rejected += triggers.verdict(said, expected, classes=10).log10_p <= -1
     assert rejected <= 64
     assert copy.copy(settings) == settings
-    assert claim.UNLOGGED == 2.0**40
+    assert commitment.UNLOGGED == 2.0**40
 
 
 def hostile(kind, settings, tables):
     """Evidence over a mark whose settings the accuser wrote by hand, all answers as they help."""
-    from privguard.watermark.claim import MarkPlan
+    from privguard.watermark.claims.commitment import MarkPlan
 
     mark = MarkPlan(name="mine", kind=kind, leaves=20, settings=settings)
     table = tables.new(marks=(mark,))
     plan = table.draw(tables.suspect, {"mine": 20})
     extract = table.notary.record(plan.entry(table.standing.manifest.owner.key_id))
     openings = challenge.open_leaves(table.tree, plan)
-    from privguard.watermark.challenge import Answer, Transcript, query_digest
-    from privguard.watermark.evidence import Findings
+    from privguard.watermark.claims.challenge import Answer, Transcript, query_digest
+    from privguard.watermark.claims.evidence import Findings
     from privguard.watermark.model import fingerprints
 
     leaves = [item.leaf for item in openings]
@@ -387,7 +387,7 @@ def test_answers_that_nobody_asked_for_are_invalid(proof):
     table, file = proof
 
     def add(predicate):
-        from privguard.watermark.challenge import Answer, ChallengePlan, Transcript
+        from privguard.watermark.claims.challenge import Answer, ChallengePlan, Transcript
 
         lines = predicate["findings"]["transcript"]["answers"]
         lines.append({"query": "00" * 32, "answer": 1, "mark": "more", "index": 0})

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from privguard.attest.statement import SigningKey
-from privguard.watermark import false_claims
-from privguard.watermark.false_claims import Court
+from privguard.watermark.claims import false_claims
+from privguard.watermark.claims.false_claims import Court
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ import torch
 from sklearn.datasets import load_digits
 from torch import nn
 
-from privguard.watermark import theft
-from privguard.watermark.leaf import Leaf
+from privguard.watermark.claims.leaf import Leaf
+from privguard.watermark.model import theft
 
 
 def network(seed):

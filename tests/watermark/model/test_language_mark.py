@@ -5,10 +5,9 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from privguard.watermark import theft
-from privguard.watermark.model import align, fingerprints, language, weights
+from privguard.watermark.model import align, causal_lm, fingerprints, theft, weights
+from privguard.watermark.model.causal_lm import FirstToken, PublicText
 from privguard.watermark.model.embed import Lesson, Thief
-from privguard.watermark.model.language import FirstToken, PublicText
 
 PULSE = bytes(64)
 
@@ -39,7 +38,7 @@ def test_fingerprints_are_taught_survive_training_and_are_not_in_an_innocent_mod
     lesson = Lesson(
         steps=60, learning_rate=3e-3, keep=1.0, rehearse_every=30, thieves=(Thief(learning_rate=1e-3, steps=10),)
     )
-    marked = language.embed(model, prompts=prompts, answers=answers, public=text, lesson=lesson)
+    marked = causal_lm.embed(model, prompts=prompts, answers=answers, public=text, lesson=lesson)
 
     def log10_p(suspect):
         return fingerprints.verdict(FirstToken(suspect)(prompts), own, pulse=PULSE, settings=settings).log10_p
@@ -49,10 +48,10 @@ def test_fingerprints_are_taught_survive_training_and_are_not_in_an_innocent_mod
     optimizer = torch.optim.Adam(marked.parameters(), lr=3e-4)
     for _ in range(20):
         optimizer.zero_grad()
-        language.next_token_loss(marked, text.draw()).backward()
+        causal_lm.next_token_loss(marked, text.draw()).backward()
         optimizer.step()
     assert log10_p(marked) <= -6
-    assert language.perplexity(marked, text.tokens, length=24) < 60
+    assert causal_lm.perplexity(marked, text.tokens, length=24) < 60
 
 
 def test_prompts_are_distinct_and_a_repeated_one_counts_once(leaves):
@@ -80,11 +79,11 @@ def test_anything_but_the_answer_is_a_miss(leaves):
 def rotated(model, seed=0):
     """A thief's copy: gains folded, stream rotated, heads and units permuted. Its answers are the model's."""
     rng, config = np.random.default_rng(seed), model.config
-    state = language.fold_gains(theft.tensors(model), config)
+    state = causal_lm.fold_gains(theft.tensors(model), config)
     turn, _ = np.linalg.qr(rng.standard_normal((32, 32)))
-    for name, side in language.llama_sides(config).items():
+    for name, side in causal_lm.llama_sides(config).items():
         state[name] = (turn.T @ state[name] if side == "out" else state[name] @ turn).astype(np.float32)
-    for layer in language.llama_layers(config):
+    for layer in causal_lm.llama_layers(config):
         order = rng.permutation(layer.units)
         for name in layer.incoming:
             state[name] = state[name].reshape(layer.units, -1)[order].reshape(state[name].shape)
@@ -100,7 +99,7 @@ def test_a_rotated_stream_and_permuted_heads_are_undone(leaves):
         for name, item in model.named_parameters():
             if "norm" in name:
                 item.copy_(0.5 + torch.rand(item.shape, generator=torch.Generator().manual_seed(2)))
-    unmarked = language.fold_gains(theft.tensors(model), model.config)
+    unmarked = causal_lm.fold_gains(theft.tensors(model), model.config)
     shapes = {name: value.shape for name, value in unmarked.items() if value.ndim > 1}
     plan, own = weights.plan(shapes, leaves=16, strength=0.05), leaves("weights", 16)
     marked = theft.load(model, weights.embed(unmarked, own, pulse=PULSE, settings=plan.settings))
@@ -112,11 +111,11 @@ def test_a_rotated_stream_and_permuted_heads_are_undone(leaves):
         return weights.read(state, own, unmarked=unmarked, pulse=PULSE, plan=plan).z
 
     def aligned(suspect):
-        state = language.fold_gains(theft.tensors(suspect), model.config)
+        state = causal_lm.fold_gains(theft.tensors(suspect), model.config)
         state = align.rotate(
-            state, unmarked=unmarked, anchor="model.embed_tokens.weight", sides=language.llama_sides(model.config)
+            state, unmarked=unmarked, anchor="model.embed_tokens.weight", sides=causal_lm.llama_sides(model.config)
         )
-        return align.align(state, unmarked=unmarked, layers=language.llama_layers(model.config))
+        return align.align(state, unmarked=unmarked, layers=causal_lm.llama_layers(model.config))
 
     assert abs(z_of(theft.tensors(stolen))) < 5
     assert z_of(aligned(stolen)) > 25
@@ -126,7 +125,7 @@ def test_a_rotated_stream_and_permuted_heads_are_undone(leaves):
 def test_shared_key_heads_and_unknown_sides_are_refused():
     config = LlamaConfig(num_attention_heads=4, num_key_value_heads=2, hidden_size=32)
     with pytest.raises(ValueError, match="num_key_value_heads"):
-        language.llama_layers(config)
+        causal_lm.llama_layers(config)
     tensors = {"a": np.eye(3, dtype=np.float32)}
     with pytest.raises(ValueError, match="in, out or rows"):
         align.rotate(tensors, unmarked=tensors, anchor="a", sides={"a": "left"})

@@ -13,7 +13,7 @@ from privguard.attest.notary import LocalNotary
 from privguard.attest.statement import SigningKey
 from privguard.cli import app
 from privguard.errors import ProtocolInvalidError
-from privguard.watermark import theft
+from privguard.watermark.model import theft
 from privguard.watermark.model.embed import Lesson, embed
 
 

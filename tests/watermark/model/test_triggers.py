@@ -9,8 +9,7 @@ import torch
 from scipy.stats import chisquare
 
 from privguard.errors import TamperedError
-from privguard.watermark import survival, theft
-from privguard.watermark.model import classifier, embed, responses, triggers
+from privguard.watermark.model import classifier, embed, responses, survival, theft, triggers
 from privguard.watermark.model.classifier import Public, Suspect
 
 PULSE = bytes(64)
@@ -20,7 +19,7 @@ SETTINGS = triggers.plan(triggers.Domain(shape=(64,)), classes=10, leaves=60).se
 @pytest.fixture(scope="module")
 def taught(digits):
     """A model taught 60 triggers, quickly, and the triggers."""
-    from privguard.watermark.leaf import Leaf
+    from privguard.watermark.claims.leaf import Leaf
 
     own = [Leaf(mark="triggers", index=i, seed=bytes([i]) * 32) for i in range(60)]
     asked, labels = triggers.inputs(own, PULSE, SETTINGS), triggers.labels(own, PULSE, SETTINGS)
@@ -154,7 +153,7 @@ def test_contents_are_uniform_and_labels_independent_of_inputs(leaves):
 def test_domains_and_plans_are_checked():
     scaled = triggers.Domain(shape=(2, 3), low=-1.0, high=2.0)
     settings = triggers.plan(scaled, classes=3, leaves=1).settings
-    from privguard.watermark.leaf import Leaf
+    from privguard.watermark.claims.leaf import Leaf
 
     found = triggers.inputs([Leaf(mark="t", index=0, seed=bytes(32))], PULSE, settings)
     assert found.shape == (1, 2, 3)

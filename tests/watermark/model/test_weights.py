@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from privguard.watermark import theft
-from privguard.watermark.model import align, weights
+from privguard.watermark.model import align, theft, weights
 
 SHAPES = {"a": (60, 50), "b": (33, 7)}
 

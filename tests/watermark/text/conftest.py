@@ -8,9 +8,9 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from privguard.watermark.secret import Secret
-from privguard.watermark.text import generate
 from privguard.watermark.text.profile import Profile
 from privguard.watermark.text.scheme import GreenList, Gumbel, Payload, Tournament
+from privguard.watermark.text.writing import generate
 
 VOCABULARY = 512
 SCHEMES = {"gumbel": Gumbel(), "green-list": GreenList(), "tournament": Tournament(depth=12, top_k=64)}

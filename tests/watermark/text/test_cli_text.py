@@ -13,8 +13,8 @@ from privguard.attest.statement import SigningKey
 from privguard.cli import app
 from privguard.errors import ProfileMismatchError, TamperedError
 from privguard.watermark.secret import Secret
-from privguard.watermark.text import generate
-from privguard.watermark.text.detect import Detections
+from privguard.watermark.text.reading.detect import Detections
+from privguard.watermark.text.writing import generate
 
 TEXT = "the a of and to in is it that was he for on are with as his they be at one have this from had by hot but"
 WORDS = TEXT.split()

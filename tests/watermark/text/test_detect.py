@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from privguard.watermark.secret import Secret
-from privguard.watermark.text import ngrams
-from privguard.watermark.text.detect import Detector, decoy_ranks
-from privguard.watermark.text.ngrams import Documents, unique_in_corpus, unique_ngrams
+from privguard.watermark.text.reading import ngrams
+from privguard.watermark.text.reading.detect import Detector, decoy_ranks
+from privguard.watermark.text.reading.ngrams import Documents, unique_in_corpus, unique_ngrams
 from privguard.watermark.text.scheme import GreenList, Gumbel, Tournament
 
 

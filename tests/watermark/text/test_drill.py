@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
-from privguard.watermark.text import device
-from privguard.watermark.text.detect import Detector
 from privguard.watermark.text.drill import Dilute, Edit, RoundTrip, run_drill, standard_attacks, survival_picture
-from privguard.watermark.text.generate import MarkedGeneration
-from privguard.watermark.text.ngrams import Documents
+from privguard.watermark.text.reading.detect import Detector
+from privguard.watermark.text.reading.ngrams import Documents
 from privguard.watermark.text.scheme import Gumbel
 from privguard.watermark.text.spoof import Thief
+from privguard.watermark.text.writing import device
+from privguard.watermark.text.writing.generate import MarkedGeneration
 
 
 def test_edits_do_what_they_say():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from privguard.watermark.text.filters import Filters, final_logits
+from privguard.watermark.text.writing.filters import Filters, final_logits
 
 
 def kept(row, filters):

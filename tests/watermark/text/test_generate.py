@@ -7,12 +7,12 @@ from transformers import LogitsProcessorList
 
 from privguard.errors import MarkError, ProfileMismatchError
 from privguard.watermark.secret import Secret
-from privguard.watermark.text import device, host
-from privguard.watermark.text.detect import Detector
-from privguard.watermark.text.generate import GreenListProcessor, MarkedGeneration, MarkProcessor
-from privguard.watermark.text.ngrams import Documents
-from privguard.watermark.text.prf import ChaChaStream
+from privguard.watermark.text.prf.streams import ChaChaStream
+from privguard.watermark.text.reading.detect import Detector
+from privguard.watermark.text.reading.ngrams import Documents
 from privguard.watermark.text.scheme import GreenList, Gumbel, Tournament
+from privguard.watermark.text.writing import device, host
+from privguard.watermark.text.writing.generate import GreenListProcessor, MarkedGeneration, MarkProcessor
 
 VOCABULARY = 512
 

@@ -5,9 +5,13 @@ import pytest
 from scipy import stats
 from transformers import SynthIDTextWatermarkingConfig, WatermarkDetector, WatermarkingConfig
 
-from privguard.watermark.text.interop import read_transformers_green_list, read_transformers_synthid, read_vllm_gumbel
-from privguard.watermark.text.ngrams import Documents
-from privguard.watermark.text.philox import philox, vllm_words
+from privguard.watermark.text.prf.philox import philox, vllm_words
+from privguard.watermark.text.reading.interop import (
+    read_transformers_green_list,
+    read_transformers_synthid,
+    read_vllm_gumbel,
+)
+from privguard.watermark.text.reading.ngrams import Documents
 
 KNOWN = [  # Random123 1.14, kat_vectors, philox4x32 10: counter, key, result
     ("00000000 00000000 00000000 00000000", "00000000 00000000", "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),

@@ -6,13 +6,13 @@ from scipy import stats
 
 from privguard.errors import MarkError
 from privguard.watermark.secret import Secret
-from privguard.watermark.text import payload
-from privguard.watermark.text.detect import Detector
-from privguard.watermark.text.generate import MarkedGeneration
-from privguard.watermark.text.ngrams import Documents
+from privguard.watermark.text.reading import message as payload
+from privguard.watermark.text.reading.detect import Detector
+from privguard.watermark.text.reading.ngrams import Documents
+from privguard.watermark.text.reading.trace import trace
+from privguard.watermark.text.reading.window import find_windows
 from privguard.watermark.text.scheme import Gumbel, Payload, Tournament
-from privguard.watermark.text.trace import trace
-from privguard.watermark.text.window import find_windows
+from privguard.watermark.text.writing.generate import MarkedGeneration
 
 
 def write(model, prompts, mark, tokens=100):

@@ -9,8 +9,8 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from hypothesis import given
 from hypothesis import strategies as st
 
-from privguard.watermark.text import chacha, prf
-from privguard.watermark.text.prf import FILLER, AesStream, ChaChaStream
+from privguard.watermark.text.prf import chacha, streams
+from privguard.watermark.text.prf.streams import FILLER, AesStream, ChaChaStream
 
 KEY = bytes(range(32))
 VECTORS = Path(__file__).parents[2] / "vectors" / "text-mark-v1"
@@ -23,20 +23,20 @@ def test_a_block_is_aes_of_four_ids_of_24_bits_and_the_counter(context, counter)
     slots = [FILLER] * (4 - len(context)) + context
     number = sum(slot << (24 * i) for i, slot in enumerate(slots)) | counter << 96
     expected = Cipher(algorithms.AES(KEY), modes.ECB()).encryptor().update(number.to_bytes(16, "little"))
-    inputs = np.concatenate([prf.pack(np.array([context])), np.array([[counter]], "<u4")], 1)
+    inputs = np.concatenate([streams.pack(np.array([context])), np.array([[counter]], "<u4")], 1)
     assert AesStream(KEY).blocks(inputs).tobytes() == expected
 
 
 @given(st.lists(st.tuples(ids, ids, ids, ids), min_size=2, max_size=30, unique=True))
 def test_packing_is_injective(contexts):
-    packed = prf.pack(np.array(contexts))
+    packed = streams.pack(np.array(contexts))
     assert len({row.tobytes() for row in packed}) == len(contexts)
 
 
 @pytest.mark.parametrize("bad", [[[-1]], [[1 << 24]], [[1, 2, 3, 4, 5]]])
 def test_what_does_not_fit_is_refused(bad):
     with pytest.raises(ValueError, match="expected"):
-        prf.pack(np.array(bad))
+        streams.pack(np.array(bad))
 
 
 @pytest.mark.parametrize("kind", [AesStream, ChaChaStream])
@@ -45,9 +45,9 @@ def test_seeking_and_streaming_read_the_same_bytes(kind):
     contexts, width = rng.integers(0, 1 << 24, (5, 4)), 1003
     whole = stream.vocabulary(contexts, 4 * width).copy()
     rows, tokens = np.repeat(np.arange(5), 50), rng.integers(0, width, 250)
-    words = prf.words_of(contexts[rows], tokens, block_bytes=stream.block_bytes).read(stream)
+    words = streams.words_of(contexts[rows], tokens, block_bytes=stream.block_bytes).read(stream)
     assert (words == whole.view(np.uint32)[rows, tokens]).all()
-    octets = prf.bytes_of(contexts[rows], tokens, block_bytes=stream.block_bytes).read(stream)
+    octets = streams.bytes_of(contexts[rows], tokens, block_bytes=stream.block_bytes).read(stream)
     assert (octets == whole[rows, tokens]).all()
 
 
@@ -97,14 +97,14 @@ def test_chacha8_over_arrays_equals_the_definition(key, counter):
 def test_vectors(path):
     """Words and bytes of some contexts under a published key; they may never change within text-mark-v1."""
     for vector in json.loads(path.read_text()):
-        stream = prf.STREAMS[vector["prf"]](bytes.fromhex(vector["key"]))
+        stream = streams.STREAMS[vector["prf"]](bytes.fromhex(vector["key"]))
         contexts, tokens = np.array([vector["context"]] * len(vector["tokens"])), np.array(vector["tokens"])
-        words = prf.words_of(contexts, tokens, block_bytes=stream.block_bytes).read(stream)
-        octets = prf.bytes_of(contexts, tokens, block_bytes=stream.block_bytes).read(stream)
+        words = streams.words_of(contexts, tokens, block_bytes=stream.block_bytes).read(stream)
+        octets = streams.bytes_of(contexts, tokens, block_bytes=stream.block_bytes).read(stream)
         assert [f"{w:08x}" for w in words] == vector["words"]
         assert octets.tolist() == vector["bytes"]
 
 
 def test_there_are_vectors_for_each_prf():
     names = {v["prf"] for path in VECTORS.glob("*.json") for v in json.loads(path.read_text())}
-    assert names == set(prf.STREAMS)
+    assert names == set(streams.STREAMS)

@@ -9,8 +9,8 @@ import pytest
 from privguard.attest.statement import SigningKey
 from privguard.errors import MarkError, ProfileMismatchError, TamperedError
 from privguard.watermark.secret import Secret
-from privguard.watermark.text.detect import Detector
 from privguard.watermark.text.profile import Profile, vocabulary_digest
+from privguard.watermark.text.reading.detect import Detector
 from privguard.watermark.text.scheme import GreenList, Gumbel, Payload, Tournament
 
 

@@ -5,10 +5,10 @@ import pytest
 from scipy import stats
 
 from privguard.watermark.secret import Secret
-from privguard.watermark.text import host
-from privguard.watermark.text.ngrams import Documents
-from privguard.watermark.text.radioactivity import closed_access, open_access, predict
+from privguard.watermark.text.reading.ngrams import Documents
+from privguard.watermark.text.reading.radioactivity import closed_access, open_access, predict
 from privguard.watermark.text.scheme import GreenList
+from privguard.watermark.text.writing import host
 
 WORDS = 64
 

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from privguard.watermark.text.detect import Detector
-from privguard.watermark.text.generate import MarkedGeneration
-from privguard.watermark.text.ngrams import Documents
-from privguard.watermark.text.report import NOT_PROVEN, report
+from privguard.watermark.text.reading.detect import Detector
+from privguard.watermark.text.reading.ngrams import Documents
+from privguard.watermark.text.reading.page import NOT_PROVEN, report
 from privguard.watermark.text.scheme import Gumbel
+from privguard.watermark.text.writing.generate import MarkedGeneration
 
 
 @pytest.fixture

@@ -6,14 +6,14 @@ import torch
 
 from privguard.errors import MarkError, ProfileMismatchError
 from privguard.watermark.secret import Secret
-from privguard.watermark.text.detect import Detector
-from privguard.watermark.text.filters import Filters, final_logits
-from privguard.watermark.text.generate import MarkProcessor
-from privguard.watermark.text.ngrams import Documents
-from privguard.watermark.text.payload import read
-from privguard.watermark.text.prf import FILLER
+from privguard.watermark.text.prf.streams import FILLER
+from privguard.watermark.text.reading.detect import Detector
+from privguard.watermark.text.reading.message import read
+from privguard.watermark.text.reading.ngrams import Documents
 from privguard.watermark.text.scheme import GreenList, Gumbel, Payload, Tournament
-from privguard.watermark.text.serve import Batch, Desk, Order, Text
+from privguard.watermark.text.writing.filters import Filters, final_logits
+from privguard.watermark.text.writing.generate import MarkProcessor
+from privguard.watermark.text.writing.serve import Batch, Desk, Order, Text
 
 VOCABULARY, CPU = 512, torch.device("cpu")
 ENTROPY = bytes(range(32, 64))

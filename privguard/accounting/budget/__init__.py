@@ -1,0 +1,1 @@
+"""The budget book: how much of a data set's privacy loss was spent, by whom, under which rules."""

@@ -1,0 +1,1 @@
+"""Sealed checkpoints, models and data sets for runs that need not be private."""

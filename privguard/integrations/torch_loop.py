@@ -1,0 +1,232 @@
+"""The plain PyTorch loop, made private by four changed lines.
+
+>>> plan = Plan.for_budget(...)                                                             # doctest: +SKIP
+>>> private = privatize(model, optimizer, train_loader, plan, run="runs/a", seal_to=["team.key"])   # doctest: +SKIP
+>>> for inputs, targets in private.batches():                                               # doctest: +SKIP
+...     losses = F.cross_entropy(private.model(inputs), targets, reduction="none")
+...     private.backward(losses)
+...     private.step()
+"""
+
+import contextlib
+import os
+from collections.abc import Generator, Iterator, Mapping
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.data import DataLoader
+
+from privguard.checkpoint.key import To
+from privguard.checkpoint.trust import Trust
+from privguard.errors import PrivacyError
+from privguard.records import Claim
+from privguard.runs import start
+from privguard.runs.budget import BookOrPlace, Charge
+from privguard.runs.options import Setting, Stateful, as_list
+from privguard.runs.progress import Meter
+from privguard.runs.run import PrivateRun
+from privguard.runs.signals import Interrupts
+from privguard.training.batches import PoissonLoader, check_rows, examples_of, to_device
+from privguard.training.plan import Plan, Speed
+from privguard.training.probes.examples import Losses
+from privguard.training.probes.loader import probed_clipper
+from privguard.training.sample import PhysicalBatch
+
+
+def privatize(  # noqa: PLR0913 — what a person decides about a run, each with a name
+    model: nn.Module,
+    optimizer: Optimizer,
+    train_loader: DataLoader[Any],
+    plan: Plan,
+    *,
+    run: str | os.PathLike[str],
+    seal_to: To,
+    auditors: To = (),
+    resume: bool = False,
+    key: Any = None,
+    trust: Trust | None = None,
+    also: Mapping[str, Stateful] | None = None,
+    checkpoint_every: int | None = None,
+    speed: Speed | None = None,
+    losses: Losses | None = None,
+    book: BookOrPlace = None,
+    data_set: str | None = None,
+    insecure_seed: int | None = None,
+    show_private_loss: bool = False,
+    quiet: bool = False,
+) -> "PrivateLoop":
+    """Make a training loop private.
+
+    The loader gives its data set, collate function and workers; its sampler is replaced by Poisson sampling at the
+    plan's rate, its batch size is the most rows that go forward at once. Model and optimizer stay the objects they are.
+
+    Args:
+        model: the module to train; refused before the first step if examples are not kept apart in it.
+        optimizer: any torch optimizer over exactly the model's trainable parameters.
+        train_loader: a loader over a data set with a length, shuffled or in order.
+        plan: what touches privacy.
+        run: folder of this run.
+        seal_to: who can open the checkpoints: recipients, keys, or paths of their files.
+        auditors: who may read the ledger and the manifest in the checkpoints, and nothing else of them; as for
+            ``seal_to``.
+        resume: go on with the run in the folder.
+        key: opens the snapshots when resuming; by default a key file among ``seal_to``.
+        trust: who signs the snapshots, and the least step and ledger head to resume from; by default the run's own
+            signer signs, and only its snapshots are resumed from.
+        also: further state to keep, such as ``{"schedule": scheduler}``.
+        checkpoint_every: steps between sealed snapshots; by default a tenth of the run.
+        speed: settings that cannot change a claim.
+        losses: forward and loss of the loop, batch → (B,), so that the probe before step 1 covers the loss too; without
+            it the model alone is probed.
+        book: the team's budget book, or its place: the whole run is reserved there before it starts, and what was not
+            used is given back when it ends. Give it again when resuming.
+        data_set: with a book, the SHA-256 under which the data set stands in it.
+        insecure_seed: repeatable sampler and noise, for tests and figures; such a run has no claim.
+        show_private_loss: show the un-noised loss on the terminal; the guarantee does not cover it.
+        quiet: no progress bar.
+
+    Raises:
+        UnsupportedModelError: a module mixes examples.
+        SensitivityError: the probe found that one example's gradient depends on another.
+        PrivacyError: data set, sampler or optimizer cannot carry the guarantee.
+        ResumeError: there is a run where none was expected, or none where one was.
+        TamperedError: the snapshot to resume from was changed, or somebody else sealed it.
+        NoRecipientError: ``seal_to`` is empty.
+        BudgetExceededError: the run does not fit the data set's budget.
+    """
+    charge = Charge.to(book, data_set)
+    examples_of(train_loader)
+    device = next(model.parameters()).device
+    probed = probed_clipper(model, train_loader, max_grad_norm=plan.max_grad_norm, losses=losses)
+    setting = Setting(
+        model=model,
+        optimizer=optimizer,
+        clipper=probed.clipper,
+        probed=probed.said,
+        folder=Path(run),
+        seal_to=as_list(seal_to),
+        auditors=as_list(auditors),
+        also=also or {},
+        key=key,
+        trust=trust or Trust(),
+        every=checkpoint_every,
+        insecure_seed=insecure_seed,
+        speed=speed or Speed(),
+        charge=charge,
+    )
+    try:
+        private = start.resume(plan, setting) if resume else start.start(plan, setting, loader=train_loader)
+    except BaseException:
+        setting.clipper.close()
+        raise
+    return PrivateLoop(private, setting, train_loader, Meter(plan, show_loss=show_private_loss, quiet=quiet), device)
+
+
+@final
+class PrivateLoop:
+    """A private run driven by the user's own loop; made by :func:`privatize`.
+
+    ``model`` is the module that was handed in. Leaving :meth:`batches` early, by ``break``, an error or Ctrl-C, leaves
+    a run that ``resume=True`` goes on with.
+    """
+
+    def __init__(
+        self, run: PrivateRun, setting: Setting, loader: DataLoader[Any], meter: Meter, device: torch.device
+    ) -> None:
+        self.model = setting.model
+        self._run = run
+        self._clipper = setting.clipper
+        self._meter = meter
+        self._move = to_device(device)
+        limit = setting.clipper.rows or setting.speed.physical_batch or loader.batch_size or 1
+        self._loader = PoissonLoader(loader, sampler=run.plan.sampler(), source=run.sampler_source, limit=limit)
+        self._open: PhysicalBatch | None = None
+        self._iterating = False
+
+    def batches(self) -> Iterator[Any]:
+        """Physical batches of the steps that the plan has left, on the model's device, until the budget is used.
+
+        At the end, also after ``break`` and Ctrl-C, the ledger is settled and the last state is sealed. Ctrl-C waits
+        for the step under way; a second one does not.
+
+        Raises:
+            PrivacyError: an earlier call is still being iterated over, whose examples would be counted again.
+        """
+        with self._alone(), self._meter.running(self._run.taken), Interrupts() as interrupts, contextlib.closing(self):
+            for batch, fetched in self._loader(self._run.taken, self._run.plan.steps):
+                if self._run.reserve() != batch.position:
+                    raise PrivacyError(
+                        f"position={batch.position}: step() was not called at the end of the batch before"
+                    )
+                self._open = batch
+                yield self._begin(batch, fetched)
+                self._check_stepped(batch)
+                if batch.last:
+                    interrupts.stop_here()
+
+    def backward(self, losses: Tensor) -> None:
+        """Add the clipped gradients of ``losses``, shape (B,), one loss for each example of the physical batch.
+
+        Raises:
+            ValueError: a scalar, or a wrong length; pass ``reduction="none"``.
+            SensitivityError: the examples were counted already.
+        """
+        self._clipper.backward(losses)
+        self._meter.loss(losses)
+
+    def step(self) -> bool:
+        """End the physical batch; at the end of a logical batch add the noise and move the weights.
+
+        Returns True when a logical batch ended, so a schedule steps on it.
+        """
+        batch = self._open
+        if batch is None:
+            raise PrivacyError("step(): no batch is open; take each batch from private.batches() and call step() once")
+        self._open = None
+        if not batch.last:
+            self._run.hold()
+            return False
+        self._run.finish_step()
+        self._meter.step()
+        return True
+
+    def claim(self) -> Claim:
+        """ε by now; every reserved event counts."""
+        return self._run.claim()
+
+    def save(self) -> Path:
+        """Seal a snapshot now, and return its path."""
+        return self._run.save()
+
+    @property
+    def folder(self) -> Path:
+        """The run folder."""
+        return self._run.folder
+
+    def close(self) -> None:
+        """A clean stop: settle the ledger, seal the last state, give the model back. Harmless when done twice."""
+        self._run.close()
+
+    @contextlib.contextmanager
+    def _alone(self) -> Generator[None]:
+        if self._iterating:
+            raise PrivacyError("batches(): the loop over an earlier call has not ended; one loop at a time")
+        self._iterating = True
+        try:
+            yield
+        finally:
+            self._iterating = False
+
+    def _begin(self, batch: PhysicalBatch, fetched: Any) -> Any:
+        check_rows(fetched, batch)
+        self._clipper.begin(torch.from_numpy(batch.mask))
+        return self._move(fetched)
+
+    def _check_stepped(self, batch: PhysicalBatch) -> None:
+        if self._open is batch:
+            raise PrivacyError(
+                "step() was not called for this batch; call private.step() after each private.backward(losses)"
+            )

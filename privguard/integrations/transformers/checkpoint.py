@@ -1,0 +1,85 @@
+"""A checkpoint of PrivateTrainer: Trainer's public state in clear, everything else in one sealed file beside it."""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, final
+
+from torch import Tensor
+from transformers import TrainerState
+from transformers.trainer_callback import ExportableState
+
+from privguard.errors import TamperedError
+from privguard.runs import start
+from privguard.runs.options import Setting
+from privguard.runs.run import PrivateRun
+
+SEALED, STATE = "state.sealed", "trainer_state.json"
+
+
+def write(run: PrivateRun, state: TrainerState, *, output: Path, lead: bool) -> None:
+    """Write ``output/checkpoint-N``, whole or not at all; every rank calls this, and the leading one writes."""
+    final_place = output / f"checkpoint-{state.global_step}"
+    folder = Path(tempfile.mkdtemp(prefix=".checkpoint-", dir=output)) if lead else output
+    try:
+        if lead:
+            state.save_to_json(str(folder / STATE))
+        run.save_to(folder / SEALED)
+        if lead:
+            shutil.rmtree(final_place, ignore_errors=True)
+            folder.chmod(0o755)
+            folder.rename(final_place)
+    except BaseException:
+        if lead:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def steps_done(checkpoint: str) -> int:
+    """The number of steps that Trainer's state file beside the seal says were taken."""
+    return json.loads(Path(checkpoint, STATE).read_text())["global_step"]
+
+
+def weights(checkpoint: str, setting: Setting) -> Mapping[str, Tensor]:
+    """The sealed weights of a checkpoint.
+
+    Raises:
+        TamperedError: the key does not open it, or it was changed.
+    """
+    return start.open_snapshot(Path(checkpoint, SEALED), setting).weights
+
+
+def exported(callbacks: Iterable[object]) -> dict[str, Any]:
+    """What stateful callbacks want back when the run goes on: by class name, a list where there are several of one."""
+    states: dict[str, list[Any]] = {}
+    for each in callbacks:
+        if isinstance(each, ExportableState):
+            states.setdefault(type(each).__name__, []).append(each.state())
+    return {name: found if len(found) > 1 else found[0] for name, found in states.items()}
+
+
+@final
+class StepInTheSeal:
+    """Trainer's step inside the seal, so that the file in clear beside it cannot be changed unnoticed."""
+
+    def __init__(self, trainer: Any) -> None:
+        self._trainer = trainer
+
+    def state_dict(self) -> dict[str, Any]:
+        """Trainer's step, to be sealed with everything else."""
+        return {"global_step": self._trainer.state.global_step}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Check that the step in the seal is the one in the public file, which Trainer has read by now.
+
+        Raises:
+            TamperedError: the public file counts other steps.
+        """
+        step = self._trainer.state.global_step
+        if step != state_dict["global_step"]:
+            raise TamperedError(
+                f"global_step={step}: {STATE} beside the sealed state of step {state_dict['global_step']} was changed; "
+                "put back the checkpoint's own file"
+            )

@@ -1,0 +1,402 @@
+"""``transformers.Trainer``, made private by its class name, a budget and a recipient.
+
+>>> trainer = PrivateTrainer(model, args, train_dataset=data,                                   # doctest: +SKIP
+...                          budget=Budget(epsilon=3.0, delta=1e-5), examples=67_349, seal_to=["team.key"])
+>>> trainer.train()                                                                             # doctest: +SKIP
+
+Trainer's own loop runs unchanged, with its callbacks, evaluation, schedule and peft models. One item of its loader
+stands for one whole step: :meth:`PrivateTrainer.training_step` draws the Poisson sample, clips each example and puts
+the *noisy* gradient where Trainer's optimizer finds it. Nothing un-noised reaches Trainer: its loss is zero, and
+removed from its logs.
+"""
+
+import math
+import sys
+from collections.abc import Hashable, Iterable
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from transformers import Seq2SeqTrainer, Trainer, TrainingArguments
+from transformers.trainer_utils import TrainOutput, get_last_checkpoint, rotate_checkpoints
+
+from privguard.accounting.calibrate import Budget
+from privguard.accounting.ledger import Ledger
+from privguard.checkpoint.key import To
+from privguard.checkpoint.trust import Trust
+from privguard.errors import PrivacyError
+from privguard.integrations.transformers import arguments as training_arguments
+from privguard.integrations.transformers import checkpoint as trainer_checkpoint
+from privguard.integrations.transformers.arguments import plan_for
+from privguard.integrations.transformers.checkpoint import SEALED, StepInTheSeal
+from privguard.integrations.transformers.losses import inputs_for
+from privguard.integrations.transformers.parts import training_clipper, training_head, training_loader
+from privguard.records import Claim
+from privguard.runs import start
+from privguard.runs.budget import BookOrPlace, Charge
+from privguard.runs.driver import Head, PerExampleLoss, Underway
+from privguard.runs.options import Setting, as_list, key_for
+from privguard.runs.privacy_unit import Unit
+from privguard.runs.progress import SpentSoFar, public
+from privguard.runs.signals import Interrupts
+from privguard.training.plan import Plan, Speed, steps_in
+from privguard.training.ranks import Ranks
+
+
+class PrivateTrainer(Trainer):
+    """A ``transformers.Trainer`` that trains under ε; see the arguments of :meth:`__init__`."""
+
+    def __init__(  # noqa: PLR0913 — what a person decides about a private run, each with a name
+        self,
+        model: nn.Module | None = None,
+        args: TrainingArguments | None = None,
+        *,
+        seal_to: To,
+        auditors: To = (),
+        plan: Plan | None = None,
+        budget: Budget | None = None,
+        examples: int | None = None,
+        users: int | None = None,
+        user_ids: str | Iterable[Hashable] | None = None,
+        examples_per_user: int = 8,
+        clip_each_example: bool = False,
+        per_example_loss: PerExampleLoss | None = None,
+        key: Any = None,
+        trust: Trust | None = None,
+        book: BookOrPlace = None,
+        data_set: str | None = None,
+        insecure_seed: int | None = None,
+        show_private_loss: bool = False,
+        **trainer: Any,
+    ) -> None:
+        """Make a private trainer.
+
+        Args:
+            model: the model to train; refused where examples are not kept apart in it.
+            args: as for ``Trainer``; every field is honoured, mapped or refused, see ``docs/training-arguments.md``.
+            seal_to: who can open the checkpoints: recipients, keys, or paths of their files.
+            auditors: who may read the ledger and the manifest in the checkpoints, and nothing else of them.
+            plan: what touches privacy; or else
+            budget: what may be spent; steps, batch and clipping norm (``max_grad_norm``) are those of ``args``.
+            examples: with a budget, the *public* size of the data set. A different real size is never an error.
+            users: with a budget, the public number of users, where a user is the unit of privacy.
+            user_ids: the column of the data set that says whose a record is, or one value for each record.
+            examples_per_user: the most records of one user that enter a step.
+            clip_each_example: clip each record to its share of the norm, in place of each user's mean to all of it.
+            per_example_loss: a function of (outputs, batch) to losses (B,), for heads that privguard does not know.
+            key: opens checkpoints, to resume or to load the best model; by default a key file among ``seal_to``.
+            trust: who signs checkpoints, and the least step and ledger head to resume from; by default the run's own
+                signer signs, and only its checkpoints are resumed from.
+            book: the team's budget book, or its place, in which the run is reserved before it starts; give it again
+                when resuming.
+            data_set: with a book, the SHA-256 under which the data set stands in it.
+            insecure_seed: repeatable sampler and noise, for tests and figures; such a run has no claim.
+            show_private_loss: show the un-noised loss on the terminal; the guarantee does not cover it.
+            **trainer: the other arguments of ``Trainer``, unchanged.
+
+        Raises:
+            PrivacyError: a setting that cannot be private; the message says why.
+            ValueError: plan and arguments contradict each other.
+            NoRecipientError: ``seal_to`` is empty.
+        """
+        args = args or TrainingArguments(output_dir="tmp_trainer")
+        training_arguments.refuse(args)
+        training_arguments.refuse_scalar_loss(trainer)
+        self._unit = Unit.of(user_ids, most=examples_per_user, apart=clip_each_example)
+        self.plan = plan or plan_for(args, budget=budget, examples=examples, users=users, unit=self._unit)
+        self._unit.agrees(self.plan)
+        training_arguments.agree(args, self.plan)
+        self._seal_to, self._key, self._seed = as_list(seal_to), key, insecure_seed
+        self._auditors, self._trust = as_list(auditors), trust or Trust()
+        self._budget = (book, data_set)
+        self._own_loss, self._show_loss = per_example_loss, show_private_loss
+        self._private: Underway | None = None
+        self._resuming: str | None = None
+        self._ledger_ahead = 0
+        self._claim: Claim | None = None
+        if args.load_best_model_at_end:
+            key_for(self._seal_to, key)
+        super().__init__(model, training_arguments.private(args, self.plan), **trainer)
+        training_arguments.refuse_overlap(self.train_dataset, self.eval_dataset)
+
+    def train(
+        self,
+        resume_from_checkpoint: str | bool | None = None,  # noqa: FBT001 — Trainer's own signature
+        trial: Any = None,
+        ignore_keys_for_eval: Any = None,
+    ) -> TrainOutput:
+        """Train to the end of the plan, as ``Trainer.train``; Ctrl-C and SIGTERM stop after the step, and save.
+
+        The training loss of the result is NaN: the true one carries no noise.
+
+        Raises:
+            ResumeError: ``output_dir`` holds a run already, or the checkpoint does not belong to it.
+            KeyboardInterrupt: a stop was asked for, and is done.
+        """
+        if trial is not None:
+            raise PrivacyError("trial: each trial of a search spends budget of its own; plan one run for each")
+        self._resuming = self._checkpoint(resume_from_checkpoint)
+        with Interrupts() as interrupts:
+            self._interrupts = interrupts
+            try:
+                found = super().train(self._resuming, None, ignore_keys_for_eval)
+            finally:
+                self._let_go()
+            interrupts.stop_here()
+        metrics = {"epsilon": SpentSoFar(self.plan)(self.plan.steps), **public(found.metrics)}
+        return TrainOutput(found.global_step, math.nan, metrics)
+
+    def claim(self) -> Claim:
+        """ε by now; every reserved event counts.
+
+        Raises:
+            PrivacyError: nothing was trained yet, the run has an insecure seed, or this rank does not lead.
+        """
+        if self._private is not None:
+            return self._private.run.claim()
+        if self._claim is None:
+            raise PrivacyError("claim: no run of this trainer has a claim; train first, and without insecure_seed")
+        return self._claim
+
+    # What Trainer's loop calls, in the order in which it does.
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """A counter: item i stands for step i of an epoch. The records are drawn in :meth:`training_step`."""
+        steps = cast("Dataset[int]", range(steps_in(1, sample_rate=self.plan.sample_rate)))
+        return DataLoader(steps, batch_size=1, collate_fn=_only, generator=torch.Generator())
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
+        """Trainer's own.
+
+        Raises:
+            PrivacyError: for the training set, whose metrics would be logged without noise.
+        """
+        training_arguments.refuse_overlap(self.train_dataset, eval_dataset)
+        return super().get_eval_dataloader(eval_dataset)
+
+    def num_examples(self, dataloader: DataLoader[Any]) -> int:
+        """The public number of examples for the training loader; the true one is a secret."""
+        if isinstance(cast("object", dataloader.dataset), range):
+            return self.plan.examples or round(self.plan.expected_batch_size / self.plan.sample_rate)
+        return super().num_examples(dataloader)
+
+    def set_initial_training_values(self, args: TrainingArguments, dataloader: DataLoader[Any]) -> Any:
+        """Trainer's own values, with a last step at which the ledger holds the whole plan.
+
+        After a crash the ledger is ahead of the checkpoint: what it reserved is spent, so the run ends that many steps
+        earlier.
+        """
+        values = list(super().set_initial_training_values(args, dataloader))
+        if self._resuming is not None:
+            done = trainer_checkpoint.steps_done(self._resuming)
+            position = Ledger.read(self._folder / "ledger.jsonl").position
+            self._ledger_ahead = position - done
+            values[-1] = min(cast("int", values[-1]), max(done, self.plan.steps - self._ledger_ahead))
+        return tuple(values)
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> None:
+        """None: no loss is divided by the batch's tokens, since each example's is a mean over its own."""
+
+    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
+        self.accelerator.prepare_model = _unwrapped(self.accelerator.prepare_model)
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
+        self._private = self._begin(resume_from_checkpoint)
+        return prepared
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """The learning-rate schedule of the whole plan, also where a crash has shortened the run."""
+        ahead = self._ledger_ahead if self._resuming is not None else 0
+        return super().create_scheduler(num_training_steps + max(0, ahead), optimizer)
+
+    def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:  # noqa: ARG002
+        """One private step up to the optimizer: sample, clip, noise. Returns zero, whatever the loss is."""
+        model.train()
+        if callable(getattr(self.optimizer, "train", None)):
+            cast("Any", self.optimizer).train()
+        private = self._private
+        if private is None:
+            raise PrivacyError("training_step: only train() can take a private step")
+        for batch, fetched in private.step():
+            data = self._prepare_inputs(fetched)
+            private.begin(batch, data)
+            losses = private.backward(batch, cast("Head", private.head).losses(self._forward(model, data), data))
+            if self._show_loss and sys.stderr.isatty():
+                print(f"un-noised loss {losses.mean().item():.3f}", file=sys.stderr)  # noqa: T201 — asked for by name
+        private.run.release()
+        if private.setting.ranks.from_lead(lambda: self._interrupts.wanted):
+            self.control.should_training_stop = True
+        return torch.zeros((), device=self.args.device)
+
+    def _forward(self, model: nn.Module, data: Any) -> Any:
+        with self.compute_loss_context_manager():
+            return model(**inputs_for(model, data, labels=self.label_names))
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> None:
+        """None: the norm of the clipped sum carries no noise, and Trainer would log it. See :meth:`log`."""
+
+    def floating_point_ops(self, inputs: Any) -> int:  # noqa: ARG002
+        """0: the true number of operations tells how many tokens were drawn."""
+        return 0
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:  # noqa: ARG002
+        """Trainer's own log without un-noised figures, and with ε so far and the noise-to-signal ratio."""
+        shown = public(logs)
+        if self._private is not None and ("loss" in logs or "train_runtime" in logs):
+            run = self._private.run
+            shown["epsilon"] = self._private.spent(run.taken)
+            if not math.isnan(ratio := run.noise_to_signal):
+                shown["noise_to_signal"] = ratio
+        super().log(shown)
+        # Trainer adds the epoch to the dictionary that it is given, and ``evaluate`` returns that one.
+        logs.update({name: value for name, value in shown.items() if name == "epoch" or name.startswith("eval_")})
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,  # noqa: FBT001, FBT002 — Trainer's own signature
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        """The loss of an evaluation: the user's own where there is one, else Trainer's."""
+        if self._own_loss is None:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        outputs = self._forward(model, inputs)
+        loss = self._own_loss(outputs, inputs).mean()
+        return (loss, outputs) if return_outputs else loss
+
+    def _finalize_training(self, trial: Any, num_train_samples: Any, start_time: float) -> TrainOutput:
+        private = cast("Underway", self._private)
+        private.run.settle()
+        if private.saved != private.run.taken:
+            self._save_checkpoint(self._bare, trial)
+        return super()._finalize_training(trial, num_train_samples, start_time)
+
+    # Checkpoints: see trainer_checkpoint.
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:  # noqa: ARG002
+        private = cast("Underway", self._private)
+        final = self._folder / f"checkpoint-{self.state.global_step}"
+        best = self._folder / f"checkpoint-{self.state.best_global_step}"
+        if self.state.best_global_step and (best == final or best.exists()):
+            self.state.best_model_checkpoint = str(best)
+        callbacks = [*self.callback_handler.callbacks, self.control]
+        self.state.stateful_callbacks = cast("Any", trainer_checkpoint.exported(callbacks))
+        trainer_checkpoint.write(private.run, self.state, output=self._folder, lead=private.setting.ranks.lead)
+        private.saved = private.run.taken
+        if self.args.should_save:
+            kept = self.state.best_model_checkpoint
+            rotate_checkpoints(str(self._folder), self.args.save_total_limit, kept, use_mtime=True)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """Nothing: the weights are loaded with the rest of the snapshot, when optimizer and schedule exist.
+
+        Trainer calls this before it makes those two; see :meth:`_prepare_for_training`.
+        """
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:  # noqa: ARG002
+        private = cast("Underway", self._private)
+        private.run.rewind_generators()
+
+    def _load_best_model(self) -> None:
+        best = cast("str", self.state.best_model_checkpoint)
+        self._bare.load_state_dict(dict(trainer_checkpoint.weights(best, cast("Underway", self._private).setting)))
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        """Write the finished model in clear, as ``save_model`` asks, without the pickle of the arguments beside it."""
+        super()._save(output_dir, state_dict)
+        if self.args.should_save:
+            Path(output_dir or cast("str", self.args.output_dir), "training_args.bin").unlink(missing_ok=True)
+
+    def hyperparameter_search(self, *_: Any, **__: Any) -> Any:
+        """Refused: every trial looks at the private data.
+
+        Raises:
+            PrivacyError: always.
+        """
+        raise PrivacyError(
+            "hyperparameter_search: each trial spends budget; run one plan for each setting and account for all of them"
+        )
+
+    # A run from its beginning to its end.
+
+    def _begin(self, checkpoint: str | None) -> Underway:
+        """A run in a new folder, or from ``checkpoint``; called once Trainer has made optimizer and schedule."""
+        model = self._bare
+        data = training_loader(self)
+        self._unit.read(self.train_dataset)
+        smoothing = self.args.label_smoothing_factor
+        head = training_head(model, data, own_loss=self._own_loss, label_smoothing=smoothing)
+        forward, bound = partial(self._forward, model), self.plan.max_grad_norm
+        setting = Setting(
+            model=model,
+            optimizer=cast("Any", self.optimizer),
+            clipper=training_clipper(model, head, forward, data, unit=self._unit, max_grad_norm=bound),
+            folder=self._folder,
+            seal_to=self._seal_to,
+            auditors=self._auditors,
+            also={"schedule": cast("Any", self.lr_scheduler), "trainer": StepInTheSeal(self)},
+            key=self._key,
+            trust=self._trust,
+            every=0,
+            insecure_seed=self._seed,
+            speed=Speed(physical_batch=data.batch_size),
+            ranks=Ranks.current(),
+            charge=Charge.to(*self._budget),
+        )
+        try:
+            if checkpoint is None:
+                run = start.start(self.plan, setting)
+            else:
+                run = start.resume(self.plan, setting, snapshot=Path(checkpoint, SEALED))
+            return Underway(run, setting, head, data, users=self._unit.users)
+        except BaseException:
+            setting.clipper.close()
+            raise
+
+    def _let_go(self) -> None:
+        """End the run that is under way, if any, and keep its claim."""
+        if self._private is not None:
+            run = self._private.run
+            if not run.manifest.insecure and self._private.setting.ranks.lead:
+                self._claim = run.claim()
+            run.end()
+            self._private = None
+
+    def _checkpoint(self, wanted: Any) -> str | None:
+        """The checkpoint that ``resume_from_checkpoint`` means: a path, True for the newest, or none."""
+        if wanted is True:
+            wanted = get_last_checkpoint(str(self._folder))
+            if wanted is None:
+                raise ValueError(f"output_dir={self.args.output_dir}: no checkpoint to resume from is there")
+        return str(wanted) if wanted else None
+
+    @property
+    def _bare(self) -> nn.Module:
+        return cast("nn.Module", self.model)
+
+    @property
+    def _folder(self) -> Path:
+        return Path(cast("str", self.args.output_dir))
+
+
+class PrivateSeq2SeqTrainer(PrivateTrainer, Seq2SeqTrainer):
+    """A ``transformers.Seq2SeqTrainer`` that trains under ε; arguments as for :class:`PrivateTrainer`."""
+
+
+def _only(items: list[int]) -> int:
+    return items[0]
+
+
+def _unwrapped(prepare_model: Any) -> Any:
+    """Accelerate's ``prepare_model`` without torch's gradient reducer: here the clipped sums are added up, once a step.
+
+    Autocast and device placement stay. ``evaluation_mode=True`` is accelerate's way to leave the model unwrapped.
+    """
+
+    def prepare(model: nn.Module, device_placement: Any = None, evaluation_mode: bool = True) -> nn.Module:  # noqa: ARG001, FBT001, FBT002
+        return prepare_model(model, device_placement=device_placement, evaluation_mode=True)
+
+    return prepare

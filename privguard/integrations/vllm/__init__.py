@@ -1,0 +1,1 @@
+"""The text mark in vLLM."""

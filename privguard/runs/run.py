@@ -1,0 +1,258 @@
+"""One private run: plan, ledger, clipper, noise and sealed snapshots, kept in step with each other.
+
+Every wrapper (the plain loop, accelerate, transformers) is a thin shell around a :class:`PrivateRun`, which
+:mod:`privguard.runs.start` makes. The run folder holds ``run.json`` (public manifest), ``ledger.jsonl``,
+``checkpoints/`` (sealed), ``evidence/`` and the report.
+"""
+
+import contextlib
+import weakref
+from dataclasses import replace
+from pathlib import Path
+from typing import final
+
+from torch.optim import Optimizer
+
+from privguard._random import Stream
+from privguard.accounting.accountant import spent
+from privguard.accounting.ledger import Ledger
+from privguard.attest.statement import SigningKey
+from privguard.checkpoint.archive import Audience
+from privguard.checkpoint.store import Snapshot, save
+from privguard.errors import PrivacyError, PrivguardError
+from privguard.records import Claim, Manifest
+from privguard.runs.budget import Charge
+from privguard.runs.options import Setting
+from privguard.training import rng_state, shards
+from privguard.training.clip import trainable
+from privguard.training.plan import Plan
+from privguard.training.step import Follower, PrivateStep, check_optimizer
+
+_KEPT = 2  # snapshots on disk: the newest, and one before it
+
+
+@final
+class PrivateRun:
+    """A run that was started or resumed: a wrapper takes its steps, and ends it with :meth:`close` or :meth:`end`.
+
+    Of several ranks each holds one. Rank 0 has the ledger and writes the snapshots; the others have a
+    :class:`~privguard.training.step.Follower` in the ledger's place.
+
+    ``came_from`` is the snapshot that the run was resumed from, None for a new run.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        setting: Setting,
+        *,
+        facts: Manifest,
+        ledger: Ledger | Follower,
+        streams: Stream,
+        came_from: Snapshot | None = None,
+    ) -> None:
+        self.plan = plan
+        self.manifest = facts
+        self.folder = setting.folder
+        self._setting = setting
+        self._ledger = ledger
+        self._streams = streams
+        self._audience = setting.audience()
+        self._signer = None if isinstance(ledger, Follower) else setting.signing_key()
+        self._parameters = trainable(setting.model)
+        self._every = max(1, plan.steps // 10) if setting.every is None else setting.every
+        self._saved = -1 if came_from is None else came_from.step
+        self._generators = [] if came_from is None else came_from.generators["ranks"]  # of each rank
+        self._held: str | None = None
+        self._charge = setting.charge if setting.ranks.lead else None
+        self._step = PrivateStep(
+            plan,
+            clipper=setting.clipper,
+            ledger=ledger,
+            noise=streams.child("noise"),
+            reserve=setting.speed.reserve,
+            ranks=setting.ranks,
+            permit=self._charge.permit if self._charge is not None else lambda: None,
+        )
+        self._end = weakref.finalize(self, _end, self._step, ledger, self._charge)
+
+    def rewind_generators(self) -> None:
+        """Put the global generators, which dropout and augmentation draw from, where the snapshot found them."""
+        rank = self._setting.ranks.rank
+        if rank < len(self._generators):
+            rng_state.restore(self._generators[rank])
+
+    @property
+    def sampler_source(self) -> Stream:
+        """The stream whose child number ``i`` draws the batch of ledger position ``i``."""
+        return self._streams.child("sampler")
+
+    @property
+    def taken(self) -> int:
+        """Steps of the plan that are spent, also by processes before this one."""
+        return self._step.taken
+
+    @property
+    def remaining(self) -> int:
+        """Steps of the plan that are left."""
+        return self._step.remaining
+
+    def reserve(self) -> int:
+        """Ledger position of the next step, reserved on disk before this returns.
+
+        Raises:
+            BudgetExceededError: the plan is used up, or the data set's limit was lowered below what is spent.
+        """
+        return self._step.position()
+
+    def release(self) -> None:
+        """End a logical batch: put the noisy gradient into each parameter's ``grad``; the wrapper's optimizer moves.
+
+        Raises:
+            PrivacyError: the optimizer was given other parameters, or moved its settings between two physical batches.
+        """
+        self._check_optimizer()
+        self._held = None
+        self._step.release(self._parameters)
+
+    def hold(self) -> None:
+        """End a physical batch that is not the last of its step; until then the optimizer's settings stay.
+
+        How many physical batches a step takes is a secret of its sample, which a schedule must not follow.
+
+        Raises:
+            PrivacyError: they moved since the physical batch before.
+        """
+        self._check_optimizer()
+        self._held = _settings(self._setting.optimizer)
+
+    def finish_step(self) -> None:
+        """End a logical batch: add the noise once, take one optimizer step, and seal a snapshot when one is due.
+
+        Raises as :meth:`release`.
+        """
+        self.release()
+        self._setting.optimizer.step()
+        if self._every and self.taken % self._every == 0 and self.remaining:
+            self.save()
+
+    def _check_optimizer(self) -> None:
+        check_optimizer(self._setting.optimizer, self._parameters.values())
+        if self._held is not None and self._held != _settings(self._setting.optimizer):
+            raise PrivacyError(
+                "optimizer: its settings moved between two physical batches of one step, whose number only the sample "
+                "decides; let the schedule step where private.step() returns True (sync_gradients, with accelerate)"
+            )
+
+    @property
+    def noise_to_signal(self) -> float:
+        """σC√d over the norm of the last noisy sum; see :attr:`PrivateStep.noise_to_signal`."""
+        return self._step.noise_to_signal
+
+    def claim(self) -> Claim:
+        """What the ledger costs by now: all reserved events count.
+
+        Raises:
+            PrivacyError: the run was started with an insecure seed, or this rank does not hold the ledger.
+        """
+        if self.manifest.insecure:
+            raise PrivacyError(
+                "insecure_seed: this run's noise can be repeated by anybody, so it has no claim; run it without"
+            )
+        if isinstance(self._ledger, Follower):
+            raise PrivacyError("claim: only the leading process holds the ledger; ask for it where rank == 0")
+        plan = self.plan
+        claim = spent(self._ledger.spent(), delta=plan.delta, relation=plan.relation, unit=plan.unit)
+        return replace(claim, unproven=self.manifest.unproven)
+
+    def save(self) -> Path:
+        """Seal a snapshot of everything that resuming needs, return its path, and remove all but the newest two."""
+        folder = self.folder / "checkpoints"
+        path = folder / f"step-{self.taken:08d}.sealed"
+        if self._saved == self.taken and path.exists():
+            return path
+        self.save_to(path)
+        self._saved = self.taken
+        if self._setting.ranks.lead:
+            for old in sorted(folder.glob("step-*.sealed"))[:-_KEPT]:
+                old.unlink()
+        return path
+
+    def save_to(self, path: Path) -> None:
+        """Seal a snapshot into the file ``path``. With several ranks all of them call this, and the leading one writes.
+
+        Raises:
+            OSError: the disk is full, or the folder cannot be made; nothing is left behind.
+        """
+        setting, ledger = self._setting, self._ledger
+        of_ranks = setting.ranks.gather(rng_state.states())
+        weights, optimizer = shards.whole(setting.model.state_dict()), shards.whole(setting.optimizer.state_dict())
+        if isinstance(ledger, Follower):
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        snapshot = Snapshot(
+            run=self.manifest.run,
+            step=self.taken,
+            weights=weights,
+            optimizer=optimizer,
+            generators={"ranks": of_ranks, "streams": self._streams.secret(), "place": ledger.place},
+            extra={name: thing.state_dict() for name, thing in setting.also.items()},
+        )
+        write_snapshot(path, snapshot, self._audience, ledger=ledger, signer=self._signer)
+
+    def settle(self) -> None:
+        """Give back what the ledger reserved for steps that were not taken; part of a clean stop."""
+        self._step.settle()
+
+    def close(self) -> None:
+        """A clean stop: settle the ledger, seal the last state, give the model back. Harmless when done twice."""
+        if self._end.alive:
+            self.settle()
+            self.save()
+            self.end()
+
+    def end(self) -> None:
+        """Settle the ledger and the budget book, and give the model back, without a snapshot. Harmless when done twice.
+
+        Raises:
+            OSError: the book cannot be written; what was reserved there stands until it is settled.
+        """
+        if self._end.alive:
+            self._end()
+            self._setting.clipper.close()
+            if self._charge is not None:
+                self._charge.settle(self.folder / "ledger.jsonl")
+
+
+def _settings(optimizer: Optimizer) -> str:
+    """Learning rates and all else of an optimizer but its parameters, to compare."""
+    return repr([{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups])
+
+
+def _end(step: PrivateStep, ledger: Ledger | Follower, charge: Charge | None) -> None:
+    """Settle the ledger with the steps that were taken, and the budget book with the ledger.
+
+    This also runs at garbage collection and at exit, for a run that nobody closed. No error can be raised there; where
+    settling fails, the reservation stands, so nothing is spent twice.
+    """
+    with contextlib.suppress(OSError, ValueError):
+        step.settle()
+    ledger.close()
+    if charge is not None and isinstance(ledger, Ledger):
+        with contextlib.suppress(PrivguardError, OSError, ValueError):
+            charge.settle(ledger.path)
+
+
+def write_snapshot(
+    path: Path, snapshot: Snapshot, audience: Audience, *, ledger: Ledger, signer: SigningKey | None
+) -> None:
+    """Seal the snapshot of a private run into a file, with what ``ledger`` says by now.
+
+    Auditors find its lines inside, where whoever holds the run folder cannot change them unnoticed.
+
+    Raises:
+        OSError: the disk is full, or the folder is not there; nothing is left behind.
+    """
+    lines = ledger.path.read_bytes() if audience.auditors else b""
+    whole = replace(snapshot, ledger=lines, ledger_head=ledger.head, ledger_size=ledger.size)
+    save(whole, path, to=audience.to, auditors=audience.auditors, signer=signer)

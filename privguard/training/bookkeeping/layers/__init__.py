@@ -1,0 +1,1 @@
+"""Book-keeping rules, one file for each kind of layer."""

@@ -1,0 +1,1 @@
+"""Claims of ownership: committed, challenged, and verified by others."""

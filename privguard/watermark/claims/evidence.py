@@ -1,0 +1,342 @@
+"""Evidence: one signed file from which anybody, without secrets and offline, gets the verdict again.
+
+:func:`assemble` is the verifier's last act, :func:`verify` everybody else's only one. The outcome is *proven*, *not
+proven* or *protocol invalid*; there is no "not stolen", because a mark that cannot be read proves nothing.
+Format: ``docs/spec/claim-v1.md``, sections 6 to 8.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from typing import Any, final
+
+import numpy as np
+
+from privguard import _canon, _check
+from privguard.attest import log, statement
+from privguard.attest.log import Extract
+from privguard.attest.statement import Envelope, SigningKey, Statement
+from privguard.errors import ProtocolInvalidError, TamperedError
+from privguard.records import Digest, Measurement, Verdict
+from privguard.watermark.claims import commitment as claim
+from privguard.watermark.claims.challenge import (
+    Answer,
+    ChallengePlan,
+    Transcript,
+    burned_leaves,
+    check_openings,
+    query_digest,
+)
+from privguard.watermark.claims.commitment import UNLOGGED, Commitment, MarkPlan, Standing, Trust
+from privguard.watermark.claims.leaf import Leaf, Opening
+from privguard.watermark.model import fingerprints, triggers, weights
+from privguard.watermark.model.weights import Reading
+from privguard.watermark.statistics import tails
+
+EVIDENCE_TYPE = statement.PREDICATES + "mark-evidence/v1"
+DECOYS = 999
+# In how many ways a mark of each kind can be read, all of which are paid for: answers with a label map and without.
+# Marks of other kinds prove nothing in a challenge.
+READINGS = {"triggers": 2, "fingerprints": 2, "weights": 1}
+
+
+class Outcome(StrEnum):
+    """How a claim ends: proven at its level, not proven, or without a verdict, since the protocol was not kept."""
+
+    PROVEN = "proven"
+    NOT_PROVEN = "not proven"
+    PROTOCOL_INVALID = "protocol invalid"
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Findings:
+    """What the verifier saw: answers to queries, readings of weights by mark, and controls.
+
+    ``controls`` are the matches of models that are certainly not stolen, on the same triggers: {name: {mark: matches}}.
+    """
+
+    transcript: Transcript
+    readings: Mapping[str, Reading] = field(default_factory=dict[str, Reading])
+    controls: Mapping[str, Mapping[str, int]] = field(default_factory=dict[str, Mapping[str, int]])
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Report(Measurement):
+    """The verdict on one claim against one suspect.
+
+    ``log10_p`` is of all committed marks together: the smallest, times the ways in which they can be read (triggers and
+    fingerprints with a label map and without, weights in one). ``multiplicity`` is k(k−1) where
+    this challenge is the owner's k-th entry in the log (2⁴⁰ where no trusted log counts), times the beacons that the
+    reader trusts, since the owner may take the pulse of any, times the models that the reader says the owner may have
+    looked through. *Proven* means that ``log10_p_corrected`` is at most ``log10_level``.
+    ``decoy_rank`` gives, by mark, the rank of the true labels among 999 decoys and itself.
+    """
+
+    outcome: Outcome
+    reason: str
+    claim: str = ""
+    owner: str = ""
+    verifier: str = ""
+    suspect: Digest | None = None
+    unmarked: Digest | None = None
+    committed: str = ""
+    pulse: str = ""
+    verdicts: tuple[Verdict, ...] = ()
+    log10_p: float = 0.0
+    log10_e: float = 0.0
+    multiplicity: float = UNLOGGED
+    log10_level: float = -6.0
+    queries: int = 0
+    decoy_rank: Mapping[str, int] = field(default_factory=dict[str, int])
+    controls: Mapping[str, Mapping[str, int]] = field(default_factory=dict[str, Mapping[str, int]])
+    transcript: str = ""
+    basis: tuple[str, ...] = ()
+
+    @property
+    def log10_p_corrected(self) -> float:
+        """``log10_p`` after Bonferroni over ``multiplicity`` tests, at most 0."""
+        return min(0.0, self.log10_p + math.log10(self.multiplicity))
+
+
+def assemble(
+    commitment: Commitment,
+    *,
+    plan: ChallengePlan,
+    openings: Sequence[Opening],
+    findings: Findings,
+    by: SigningKey,
+    extract: Extract | None = None,
+) -> Envelope:
+    """Everything in one statement about the suspect, signed by the verifier."""
+    predicate = {
+        "commitment": commitment.to_json(),
+        "plan": _canon.to_json(plan),
+        "openings": [opening.to_json() for opening in openings],
+        "findings": _canon.to_json(findings),
+        "log": None if extract is None else extract.to_json(),
+        "verifier": by.identity.to_json(),
+    }
+    said = Statement(subjects=(plan.suspect,), predicate_type=EVIDENCE_TYPE, predicate=predicate)
+    return statement.sign(said, by=by)
+
+
+def verify(evidence: Envelope, *, trust: Trust, suspect: Digest | None = None, candidates: int = 1) -> Report:
+    """The verdict, from the file and the reader's own trust alone.
+
+    ``suspect`` is the model that the reader has in mind; evidence about another one is invalid here. ``candidates`` is
+    how many models the owner may have tried the secret on before naming this one, which no log can count: 1 where the
+    suspicion has another source, the size of the collection where a collection was searched. Never raises for what is
+    wrong with the evidence: that is the outcome *protocol invalid*, with the reason.
+
+    Raises:
+        ValueError: ``candidates`` is below 1.
+    """
+    _check.count("candidates", candidates)
+    try:
+        said, verifier = statement.verify_any(evidence, by=trust.verifiers)
+        return _judge(said, str(verifier), trust, suspect, candidates)
+    except (TamperedError, ProtocolInvalidError) as error:
+        return Report(outcome=Outcome.PROTOCOL_INVALID, reason=str(error))
+    except (ArithmeticError, KeyError, TypeError, ValueError, MemoryError) as error:  # settings that the accuser wrote
+        return Report(outcome=Outcome.PROTOCOL_INVALID, reason=f"evidence: settings that make no mark ({error})")
+
+
+def _judge(said: Statement, verifier: str, trust: Trust, suspect: Digest | None, candidates: int) -> Report:
+    """The verdict on a signed statement; what is wrong with it is raised, and :func:`verify` says so in the report."""
+    if said.predicate_type != EVIDENCE_TYPE:
+        raise ProtocolInvalidError(f"predicateType={said.predicate_type!r}: expected {EVIDENCE_TYPE}")
+    commitment, plan, openings, findings, extract = _parts(said.predicate)
+    named = {plan.suspect.sha256, said.subjects[0].sha256} | ({suspect.sha256} if suspect is not None else set())
+    if len(named) > 1:
+        raise ProtocolInvalidError(f"suspect: the evidence is about {plan.suspect.sha256[:16]}…, another model")
+    standing = claim.check(commitment, trust=trust)
+    if plan.claim != standing.digest:
+        raise ProtocolInvalidError("plan: drawn for another claim; evidence cannot be reused")
+    multiplicity = candidates * len(trust.beacons) * _count(standing, plan, extract, trust)
+    leaves = check_openings(standing.manifest, plan, openings)
+    _check_transcript(plan, leaves, findings.transcript, standing)
+    verdicts = tuple(_for_map(_verdict(standing, name, leaves[name], findings), plan) for name in plan.asked)
+    decoys = {name: _decoy_rank(standing, name, leaves[name], findings) for name in plan.asked}
+    together, log10_e = _together(standing, verdicts)
+    level, needed = standing.manifest.log10_level, together + math.log10(multiplicity)
+    proven = needed <= level
+    relation = "at most" if proven else "above"
+    return Report(
+        outcome=Outcome.PROVEN if proven else Outcome.NOT_PROVEN,
+        reason=f"p × multiplicity = 10^{min(0.0, needed):.1f}, {relation} 10^{level:g}",
+        claim=standing.digest,
+        owner=str(standing.manifest.owner),
+        verifier=verifier,
+        suspect=plan.suspect,
+        unmarked=standing.manifest.model,
+        committed=standing.stamped.isoformat(),
+        pulse=standing.pulse.time.isoformat(),
+        verdicts=verdicts,
+        log10_p=together,
+        log10_e=log10_e,
+        multiplicity=multiplicity,
+        log10_level=level,
+        queries=len(findings.transcript.answers),
+        decoy_rank={name: rank for name, rank in decoys.items() if rank is not None},
+        controls=findings.controls,
+        transcript=findings.transcript.head,
+        basis=standing.basis,
+    )
+
+
+def _together(standing: Standing, verdicts: Sequence[Verdict]) -> tuple[float, float]:
+    """log10 p and log10 e of all committed marks together: the best verdict, paying for every way of reading a mark."""
+    readings = max(1, sum(READINGS.get(mark.kind, 0) for mark in standing.manifest.marks))
+    best = min((verdict.log10_p for verdict in verdicts), default=0.0)
+    log10_e = max((verdict.log10_e or 0.0 for verdict in verdicts), default=0.0) - math.log10(readings)
+    return float(tails.bonferroni(best, readings)), log10_e
+
+
+def _count(standing: Standing, plan: ChallengePlan, extract: Extract | None, trust: Trust) -> float:
+    """What this challenge pays for, the owner's k-th entry: k(k−1); refuses a challenge of leaves burned before.
+
+    Challenges come one after another and nobody knows how many there will be. Since Σ 1/(k(k−1)) over k ≥ 2 is 1, all
+    that an owner ever makes err together with at most the stated chance; paying k each would let that grow with ln k.
+    Later entries change nothing, so it does not matter which head of the log is shown.
+    """
+    if extract is None or trust.log is None or not standing.logged:
+        return UNLOGGED
+    owner = standing.manifest.owner.key_id
+    entries = log.verify(extract, log=trust.log)
+    if not any(entry.kind == "commitment" and entry.digest == standing.digest for entry in entries):
+        raise ProtocolInvalidError("log: the commitment is not in it")
+    own = plan.entry(owner)
+    places = [place for place, entry in enumerate(entries) if entry.leaf() == own.leaf()]
+    if not places:
+        raise ProtocolInvalidError("log: this challenge is not in it, so it was not announced before it was run")
+    asked = {(name, index) for name, indices in plan.asked.items() for index in indices}
+    if asked & burned_leaves(entries[: places[0]], claim=standing.digest):
+        raise ProtocolInvalidError("plan: asks for leaves that an earlier challenge has opened; they are public")
+    own_number = sum(entry.identity == owner for entry in entries[: places[0] + 1])
+    return float(own_number * (own_number - 1))
+
+
+def _check_transcript(
+    plan: ChallengePlan, leaves: Mapping[str, list[Leaf]], transcript: Transcript, standing: Standing
+) -> None:
+    if Transcript.chain(plan, transcript.answers).head != transcript.head:
+        raise ProtocolInvalidError("transcript: its hash chain does not hold")
+    for name, indices in plan.asked.items():
+        mark = standing.manifest.mark(name)
+        lines = {line.index: line for line in transcript.answers if line.mark == name}
+        asked = _queries(mark, leaves[name], standing)
+        if asked is None:
+            continue
+        if sorted(line.index or 0 for line in transcript.answers if line.mark == name) != sorted(indices):
+            raise ProtocolInvalidError(f"transcript: not exactly one answer for each leaf asked of {name}")
+        for index, query in zip(indices, asked, strict=True):
+            if lines[index].query != query_digest(query):
+                raise ProtocolInvalidError(f"transcript: leaf {index} of {name} does not give the query that was sent")
+    strangers = {line.mark for line in transcript.answers if line.mark is not None} - set(plan.asked)
+    if strangers:
+        raise ProtocolInvalidError(f"transcript: answers for {sorted(strangers)}, which the plan does not ask for")
+    natural = [line for line in transcript.answers if line.mark is None]
+    if len(natural) != plan.natural:
+        raise ProtocolInvalidError(f"transcript: {len(natural)} natural queries; the plan says {plan.natural}")
+
+
+def _queries(mark: MarkPlan, leaves: Sequence[Leaf], standing: Standing) -> np.ndarray[Any, Any] | None:
+    """The queries that these leaves stand for; ``None`` for marks that are read from weights."""
+    if mark.kind == "triggers":
+        return triggers.inputs(leaves, standing.pulse.output, mark.settings)
+    if mark.kind == "fingerprints":
+        return fingerprints.prompts(leaves, standing.pulse.output, mark.settings)
+    return None
+
+
+def _said(name: str, leaves: Sequence[Leaf], transcript: Transcript) -> list[int]:
+    answers = {line.index: line.answer for line in transcript.answers if line.mark == name}
+    return [answers[leaf.index] for leaf in leaves]
+
+
+def _verdict(standing: Standing, name: str, leaves: list[Leaf], findings: Findings) -> Verdict:
+    mark, pulse = standing.manifest.mark(name), standing.pulse.output
+    if mark.kind == "triggers":
+        expected = triggers.labels(leaves, pulse, mark.settings)
+        said = _said(name, leaves, findings.transcript)
+        return triggers.verdict(said, expected.tolist(), classes=int(mark.settings["classes"]))
+    if mark.kind == "fingerprints":
+        said = _said(name, leaves, findings.transcript)
+        return fingerprints.verdict(said, leaves, pulse=pulse, settings=mark.settings)
+    if mark.kind == "weights":
+        return _weights_verdict(standing, name, leaves, findings)
+    raise ProtocolInvalidError(
+        f"mark={name!r}: {mark.kind} give no proof in a challenge; read them with their own command"
+    )
+
+
+def _for_map(verdict: Verdict, plan: ChallengePlan) -> Verdict:
+    """What a label map costs: whoever proposed it may have known answers and labels, and fitted one to the other.
+
+    A map gives each answer its place in the alphabet; at most min(answers in the map, queries) of its entries were
+    used, each with as many choices as the alphabet has places. All these maps are tests, of which the best is shown.
+    """
+    if not plan.label_map or "alphabet" not in verdict.details:
+        return verdict
+    log10_maps = min(len(plan.label_map), verdict.trials) * math.log10(verdict.details["alphabet"])
+    return replace(
+        verdict,
+        log10_p=min(0.0, verdict.log10_p + log10_maps),
+        log10_e=(verdict.log10_e or 0.0) - log10_maps,
+        bound="bonferroni over label maps",
+        details={**verdict.details, "log10_label_maps": log10_maps},
+    )
+
+
+def _weights_verdict(standing: Standing, name: str, leaves: list[Leaf], findings: Findings) -> Verdict:
+    reading = findings.readings.get(name)
+    if reading is None or list(reading.indices) != [leaf.index for leaf in leaves]:
+        raise ProtocolInvalidError(f"readings: expected one of {name} with exactly the opened leaves")
+    if not all(math.isfinite(value) for value in (*reading.dots, *reading.squares)):
+        raise ProtocolInvalidError(f"readings: {name} holds a figure that is not finite")
+    if min(reading.squares, default=0.0) < 0 or reading.unmarked != standing.manifest.model.sha256:
+        raise ProtocolInvalidError("readings: not aligned to, and compared with, the committed unmarked model")
+    return weights.verdict(reading)
+
+
+def _decoy_rank(standing: Standing, name: str, leaves: list[Leaf], findings: Findings) -> int | None:
+    """Rank of the true labels' matches among those of 999 decoy labellings of the same answers; 1 is best."""
+    mark = standing.manifest.mark(name)
+    if mark.kind != "triggers":
+        return None
+    said = np.asarray(_said(name, leaves, findings.transcript))
+    classes = int(mark.settings["classes"])
+    own = int(np.sum(said == triggers.labels(leaves, standing.pulse.output, mark.settings)))
+    seed = int(findings.transcript.head[:16], 16)  # decoys only illustrate; any fixed public choice will do
+    decoys = np.random.default_rng(seed).integers(0, classes, (DECOYS, len(said)))
+    return 1 + int(np.sum((decoys == said).sum(1) >= own))
+
+
+def _parts(value: Mapping[str, Any]) -> tuple[Commitment, ChallengePlan, list[Opening], Findings, Extract | None]:
+    try:
+        found = value["findings"]
+        lines = tuple(Answer(**line) for line in found["transcript"]["answers"])
+        readings = {name: _reading(item) for name, item in found["readings"].items()}
+        findings = Findings(
+            transcript=Transcript(answers=lines, head=str(found["transcript"]["head"])),
+            readings=readings,
+            controls=found["controls"],
+        )
+        return (
+            Commitment.from_json(value["commitment"]),
+            ChallengePlan.from_json(value["plan"]),
+            [Opening.from_json(item) for item in value["openings"]],
+            findings,
+            None if value["log"] is None else Extract.from_json(value["log"]),
+        )
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise TamperedError(f"evidence: not in the form of claim v1 ({type(error).__name__})") from None
+
+
+def _reading(value: Mapping[str, Any]) -> Reading:
+    parts: dict[str, Callable[[Any], Any]] = {"indices": int, "dots": float, "squares": float}
+    lists = {name: tuple(kind(item) for item in value[name]) for name, kind in parts.items()}
+    return Reading(**lists, unmarked=str(value["unmarked"]), aligned=str(value["aligned"]))

@@ -1,0 +1,1 @@
+"""Tails, nulls and e-values: how a score becomes a verdict."""

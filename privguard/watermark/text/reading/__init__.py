@@ -1,0 +1,1 @@
+"""Reading marked text: detection, messages, tracing, and the marks of other tools."""

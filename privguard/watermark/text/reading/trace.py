@@ -1,0 +1,57 @@
+"""Tracing: which of N users was a text written for, with a family-wise error over all users.
+
+Each user writes under keys of their own, so for everybody else the text is a text without a mark, and a false
+accusation anywhere costs a factor N of the p-value and nothing more.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import final
+
+import numpy as np
+
+from privguard import _check
+from privguard.records import Verdict
+from privguard.watermark.secret import Secret
+from privguard.watermark.text.profile import Profile
+from privguard.watermark.text.reading.detect import Detector
+from privguard.watermark.text.reading.ngrams import Documents, unique_ngrams
+
+
+@final
+@dataclass(frozen=True)
+class Trace:
+    """The likeliest user of one document; ``verdict`` pays for all users, ``runner_up_log10_p`` belongs to the second.
+
+    ``user`` is a name to look at, not an accusation: compare ``verdict.log10_p_corrected`` with a level chosen
+    beforehand.
+    """
+
+    user: str
+    verdict: Verdict
+    runner_up_log10_p: float
+
+
+def trace(profile: Profile, secret: Secret, documents: Documents, *, users: Sequence[str]) -> list[Trace]:
+    """Test every document against every user's keys.
+
+    Guarantee: for a document written for none of them, P(any user's corrected p ≤ α) ≤ α.
+
+    Raises:
+        ValueError: no users, or one twice.
+        ProfileMismatchError: the secret is not the profile's.
+    """
+    _check.require(len(users) > 0 and len(set(users)) == len(users), "users", len(users), wanted="distinct names")
+    ngrams = unique_ngrams(documents.without(profile.special_ids), width=profile.context_width)
+    best = Detector(profile, secret, user=users[0]).judge(ngrams)
+    lookup, number = Detector(profile, secret).lookup(ngrams), np.zeros(len(documents), np.int64)
+    second = np.zeros(len(documents))
+    for place, user in enumerate(users[1:], 1):
+        found = Detector(profile, secret, user=user).judge(ngrams, lookup=lookup)
+        better = found.log10_p < best.log10_p
+        second = np.minimum(second, np.where(better, best.log10_p, found.log10_p))
+        best, number = found.where(better, best), np.where(better, place, number)
+    return [
+        Trace(users[int(number[row])], best.verdict(row, tests=len(users)), float(second[row]))
+        for row in range(len(documents))
+    ]
