@@ -58,7 +58,7 @@ from privguard.checkpoint.opened import Sealed
 
 MIB = 1 << 20
 KEY = Key.generate_symmetric()
-CORES = sorted(os.sched_getaffinity(0))
+CORES = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
 _trim = ctypes.CDLL(None).malloc_trim
 
 

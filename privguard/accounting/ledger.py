@@ -9,17 +9,17 @@ One writer at a time (``flock``); readers need no lock and never write.
 """
 
 import contextlib
-import fcntl
 import os
 import secrets
 import weakref
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
-from privguard import _canon, _check
+from privguard import _canon, _check, _os
 from privguard.accounting import events, history
 from privguard.accounting.history import FORMAT, History
+from privguard.attest.chain import ChainFile, ChangedError
 from privguard.errors import LedgerError, ResumeError
 
 if TYPE_CHECKING:
@@ -34,9 +34,9 @@ class Ledger:
     attributes of :class:`~privguard.accounting.history.History` are current after every call.
     """
 
-    def __init__(self, path: Path, descriptor: int, state: history.Replay) -> None:
-        self.path = path
-        self._descriptor: int | None = descriptor
+    def __init__(self, file: ChainFile, state: history.Replay) -> None:
+        self.path = file.path
+        self._file = file
         self._state = state
         _open_ledgers.add(self)
 
@@ -51,11 +51,10 @@ class Ledger:
         path = Path(path)
         record = {"kind": "open", "format": FORMAT, "id": secrets.token_hex(16), "facts": _canon.to_json(facts)}
         line = history.Replay().line(record)
-        descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
-        ledger = cls(path, descriptor, history.Replay())
-        ledger._locked()
+        with _one_writer(path):
+            ledger = cls(ChainFile.create(path, mode=0o644), history.Replay())
         ledger._write(line)
-        _sync_folder(path.parent)
+        _os.sync_directory(path.parent)
         return ledger
 
     @classmethod
@@ -71,11 +70,11 @@ class Ledger:
         """
         path = Path(path)
         try:
-            descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)
+            with _one_writer(path):
+                file = ChainFile.open(path, wait=False)
         except FileNotFoundError:
             raise LedgerError(f"ledger={path}: missing; a run is resumed with its ledger or not at all") from None
-        ledger = cls(path, descriptor, history.Replay())
-        ledger._locked()
+        ledger = cls(file, history.Replay())
         try:
             ledger._take_up()
         except BaseException:
@@ -120,7 +119,7 @@ class Ledger:
     @property
     def place(self) -> tuple[int, int]:
         """Device and inode of the file: the same after it was moved, and another for a copy."""
-        there = os.fstat(self._writable())
+        there = os.fstat(self._writable().descriptor)
         return there.st_dev, there.st_ino
 
     def spent(self) -> "list[tuple[DpEvent, int]]":
@@ -159,9 +158,7 @@ class Ledger:
 
     def close(self) -> None:
         """Close the file and let the lock go; harmless when done twice."""
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
+        self._file.close()
 
     def __enter__(self) -> "Ledger":
         return self
@@ -172,53 +169,48 @@ class Ledger:
     def __repr__(self) -> str:
         return f"Ledger({str(self.path)!r}, size={self.size}, position={self.position})"
 
-    def _locked(self) -> None:
-        try:
-            fcntl.flock(self._writable(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self.close()
-            raise ResumeError(
-                f"ledger={self.path}: another process is writing to it; stop that run, or start one in its own folder"
-            ) from None
-
     def _take_up(self) -> None:
         self._state = history.replay(self.path)
         torn, self._state.torn = self._state.torn, 0
-        if torn:
-            os.ftruncate(self._writable(), self._state.bytes)
+        self._file.mend(self._state.bytes)
         self._record({"kind": "resume", "position": self._state.position, "torn": torn})
 
     def _record(self, record: Mapping[str, Any]) -> None:
-        self._require_untouched()
         self._write(self._state.line(record))
 
     def _write(self, line: bytes) -> None:
-        descriptor = self._writable()
         try:
-            _write_all(descriptor, line + b"\n")
-            _sync(descriptor)
+            self._writable().append(line)
+        except ChangedError:
+            raise LedgerError(
+                f"ledger={self.path}: removed, replaced or changed while this run was writing to it"
+            ) from None
         except OSError as error:
-            # A failed fsync leaves the file's state on disk unknown, so nothing more is promised from here.
-            with contextlib.suppress(OSError):
-                os.ftruncate(descriptor, self._state.bytes)
+            # A failed sync leaves the file's state on disk unknown, so nothing more is promised from here.
             self.close()
             said = f"{error.strerror}; nothing was reserved, and the ledger is closed: make room and resume"
             raise OSError(error.errno, said, str(self.path)) from error
         self._state.apply(line)
 
-    def _writable(self) -> int:
-        if self._descriptor is None:
+    def _writable(self) -> ChainFile:
+        if self._file.closed:
             raise ValueError(f"ledger={self.path}: closed; open it again with Ledger.open")
-        return self._descriptor
+        return self._file
 
-    def _require_untouched(self) -> None:
-        """The file under this name is still ours, and as long as we left it."""
-        mine = os.fstat(self._writable())
-        with contextlib.suppress(FileNotFoundError):
-            there = self.path.stat()
-            if os.path.samestat(mine, there) and mine.st_size == self._state.bytes:
-                return
-        raise LedgerError(f"ledger={self.path}: removed, replaced or changed while this run was writing to it")
+
+@contextlib.contextmanager
+def _one_writer(path: Path) -> Generator[None]:
+    try:
+        yield
+    except BlockingIOError:
+        raise ResumeError(
+            f"ledger={path}: another process is writing to it; stop that run, or start one in its own folder"
+        ) from None
+    except _os.LocksUnsupportedError:
+        raise ResumeError(
+            f"ledger={path}: this file system has no working lock, so two runs could spend one budget; put the run "
+            "folder on a local disk"
+        ) from None
 
 
 _open_ledgers: "weakref.WeakSet[Ledger]" = weakref.WeakSet()
@@ -230,25 +222,4 @@ def _leave_to_the_parent() -> None:
         ledger.close()
 
 
-os.register_at_fork(after_in_child=_leave_to_the_parent)
-
-
-def _write_all(descriptor: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(descriptor, view) :]
-
-
-def _sync(descriptor: int) -> None:
-    if hasattr(fcntl, "F_FULLFSYNC"):  # macOS: fsync alone stops at the drive's cache
-        fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)  # pyright: ignore[reportAttributeAccessIssue]
-    else:
-        os.fsync(descriptor)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+_os.in_forked_children(_leave_to_the_parent)

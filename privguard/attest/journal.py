@@ -14,7 +14,6 @@ adapter does it; with a strict journal it does not happen where it cannot be rec
 
 import base64
 import contextlib
-import fcntl
 import getpass
 import hashlib
 import itertools
@@ -30,6 +29,7 @@ from pathlib import Path
 from typing import Any, final
 
 from privguard import _canon, _check
+from privguard.attest.chain import ChainFile, ChangedError
 from privguard.attest.statement import Identity, SigningKey
 from privguard.errors import TamperedError
 from privguard.records import Record
@@ -109,10 +109,8 @@ class Journal:
     def record(self, action: str, subject: str, *, role: str = "", sha256: str = "", result: str = "done") -> Entry:
         """Append one signed line, and return when it is on disk."""
         _check.require(action in ACTIONS, "action", action, wanted=f"one of {', '.join(ACTIONS)}")
-        descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            end, last = _last_line(descriptor)
+        with _named(self.path), ChainFile.open(self.path, wait=True, create_mode=0o600) as file:
+            last = _last_line(file)
             entry = Entry(
                 sequence=_parse(last, f"{self.path}: its last line")[0].sequence + 1 if last else 1,
                 time=datetime.now(UTC).isoformat(timespec="milliseconds"),
@@ -125,11 +123,11 @@ class Journal:
                 previous=_hash(last) if last else START,
                 by=self._by.identity.to_json(),
             )
-            os.ftruncate(descriptor, end)  # a line that a crash cut short was never acted on
-            os.pwrite(descriptor, _line(entry, self._by), end)
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+            line = _line(entry, self._by)
+            if len(line) >= _LONGEST_LINE:
+                raise ValueError(f"subject={len(subject)} characters: expected a line of less than 64 KiB; shorten it")
+            file.mend(file.size)  # a line that a crash cut short was never acted on
+            file.append(line)
         return entry
 
     def _try(self, action: str, subject: str, act: Act, result: str) -> None:
@@ -141,28 +139,38 @@ class Journal:
             warnings.warn(f"{self.path}: {action} of {subject} is not recorded ({error})", stacklevel=4)
 
 
-_JOURNAL: ContextVar[Journal | None] = ContextVar("privguard journal", default=None)
+_JOURNAL: "ContextVar[Journal | None]" = ContextVar("privguard journal")
+_blocks: "list[Journal]" = []  # of all threads; a thread that was started inside a block does not inherit its context
 
 
 def current() -> Journal | None:
-    """The journal of the block around this, for who goes on in another thread and enters it there."""
-    return _JOURNAL.get()
+    """The journal of the block around this.
+
+    A thread that never entered a block stands in the innermost one that is open anywhere in this process: what it does
+    may belong to another block's work, and a line too many is better than an opening that nobody recorded.
+    """
+    inherited = _blocks[-1:] or [None]
+    return _JOURNAL.get(inherited[0])
 
 
 @contextlib.contextmanager
 def recorded_in(journal: Journal | None) -> Generator[None]:
-    """Record what is sealed, opened, re-wrapped and marked until the block ends, in this thread and task."""
+    """Record what is sealed, opened, re-wrapped and marked until the block ends, in this thread and those it starts."""
     token = _JOURNAL.set(journal)
+    if journal is not None:
+        _blocks.append(journal)
     try:
         yield
     finally:
         _JOURNAL.reset(token)
+        if journal is not None:
+            _blocks.remove(journal)
 
 
 @contextlib.contextmanager
 def acting(action: str, subject: object) -> Generator[Act]:
     """One act on one file or thing, in the journal of the block around it; without one nothing is recorded."""
-    journal = _JOURNAL.get()
+    journal = current()
     if journal is None:
         yield Act()
     else:
@@ -188,7 +196,7 @@ def verify(
         TamperedError: a line was changed, dropped, reordered or signed by somebody who is not trusted, or the anchor is
             not in the chain: the journal was cut or written anew.
     """
-    previous, count, unfinished = START, 0, dict[tuple[str, str, str], int]()
+    previous, count, unfinished = START, 0, dict[tuple[str, str, str], list[int]]()
     heads, signers = {0: START}, dict[str, None]()
     known = {identity.to_json(): identity for identity in trusted}
     for count, (entry, signature, line) in enumerate(_entries(Path(path)), start=1):
@@ -205,22 +213,26 @@ def verify(
     if anchor is not None and heads.get(anchor[0]) != anchor[1]:
         raise TamperedError(f"{path}: the noted head of {anchor[0]} lines is not in it; it was cut or written anew")
     return JournalCheck(
-        entries=count, head=previous, unfinished=tuple(sorted(unfinished.values())), signers=tuple(signers)
+        entries=count,
+        head=previous,
+        unfinished=tuple(sorted(itertools.chain.from_iterable(unfinished.values()))),
+        signers=tuple(signers),
     )
 
 
-def _follow(unfinished: dict[tuple[str, str, str], int], entry: Entry) -> None:
-    act = (entry.who, entry.action, entry.subject)
+def _follow(unfinished: dict[tuple[str, str, str], list[int]], entry: Entry) -> None:
+    """An end closes the latest beginning of the same act: one that was killed before it stays open."""
+    begun = unfinished.setdefault((entry.who, entry.action, entry.subject), [])
     if entry.result == "begun":
-        unfinished[act] = entry.sequence
-    else:
-        unfinished.pop(act, None)
+        begun.append(entry.sequence)
+    elif begun:
+        begun.pop()
 
 
 def _line(entry: Entry, by: SigningKey) -> bytes:
     content = _canon.canonical(entry)
     signature = base64.b64encode(by.sign(_CONTEXT + content)).decode()
-    return _canon.canonical({"entry": _canon.to_json(entry), "signature": signature}) + b"\n"
+    return _canon.canonical({"entry": _canon.to_json(entry), "signature": signature})
 
 
 def _hash(line: bytes) -> str:
@@ -249,11 +261,16 @@ def _parse(line: bytes, where: str) -> tuple[Entry, bytes]:
     return entry, signature
 
 
-def _last_line(descriptor: int) -> tuple[int, bytes]:
-    """Where the whole lines end, and the last of them."""
-    size = os.fstat(descriptor).st_size
-    start = max(0, size - 2 * _LONGEST_LINE)
-    tail = os.pread(descriptor, size - start, start)
-    end = tail.rfind(b"\n") + 1
-    lines = tail[:end].splitlines()
-    return start + end, lines[-1] if lines else b""
+@contextlib.contextmanager
+def _named(path: Path) -> Generator[None]:
+    try:
+        yield
+    except ChangedError:
+        raise TamperedError(f"{path}: was replaced or changed while a line was added to it") from None
+
+
+def _last_line(file: ChainFile) -> bytes:
+    try:
+        return file.last_line(longest=_LONGEST_LINE)
+    except ValueError as error:
+        raise TamperedError(f"{file.path}: its end is no journal ({error})") from None

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, final
 
-from privguard import _canon
+from privguard import _canon, _os
 from privguard.attest import merkle
 from privguard.attest.local import LocalBeacon, TimestampServer
 from privguard.attest.log import Entry, Extract, Log, Trusted, Witness
@@ -110,5 +110,5 @@ def _private(path: Path, data: bytes) -> None:
     with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
         file.write(data)
         file.flush()
-        os.fsync(file.fileno())
+        _os.sync(file.fileno())
     draft.replace(path)

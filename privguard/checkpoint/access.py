@@ -6,7 +6,6 @@ head. To shut them out of the content, seal it anew.
 """
 
 import contextlib
-import fcntl
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import final
 
 from cryptography.exceptions import InvalidTag
 
+from privguard import _os
 from privguard.attest import journal
 from privguard.checkpoint import durable, envelope
 from privguard.checkpoint.envelope import Form, Secrets
@@ -92,9 +92,9 @@ def rewrap(
     """
     path = Path(path)
     to, auditors = recipients(add) if add else (), recipients(add_auditors) if add_auditors else ()
-    descriptor = os.open(head_path(path), os.O_RDWR | os.O_CLOEXEC)
+    descriptor = _os.open_file(head_path(path), os.O_RDWR)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        _os.lock(descriptor)
         refuse_plain(descriptor, path)
         with journal.acting("rewrap", path) as act, contextlib.ExitStack() as grants:
             for one in (*to, *auditors):
@@ -135,9 +135,9 @@ def _switch(descriptor: int, path: Path, head: Head, slot: bytes) -> None:
         return
     old, new = (envelope.PREAMBLE_BYTES + at * preamble.slot_bytes for at in (head.at, 1 - head.at))
     durable.pwrite_all(descriptor, slot, new)
-    os.fsync(descriptor)
+    _os.sync(descriptor)
     durable.pwrite_all(descriptor, bytes(preamble.slot_bytes), old)
-    os.fsync(descriptor)
+    _os.sync(descriptor)
 
 
 def _without(stanzas: Iterable[Stanza], remove: To, path: Path) -> list[Stanza]:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, final
 
-from privguard import _canon
+from privguard import _canon, _os
 from privguard.attest import journal
 from privguard.attest.statement import PREDICATES, SigningKey, Statement, sign
 from privguard.checkpoint import durable, envelope
@@ -136,7 +136,7 @@ def _write_parts(
         _seal_members(secrets, contents, places, advance)
         preamble = _seal_small(secrets, small, places, draft=draft)
         for place in places.values():
-            os.fsync(place.descriptor)
+            _os.sync(place.descriptor)
     durable.sync_folder(path)
     durable.replace(path / HEAD, preamble.pack() + envelope.pack_slot(preamble, secrets, stanzas, sequence=1))
     return preamble
@@ -246,7 +246,7 @@ def _create_parts(stack: contextlib.ExitStack, folder: Path, draft: Preamble, si
     places = places_in_file(folder, -1, draft, sizes)
     for name, place in places.items():
         path = part_path(folder, draft, name)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        descriptor = _os.open_file(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
         stack.callback(os.close, descriptor)
         places[name] = Place(path, descriptor, 0, place.size)
     return places

@@ -5,11 +5,12 @@ folder (Pillai et al., OSDI 2014, "All file systems are not created equal").
 """
 
 import contextlib
-import fcntl
 import os
 import secrets
 from collections.abc import Generator
 from pathlib import Path
+
+from privguard import _os
 
 _SUFFIX = ".sealing"
 _STRETCH = 16 << 20
@@ -26,18 +27,19 @@ def replacing(path: Path) -> Generator[int]:
     sweep(path)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}{_SUFFIX}")
     with naming(named, temporary):
-        descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        descriptor = _os.open_file(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            with contextlib.suppress(_os.LocksUnsupportedError):  # the lock only keeps others from sweeping this file
+                _os.lock(descriptor)
             yield descriptor
-            os.fsync(descriptor)
+            _os.sync(descriptor)
             temporary.rename(path)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
         finally:
             os.close(descriptor)
-    sync_folder(path.parent)
+    _os.sync_directory(path.parent)
 
 
 @contextlib.contextmanager
@@ -59,42 +61,29 @@ def replace(path: Path, content: bytes) -> None:
 
 def create(path: Path, content: bytes, *, mode: int) -> None:
     """Write a new file, synced; an existing one is refused with ``FileExistsError``."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    descriptor = _os.open_file(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     try:
         pwrite_all(descriptor, content, 0)
-        os.fsync(descriptor)
+        _os.sync(descriptor)
     finally:
         os.close(descriptor)
-    sync_folder(path.parent)
+    _os.sync_directory(path.parent)
 
 
 def pwrite_all(descriptor: int, content: bytes | memoryview, offset: int) -> None:
     """Write every byte at ``offset``; a full disk raises ``OSError``."""
-    view = memoryview(content)
-    while view:
-        written = os.pwrite(descriptor, view, offset)
-        view, offset = view[written:], offset + written
+    _os.write_all_at(descriptor, content, offset)
 
 
 def begin_writeback(descriptor: int, start: int, stop: int) -> None:
-    """Let the disk begin on the bytes before ``stop`` once 16 MiB of them are written; it promises nothing.
-
-    Without it the disk idles until the sync at the end. Linux starts to write dirty pages when told that they are not
-    needed, and drops from memory only those that are on the disk already (mm/fadvise.c).
-    """
+    """Let the disk begin on each 16 MiB that are written; otherwise it idles until the sync."""
     begin, end = start // _STRETCH * _STRETCH, stop // _STRETCH * _STRETCH
-    if end > begin and hasattr(os, "posix_fadvise"):
-        with contextlib.suppress(OSError):  # a file system that takes no advice saves as well without
-            os.posix_fadvise(descriptor, begin, end - begin, os.POSIX_FADV_DONTNEED)
+    _os.begin_writeback(descriptor, begin, end)
 
 
 def sync_folder(folder: Path) -> None:
     """Make the names in ``folder`` durable."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    _os.sync_directory(folder)
 
 
 def sweep(path: Path) -> None:
@@ -106,9 +95,9 @@ def sweep_folder(folder: Path, pattern: str) -> None:
     """Take away temporary files in ``folder`` that no living process holds, of all names that match ``pattern``."""
     for orphan in folder.glob(f".{pattern}.*{_SUFFIX}"):
         with contextlib.suppress(OSError):
-            descriptor = os.open(orphan, os.O_RDONLY | os.O_CLOEXEC)
+            descriptor = _os.open_regular(orphan)
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _os.lock(descriptor, wait=False)
                 orphan.unlink()
             finally:
                 os.close(descriptor)

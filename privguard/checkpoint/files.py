@@ -3,7 +3,6 @@
 A file becomes a sealed file; a folder becomes a sealed folder, in which names and layout are hidden too.
 """
 
-import mmap
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import final
 
 import privguard
-from privguard import _canon
+from privguard import _canon, _os
 from privguard.checkpoint import archive, durable
 from privguard.checkpoint.archive import HEAD, STATE, WEIGHTS, Advance, Audience, Contents
 from privguard.checkpoint.fingerprint import is_sealed
@@ -46,7 +45,7 @@ class FileContent:
         buffer = memoryview(bytearray(min(_PIECE, stop - start)))
         with self.path.open("rb", buffering=0) as file:
             while start < stop:
-                got = os.preadv(file.fileno(), [buffer[: stop - start]], start)
+                got = _os.read_into(file.fileno(), buffer[: stop - start], start)
                 if not got:
                     raise OSError(f"{self.path}: became shorter while it was sealed; try again when nobody writes it")
                 yield buffer[:got]
@@ -105,7 +104,7 @@ def open_into(
         for name, where in paths.items():
             where.parent.mkdir(parents=True, exist_ok=True)
             with durable.replacing(where) as descriptor:
-                _decrypt(sealed, name, descriptor, advance)
+                sealed.decrypt(name, descriptor, advance=advance)
         return list(paths.values())
 
 
@@ -129,7 +128,7 @@ def weights_into(
         if WEIGHTS not in sealed.names():
             raise SealError(f"{path}: expected a snapshot and found no {WEIGHTS} in it; open it without --weights")
         with durable.replacing(target) as descriptor:
-            _decrypt(sealed, WEIGHTS, descriptor, advance)
+            sealed.decrypt(WEIGHTS, descriptor, advance=advance)
     return target
 
 
@@ -159,15 +158,6 @@ def manifest(content: str) -> dict[str, str]:
     """What an auditor may know of a file that is no snapshot."""
     created = datetime.now(UTC).isoformat(timespec="seconds")
     return {"content": content, "created": created, "privguard": privguard.__version__}
-
-
-def _decrypt(sealed: Sealed, name: str, descriptor: int, advance: Advance | None) -> None:
-    size = sealed.size(name)
-    if not size:
-        sealed.read_into(name, memoryview(bytearray()), advance=advance)
-        return
-    os.posix_fallocate(descriptor, 0, size)  # a full disk is an error here, and a dead process in the mapping below
-    sealed.read_into(name, memoryview(mmap.mmap(descriptor, size)), advance=advance)
 
 
 def _files_below(folder: Path) -> list[str]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, final
 
 from cryptography.exceptions import InvalidTag
 
+from privguard import _os
 from privguard.attest import journal
 from privguard.attest.statement import Envelope, Identity, verify
 from privguard.checkpoint import archive, envelope
@@ -42,8 +43,8 @@ class Head:
     @classmethod
     def read(cls, descriptor: int) -> "Head":
         """Read preamble and slots; a file that is longer or shorter than its preamble says is malformed."""
-        preamble = Preamble.unpack(os.pread(descriptor, PREAMBLE_BYTES, 0))
-        data = os.pread(descriptor, preamble.head_bytes, 0)
+        preamble = Preamble.unpack(_os.read_all_at(descriptor, PREAMBLE_BYTES, 0))
+        data = _os.read_all_at(descriptor, preamble.head_bytes, 0)
         cuts = [PREAMBLE_BYTES + number * preamble.slot_bytes for number in range(preamble.slots + 1)]
         if len(data) < cuts[-1]:
             raise MalformedError("the head is cut short")
@@ -173,6 +174,12 @@ class Sealed:
         number, _ = self._members[name]
         archive.member(self._secrets, number).open(self._place(number), into, advance=advance)
 
+    def decrypt(self, name: str, descriptor: int, *, advance: Advance | None = None) -> None:
+        """Decrypt a whole member into an open file; when this raises, what is in there is worthless."""
+        self._for_resume()
+        number, size = self._members[name]
+        archive.member(self._secrets, number).open_file(self._place(number), descriptor, size, advance=advance)
+
     def reader(self, name: str) -> Reader:
         """Random access to a member."""
         self._for_resume()
@@ -215,7 +222,7 @@ class Sealed:
             )
 
     def _descriptor(self, path: Path) -> int:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = _os.open_file(path, os.O_RDONLY)
         self._descriptors.append(descriptor)
         return descriptor
 
@@ -286,7 +293,7 @@ def head_of(path: Path) -> Head:
         TamperedError: no sealed file of privguard, or a damaged one.
         PlainCheckpointError: a checkpoint in clear.
     """
-    descriptor = os.open(head_path(path), os.O_RDONLY | os.O_CLOEXEC)
+    descriptor = _os.open_file(head_path(path), os.O_RDONLY)
     try:
         refuse_plain(descriptor, path)
         return Head.read(descriptor)
@@ -313,7 +320,7 @@ def head_path(path: Path) -> Path:
 
 def refuse_plain(descriptor: int, path: Path) -> None:
     """Raise ``PlainCheckpointError`` for a checkpoint in clear; other bytes are left to who reads the head."""
-    start = os.pread(descriptor, len(MAGIC), 0)
+    start = _os.read_all_at(descriptor, len(MAGIC), 0)
     if start.startswith(_PLAIN_STARTS) or start[8:9] == b"{":
         raise PlainCheckpointError(
             f"{path}: expected a sealed file and found one in clear (zip, pickle or safetensors); "

@@ -11,11 +11,11 @@ written out below, because that class has no random access.
 
 import contextlib
 import hmac
-import os
 import struct
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, final
 
@@ -25,6 +25,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA512
 from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 
+from privguard import _os
 from privguard.checkpoint import durable
 from privguard.errors import TamperedError
 
@@ -93,7 +94,7 @@ class Place:
             raise InvalidTag
         done = 0
         while done < len(buffer):
-            got = os.preadv(self.descriptor, [buffer[done:]], self.offset + position + done)
+            got = _os.read_into(self.descriptor, buffer[done:], self.offset + position + done)
             if not got:
                 raise InvalidTag
             done += got
@@ -156,17 +157,31 @@ class Member:
 
         Until this returns, nothing in ``into`` has been shown to be what was written.
         """
+        self._open_into(place, Memory(into), advance)
 
+    def open_file(
+        self, place: Place, descriptor: int, size: int, *, advance: Callable[[int], object] | None = None
+    ) -> None:
+        """Decrypt the whole member of ``size`` bytes into an open file, by plain writes.
+
+        A mapping of the file would need space set aside and shared memory, which some file systems lack, and would
+        turn a full disk into a dead process. Until this returns, nothing in the file has been shown to be what was
+        written.
+        """
+        self._open_into(place, OpenFile(descriptor, size), advance)
+
+    def _open_into(self, place: Place, sink: "Sink", advance: Callable[[int], object] | None) -> None:
         def one(segment: int) -> None:
-            piece = into[segment * SEGMENT : (segment + 1) * SEGMENT]
-            self._open_segment(segment, place, piece)
+            start = segment * SEGMENT
+            stop = min(start + SEGMENT, sink.size)
+            self._open_segment(segment, place, sink, start=start, stop=stop)
             if advance:
-                advance(len(piece))
+                advance(stop - start)
 
         with one_failure(place.path):
-            if place.size != sealed_size(len(into)):
+            if place.size != sealed_size(sink.size):
                 raise InvalidTag
-            _side_by_side(one, _segments(len(into)))
+            _side_by_side(one, _segments(sink.size))
 
     def writer(self, place: Place) -> "Writer":
         """A writer for content whose size is not known yet; the place's size is not looked at."""
@@ -194,24 +209,75 @@ class Member:
                 position += count
         place.write(encryptor.finalize(), position)
 
-    def _open_segment(self, segment: int, place: Place, into: memoryview) -> None:
+    def _open_segment(self, segment: int, place: Place, sink: "Sink", *, start: int, stop: int) -> None:
         decryptor = Cobblestone256Decryptor(self.key, self.context(segment))
         position = segment * message_size(SEGMENT)
         prefix = memoryview(bytearray(PREFIX))
         place.read(prefix, position)
         decryptor.update(prefix)
         position += PREFIX
-        end = position - PREFIX + message_size(len(into))
-        scratch, done = memoryview(bytearray(_BATCH * (CHUNK + TAG))), 0
+        end = position - PREFIX + message_size(stop - start)
+        scratch = memoryview(bytearray(_BATCH * (CHUNK + TAG)))
         while position < end:
             batch = scratch[: min(len(scratch), end - position)]
             place.read(batch, position)
-            done += decryptor.update_into(batch, into[done:])
+            start += sink.take(partial(decryptor.update_into, batch), start, stop)
             position += len(batch)
         rest = decryptor.finalize()
-        into[done : done + len(rest)] = rest
-        if done + len(rest) != len(into):
+        if start + len(rest) != stop:
             raise InvalidTag
+        sink.put(rest, start)
+
+
+class Sink(Protocol):
+    """Where plaintext goes; ``take`` lets ``decrypt`` fill a buffer that stands for ``start`` up to ``stop``."""
+
+    @property
+    def size(self) -> int: ...  # noqa: D102
+
+    def take(self, decrypt: Callable[[memoryview], int], start: int, stop: int) -> int: ...  # noqa: D102
+    def put(self, content: bytes, start: int) -> None: ...  # noqa: D102
+
+
+@final
+@dataclass(frozen=True)
+class Memory:
+    """Plaintext that goes into memory, with no copy on the way."""
+
+    into: memoryview
+
+    @property
+    def size(self) -> int:
+        """Bytes in all."""
+        return len(self.into)
+
+    def take(self, decrypt: Callable[[memoryview], int], start: int, stop: int) -> int:
+        """Decrypt in place."""
+        return decrypt(self.into[start:stop])
+
+    def put(self, content: bytes, start: int) -> None:
+        """The end of a segment."""
+        self.into[start : start + len(content)] = content
+
+
+@final
+@dataclass(frozen=True)
+class OpenFile:
+    """Plaintext that goes into an open file."""
+
+    descriptor: int
+    size: int
+
+    def take(self, decrypt: Callable[[memoryview], int], start: int, stop: int) -> int:
+        """Decrypt a batch, which stays in the cache, and write it."""
+        buffer = memoryview(bytearray(min(stop - start, (_BATCH + 1) * CHUNK)))
+        count = decrypt(buffer)
+        _os.write_all_at(self.descriptor, buffer[:count], start)
+        return count
+
+    def put(self, content: bytes, start: int) -> None:
+        """The end of a segment."""
+        _os.write_all_at(self.descriptor, content, start)
 
 
 @final
@@ -324,7 +390,7 @@ def _segments(plain: int) -> int:
 
 def _side_by_side(work: Callable[[int], Any], count: int) -> None:
     """Run ``work`` for each segment on as many threads as there are processors for this process."""
-    threads = min(count, len(os.sched_getaffinity(0)))
+    threads = min(count, _os.processors())
     if threads == 1:
         for segment in range(count):
             work(segment)

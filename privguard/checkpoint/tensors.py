@@ -11,7 +11,6 @@ import bisect
 import itertools
 import json
 import math
-import mmap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, cast, final
@@ -19,6 +18,7 @@ from typing import Any, Protocol, cast, final
 import torch
 from torch import Tensor
 
+from privguard import _os
 from privguard.errors import TamperedError
 
 _ALIASES = "privguard.same-tensor"
@@ -178,9 +178,7 @@ def allocate(size: int) -> memoryview:
     """Fresh memory of ``size`` bytes, in large pages where that pays."""
     if size < _HUGE:
         return memoryview(bytearray(size))
-    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    memory.madvise(mmap.MADV_HUGEPAGE)
-    return memoryview(memory)
+    return _os.anonymous_memory(size)
 
 
 def _header_length(start: bytes | bytearray | memoryview, size: int) -> int:

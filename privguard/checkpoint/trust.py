@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import final
 
-from privguard import _canon, _check
+from privguard import _canon, _check, _os
 from privguard.attest.statement import Identity, SigningKey
 from privguard.checkpoint import durable
 from privguard.checkpoint.key import Key, To, key_among
@@ -106,7 +106,7 @@ def own_signer() -> SigningKey:
             f"signer=None: this user's signing key cannot be made at {path} ({error.strerror}), and snapshots that "
             "nobody signed are not resumed from; pass signer=, a file from `privguard key new --signing`"
         ) from None
-    if facts.st_uid != os.geteuid() or facts.st_mode & 0o077:
+    if not _os.belongs_to_this_user(facts):
         raise SealError(
             f"{path}: expected to belong to this user alone; make sure that nobody changed it, and chmod 600"
         )

@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 from numpy.typing import NDArray
 
+from privguard import _os
 from privguard.errors import TamperedError
 
 SECRET_BYTES = 32
@@ -76,7 +77,7 @@ class Secret:
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             file.write(line)
             file.flush()
-            os.fsync(descriptor)
+            _os.sync(descriptor)
 
     @property
     def key_id(self) -> str:

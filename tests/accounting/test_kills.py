@@ -97,7 +97,7 @@ def test_a_failed_fsync_reserves_nothing(tmp_path, monkeypatch):
     def fail(_):
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr("privguard.accounting.ledger._sync", fail)
+    monkeypatch.setattr("privguard._os.sync", fail)
     with pytest.raises(OSError, match="nothing was reserved"):
         ledger.reserve(STEP, 3)
     monkeypatch.undo()
@@ -106,7 +106,7 @@ def test_a_failed_fsync_reserves_nothing(tmp_path, monkeypatch):
 
 def test_a_reservation_is_synced_before_it_returns(tmp_path, monkeypatch):
     path, synced = tmp_path / "ledger.jsonl", []
-    monkeypatch.setattr("privguard.accounting.ledger._sync", lambda _: synced.append(path.stat().st_size))
+    monkeypatch.setattr("privguard._os.sync", lambda _: synced.append(path.stat().st_size))
     with Ledger.create(path, {"run": "r"}) as ledger:
         for _ in range(3):
             ledger.reserve(STEP)

@@ -172,3 +172,24 @@ def test_a_line_that_cannot_be_read_is_named(path, line, said):
         check(path)
     with pytest.raises(TamperedError, match="journal: its last line is no entry"):
         Journal(path, by=SIGNER).record("open", "more")
+
+
+def test_what_a_thread_does_inside_the_block_is_recorded_too(tmp_path):
+    key = Key.generate_symmetric()
+    with recorded_in(Journal(tmp_path / "journal", by=SIGNER)):
+        thread = threading.Thread(target=lambda: save(snapshot(), tmp_path / "x", to=key))
+        thread.start()
+        thread.join()
+        with recorded_in(None):
+            save(snapshot(), tmp_path / "y", to=key)
+    save(snapshot(), tmp_path / "z", to=key)
+    told = [(entry.subject, entry.result) for entry in journal.read(tmp_path / "journal")]
+    assert told == [(str(tmp_path / "x"), "begun"), (str(tmp_path / "x"), "done")]
+
+
+def test_a_killed_opening_stays_unfinished_when_the_same_file_is_opened_again(tmp_path):
+    book = Journal(tmp_path / "journal", by=SIGNER)
+    book.record("open", "a", result="begun")
+    book.record("open", "a", result="begun")
+    book.record("open", "a")
+    assert check(tmp_path / "journal").unfinished == (1,)
