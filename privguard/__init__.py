@@ -19,8 +19,10 @@ if TYPE_CHECKING:
     from privguard.records import Finding as Finding
     from privguard.records import Manifest as Manifest
     from privguard.records import Verdict as Verdict
+    from privguard.runs.options import RunOptions as RunOptions
+    from privguard.runs.privacy_unit import ByUser as ByUser
+    from privguard.training.plan import Performance as Performance
     from privguard.training.plan import Plan as Plan
-    from privguard.training.plan import Speed as Speed
     from privguard.watermark.claims.commitment import Commitment as Commitment
     from privguard.watermark.claims.commitment import Trust as Trust
     from privguard.watermark.model.bundle import Bundle as Bundle
@@ -39,6 +41,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "Budget": "privguard.accounting.calibrate",
     "Bundle": "privguard.watermark.model.bundle",
+    "ByUser": "privguard.runs.privacy_unit",
     "Claim": "privguard.records",
     "Commitment": "privguard.watermark.claims.commitment",
     "Detector": "privguard.watermark.text.reading.detect",
@@ -51,13 +54,14 @@ _HOMES = {
     "Manifest": "privguard.records",
     "MarkedGeneration": "privguard.watermark.text.writing.generate",
     "Payload": "privguard.watermark.text.scheme",
+    "Performance": "privguard.training.plan",
     "Plan": "privguard.training.plan",
     "PrivateAccelerator": "privguard.integrations.accelerate",
     "PrivateTrainer": "privguard.integrations.transformers.trainer",
     "Profile": "privguard.watermark.text.profile",
     "Recipient": "privguard.checkpoint.key",
+    "RunOptions": "privguard.runs.options",
     "Secret": "privguard.watermark.secret",
-    "Speed": "privguard.training.plan",
     "Tournament": "privguard.watermark.text.scheme",
     "Trust": "privguard.watermark.claims.commitment",
     "Verdict": "privguard.records",
@@ -67,6 +71,7 @@ _HOMES = {
 __all__ = [
     "Budget",
     "Bundle",
+    "ByUser",
     "Claim",
     "Commitment",
     "Detector",
@@ -79,13 +84,14 @@ __all__ = [
     "Manifest",
     "MarkedGeneration",
     "Payload",
+    "Performance",
     "Plan",
     "PrivateAccelerator",
     "PrivateTrainer",
     "Profile",
     "Recipient",
+    "RunOptions",
     "Secret",
-    "Speed",
     "Tournament",
     "Trust",
     "Verdict",

@@ -58,7 +58,9 @@ def privately(members: Examples, folder: Path, epochs: int) -> nn.Module:
     model = network()
     loader = DataLoader(TensorDataset(members.inputs, members.labels), batch_size=256, shuffle=True)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.9)
-    private = pg.privatize(model, optimizer, loader, plan, run=folder, seal_to=[folder / "team.key"], quiet=True)
+    private = pg.privatize(
+        model, optimizer, loader, plan, run=folder, seal_to=[folder / "team.key"], options=pg.RunOptions(quiet=True)
+    )
     for inputs, labels in private.batches():
         private.backward(functional.cross_entropy(private.model(inputs), labels, reduction="none"))
         private.step()

@@ -56,7 +56,9 @@ def train(plan: pg.Plan, coins: Coins, run: Path) -> np.ndarray:
     model = WithCanaries(len(coins))
     optimizer = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE)
     loader = DataLoader(records(coins), batch_size=1024, shuffle=True)
-    private = pg.privatize(model, optimizer, loader, plan, run=run, seal_to=[run / "team.key"], quiet=True)
+    private = pg.privatize(
+        model, optimizer, loader, plan, run=run, seal_to=[run / "team.key"], options=pg.RunOptions(quiet=True)
+    )
     for images, labels, canaries, is_image in private.batches():
         logits, canary = private.model(images, canaries)
         private.backward(functional.cross_entropy(logits, labels, reduction="none") * is_image + canary)

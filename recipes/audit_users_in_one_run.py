@@ -24,6 +24,7 @@ import privguard as pg
 from privguard import PrivateTrainer
 from privguard.audit import Bound, Coins, Design, Observed, OneRun, judge
 from privguard.records import Claim, Unit
+from privguard.runs.privacy_unit import ByUser
 
 LEARNING_RATE = 0.5
 MOST = 3  # records of one user that enter a step
@@ -87,9 +88,14 @@ def train(plan: pg.Plan, coins: Coins, run: Path) -> tuple[np.ndarray, Claim]:
         save_strategy="no",
     )  # fmt: skip
     trainer = PrivateTrainer(
-        model, arguments, train_dataset=records, plan=plan, per_example_loss=losses, user_ids=records.users,
-        examples_per_user=MOST, seal_to=[run / "team.key"],
-    )  # fmt: skip
+        model,
+        arguments,
+        train_dataset=records,
+        plan=plan,
+        per_example_loss=losses,
+        seal_to=[run / "team.key"],
+        users=ByUser(ids=records.users, most=MOST),
+    )
     trainer.train()
     moved = -model.canary.weight.detach()[0].double().numpy() / LEARNING_RATE
     return moved * plan.expected_batch_size / plan.max_grad_norm, trainer.claim()

@@ -94,7 +94,9 @@ def train_privately(train: TensorDataset, settings: Settings, *, run: Path, quie
     loader = DataLoader(train, batch_size=min(settings.batch_size, 512), shuffle=True)
     run.mkdir(parents=True, exist_ok=True)
     pg.Key.generate().write(run / "team.key")
-    private = pg.privatize(model, optimizer, loader, plan, run=run, seal_to=[run / "team.key"], quiet=quiet)
+    private = pg.privatize(
+        model, optimizer, loader, plan, run=run, seal_to=[run / "team.key"], options=pg.RunOptions(quiet=quiet)
+    )
     for images, labels in private.batches():
         private.backward(functional.cross_entropy(private.model(images), labels, reduction="none"))
         private.step()

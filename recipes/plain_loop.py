@@ -42,7 +42,9 @@ def train(run: Path, *, epochs: float, quiet: bool = False) -> float:
     plan = pg.Plan.for_budget(
         epsilon=3.0, delta=1e-4, examples=1437, batch_size=718, epochs=epochs, max_grad_norm=0.5
     )  #
-    private = pg.privatize(model, optimizer, loader, plan, run=run, seal_to=[run / "team.key"], quiet=quiet)  #
+    private = pg.privatize(
+        model, optimizer, loader, plan, run=run, seal_to=[run / "team.key"], options=pg.RunOptions(quiet=quiet)
+    )  #
     for images, labels in private.batches():  #
         losses = functional.cross_entropy(private.model(images), labels, reduction="none")
         private.backward(losses)  #

@@ -34,7 +34,9 @@ def train(run: Path, *, epochs: int, resume: bool, stop: int | None = None, cras
     loader = DataLoader(data, batch_size=256, shuffle=True)
     plan = pg.Plan.for_budget(epochs=epochs, **PLAN)
     key = run.parent / "team.key"
-    private = pg.privatize(model, optimizer, loader, plan, run=run, seal_to=[key], resume=resume, quiet=True)  #
+    private = pg.privatize(
+        model, optimizer, loader, plan, run=run, seal_to=[key], resume=resume, options=pg.RunOptions(quiet=True)
+    )  #
     done = 0
     for inputs, targets in private.batches():
         private.backward(functional.cross_entropy(private.model(inputs), targets, reduction="none"))

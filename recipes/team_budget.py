@@ -38,7 +38,13 @@ def train(folder: Path, plan: pg.Plan, data: TensorDataset, *, book: Book, data_
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
     key, loader = pg.Key.generate_symmetric(), DataLoader(data, batch_size=256)
     private = pg.privatize(
-        model, optimizer, loader, plan, run=folder, seal_to=[key], book=book, data_set=data_set, quiet=True
+        model,
+        optimizer,
+        loader,
+        plan,
+        run=folder,
+        seal_to=[key],
+        options=pg.RunOptions(book=book, data_set=data_set, quiet=True),
     )
     for images, labels in private.batches():
         private.backward(functional.cross_entropy(private.model(images), labels, reduction="none"))

@@ -24,6 +24,7 @@ from privguard.demo.settings import Settings
 from privguard.integrations.torch_loop import privatize
 from privguard.records import Claim, Measurement, Verdict
 from privguard.runs.folder import keep
+from privguard.runs.options import RunOptions
 from privguard.training.plan import Plan
 from privguard.watermark.claims.evidence import Outcome, Report
 from privguard.watermark.claims.offline import Table
@@ -94,7 +95,9 @@ def train(
         logits, canary = model(inputs, canaries)
         return functional.cross_entropy(logits, labels, reduction="none") * is_image + canary
 
-    private = privatize(model, optimizer, loader, plan, run=folder, seal_to=[stage.key], losses=losses, quiet=True)
+    private = privatize(
+        model, optimizer, loader, plan, run=folder, seal_to=[stage.key], losses=losses, options=RunOptions(quiet=True)
+    )
     for taken, batch in enumerate(private.batches(), start=1):
         private.backward(losses(batch))
         private.step()

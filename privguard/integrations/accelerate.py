@@ -27,16 +27,14 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader, RandomSampler
 
 from privguard.checkpoint.key import To
-from privguard.checkpoint.trust import Trust
 from privguard.errors import PrivacyError, ResumeError
 from privguard.records import Claim
 from privguard.runs import start
-from privguard.runs.budget import BookOrPlace, Charge
 from privguard.runs.driver import Underway
-from privguard.runs.options import Setting, as_list
+from privguard.runs.options import RunOptions, RunSetup
 from privguard.runs.run import PrivateRun
 from privguard.training.batches import examples_of, to_device
-from privguard.training.plan import Plan, Speed, steps_in
+from privguard.training.plan import Plan, steps_in
 from privguard.training.probes.examples import Losses
 from privguard.training.probes.loader import probed_clipper
 from privguard.training.ranks import Ranks
@@ -55,6 +53,11 @@ _REFUSED = {
     "dynamo_plugin": "each trained layer breaks the graph, so it gains nothing; your own `model.compile()` is exact",
 }
 
+_LOOPS_OWN = {
+    "checkpoint_every": "call save_state where the loop wants a checkpoint",
+    "show_private_loss": "print it in the loop, knowing that no guarantee covers it",
+    "quiet": "the loop shows its own progress",
+}
 _ENVIRONMENT = {  # what `accelerate launch` sets, and a CPU run ignores
     "ACCELERATE_USE_FSDP": "fsdp_plugin",
     "ACCELERATE_USE_DEEPSPEED": "deepspeed_plugin",
@@ -65,19 +68,14 @@ _ENVIRONMENT = {  # what `accelerate launch` sets, and a CPU run ignores
 class PrivateAccelerator(Accelerator):
     """An ``accelerate.Accelerator`` for training under ε."""
 
-    def __init__(  # noqa: PLR0913 — what a person decides about a run, each with a name
+    def __init__(
         self,
         *,
         plan: Plan,
         run: str | os.PathLike[str],
         seal_to: To,
-        auditors: To = (),
-        key: Any = None,
-        trust: Trust | None = None,
         losses: Losses | None = None,
-        book: BookOrPlace = None,
-        data_set: str | None = None,
-        insecure_seed: int | None = None,
+        options: RunOptions | None = None,
         **accelerator: Any,
     ) -> None:
         """Make a private accelerator.
@@ -86,21 +84,18 @@ class PrivateAccelerator(Accelerator):
             plan: what touches privacy.
             run: folder of this run.
             seal_to: who can open the checkpoints: recipients, keys, or paths of their files.
-            auditors: who may read the ledger and the manifest in the checkpoints, and nothing else of them.
-            key: opens checkpoints, for :meth:`load_state`; by default a key file among ``seal_to``.
-            trust: who signs checkpoints, and the least step and ledger head to resume from; by default the run's own
-                signer signs, and only its checkpoints are loaded.
             losses: forward and loss of the loop, batch → (B,), so that the probe before step 1 covers the loss too;
                 without it the model alone is probed, and one that is cut over ranks is not probed at all.
-            book: the team's budget book, or its place, in which the run is reserved before it starts; give it again
-                when resuming.
-            data_set: with a book, the SHA-256 under which the data set stands in it.
-            insecure_seed: repeatable sampler and noise, for tests and figures; such a run has no claim.
+            options: what few runs need to say. ``checkpoint_every``, ``show_private_loss`` and ``quiet`` are refused:
+                the loop calls ``save_state``, and shows what it wants to show.
             **accelerator: the other arguments of ``Accelerator``, unchanged.
 
         Raises:
             PrivacyError: a setting that cannot be private; the message says why.
+            ValueError: an option that the loop itself decides.
         """
+        self._options = options or RunOptions()
+        self._options.refuse(_LOOPS_OWN)
         for name, reason in _REFUSED.items():
             if accelerator.get(name) is not None:
                 raise PrivacyError(f"{name}={accelerator[name]!r}: {reason}")
@@ -114,11 +109,8 @@ class PrivateAccelerator(Accelerator):
                 raise PrivacyError(f"{name}={os.environ[name]}: {_REFUSED[plugin]}")
         super().__init__(**accelerator)
         self.plan = plan
-        self._folder, self._seal_to, self._key, self._seed = Path(run), as_list(seal_to), key, insecure_seed
-        self._auditors, self._trust = as_list(auditors), trust or Trust()
-        self._losses = losses
-        self._budget = (book, data_set)
-        self._setting: Setting | None = None
+        self._folder, self._seal_to, self._losses = Path(run), seal_to, losses
+        self._setup: RunSetup | None = None
         self._private: Underway | None = None
         self._open: PhysicalBatch | None = None
         self._data: DataLoader[Any] | None = None
@@ -189,10 +181,10 @@ class PrivateAccelerator(Accelerator):
         Raises:
             ResumeError: training has begun, or the state does not belong to the run.
         """
-        if self._private is not None or self._setting is None:
+        if self._private is not None or self._setup is None:
             raise ResumeError("load_state: call it after prepare and before the first batch")
         folder = Path(input_dir) if input_dir is not None else self._folder / "checkpoints" / "latest"
-        run = start.resume(self.plan, self._setting, snapshot=folder / SEALED)
+        run = start.resume(self.plan, self._setup, snapshot=folder / SEALED)
         run.rewind_generators()
         self._private = self._underway(run)
 
@@ -260,33 +252,31 @@ class PrivateAccelerator(Accelerator):
         examples_of(loader)
         self._data = loader
         probed = probed_clipper(model, loader, max_grad_norm=self.plan.max_grad_norm, losses=self._losses)
-        self._setting = Setting(
+        schedules = {f"schedule {i}": each.scheduler for i, each in enumerate(cast("Any", self._schedulers))}
+        self._setup = RunSetup(
             model=model,
             optimizer=optimizer,
             clipper=probed.clipper,
             probed=probed.said,
             folder=self._folder,
             seal_to=self._seal_to,
-            auditors=self._auditors,
-            also={f"schedule {i}": schedule.scheduler for i, schedule in enumerate(cast("Any", self._schedulers))},
-            key=self._key,
-            trust=self._trust,
+            options=self._options,
+            also={**self._options.also, **schedules},
             every=0,
-            insecure_seed=self._seed,
-            speed=Speed(physical_batch=loader.batch_size),
+            rows=loader.batch_size,
             ranks=Ranks.current(),
-            charge=Charge.to(*self._budget),
+            charge=self._options.charge(),
         )
 
     def _begun(self) -> Underway:
         if self._private is None:
-            if self._setting is None:
+            if self._setup is None:
                 raise PrivacyError("no run: call prepare with model, optimizer and shuffled loader first")
-            self._private = self._underway(start.start(self.plan, self._setting, loader=self._data))
+            self._private = self._underway(start.start(self.plan, self._setup, loader=self._data))
         return self._private
 
     def _underway(self, run: PrivateRun) -> Underway:
-        return Underway(run, cast("Setting", self._setting), None, cast("Any", self._data), users=None)
+        return Underway(run, cast("RunSetup", self._setup), None, cast("Any", self._data), users=None)
 
 
 @final

@@ -10,7 +10,7 @@ report: whether the loader that is shown fed every step, what drew the noise, an
 import copy
 import os
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast, final
@@ -28,11 +28,10 @@ from privguard.accounting.events import Events
 from privguard.checkpoint.archive import Audience
 from privguard.checkpoint.key import To
 from privguard.checkpoint.store import Snapshot
-from privguard.checkpoint.trust import Trust
 from privguard.errors import PrivacyError
 from privguard.records import Claim, Manifest
 from privguard.runs import manifest, start
-from privguard.runs.options import Stateful, as_list
+from privguard.runs.options import RunOptions, as_list
 from privguard.runs.run import write_snapshot
 from privguard.training import rng_state
 from privguard.training.plan import Plan
@@ -54,6 +53,16 @@ _UNPROVEN = (
     ),
     "Rate and denominator were computed by Opacus from the number of records, so that number is public.",
     "No gradient of an example was NaN or infinite in those steps: Opacus does not bound those.",
+)
+_NEXT_RUNS = (
+    "key",
+    "checkpoint_every",
+    "performance",
+    "book",
+    "data_set",
+    "insecure_seed",
+    "show_private_loss",
+    "quiet",
 )
 _SAME_RATE = 1e-9  # relative
 
@@ -86,10 +95,8 @@ def take_over(  # noqa: PLR0913 — Opacus' four objects, and what a person deci
     delta: float,
     run: str | os.PathLike[str],
     seal_to: To,
-    auditors: To = (),
     steps: int | None = None,
-    also: Mapping[str, Stateful] | None = None,
-    trust: Trust | None = None,
+    options: RunOptions | None = None,
 ) -> TakenOver:
     """Make a private run of ours out of one of Opacus', between two of its steps.
 
@@ -104,10 +111,8 @@ def take_over(  # noqa: PLR0913 — Opacus' four objects, and what a person deci
         delta: δ at which ε is reported.
         run: a new folder for the run.
         seal_to: who can open the state: recipients, keys, or paths of their files.
-        auditors: who may read ledger and manifest in the sealed state, and nothing else of it.
         steps: of the whole run, where it is to go on; those that were taken count.
-        also: further state to keep, such as ``{"schedule": scheduler}``.
-        trust: who signs the state; by default the run's own signer, which comes from a key among ``seal_to``.
+        options: ``auditors``, ``trust`` and ``also``; the others belong to the run that goes on, and are refused.
 
     Raises:
         SealError: this user's own signing key can be read by others, or cannot be made.
@@ -118,8 +123,10 @@ def take_over(  # noqa: PLR0913 — Opacus' four objects, and what a person deci
     """
     history = _history(engine, optimizer)
     _check_sampler(loader, history)
+    options = options or RunOptions()
+    options.refuse(dict.fromkeys(_NEXT_RUNS, "pass it to the entry point that goes on with the run"))
     whom, folder = as_list(seal_to), Path(run)
-    audience, signer = Audience.of(whom, auditors), (trust or Trust()).signing_key(whom)
+    audience, signer = Audience.of(whom, as_list(options.auditors)), options.trust.signing_key(whom)
     start.require_no_run(folder)
     bare = model._module if isinstance(model, GradSampleModule) else model  # noqa: SLF001 — what it wraps
     events: Events = [(dp_sgd(sample_rate=q, noise_multiplier=z), times) for z, q, times in history]
@@ -148,7 +155,7 @@ def take_over(  # noqa: PLR0913 — Opacus' four objects, and what a person deci
             weights=bare.state_dict(),
             optimizer=optimizer.state_dict(),
             generators={"ranks": [rng_state.states()], "streams": streams.secret()},
-            extra={name: thing.state_dict() for name, thing in (also or {}).items()},
+            extra={name: thing.state_dict() for name, thing in options.also.items()},
         )
         snapshot = folder / "checkpoints" / f"step-{taken:08d}.sealed"
         snapshot.parent.mkdir(exist_ok=True)

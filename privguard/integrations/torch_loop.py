@@ -10,7 +10,7 @@
 
 import contextlib
 import os
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any, final
 
@@ -20,23 +20,21 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from privguard.checkpoint.key import To
-from privguard.checkpoint.trust import Trust
 from privguard.errors import PrivacyError
 from privguard.records import Claim
 from privguard.runs import start
-from privguard.runs.budget import BookOrPlace, Charge
-from privguard.runs.options import Setting, Stateful, as_list
+from privguard.runs.options import RunOptions, RunSetup
 from privguard.runs.progress import Meter
 from privguard.runs.run import PrivateRun
 from privguard.runs.signals import Interrupts
 from privguard.training.batches import PoissonLoader, check_rows, examples_of, to_device
-from privguard.training.plan import Plan, Speed
+from privguard.training.plan import Plan
 from privguard.training.probes.examples import Losses
 from privguard.training.probes.loader import probed_clipper
 from privguard.training.sample import PhysicalBatch
 
 
-def privatize(  # noqa: PLR0913 — what a person decides about a run, each with a name
+def privatize(  # noqa: PLR0913 — the loop's own objects, and what everybody says about a run
     model: nn.Module,
     optimizer: Optimizer,
     train_loader: DataLoader[Any],
@@ -44,19 +42,9 @@ def privatize(  # noqa: PLR0913 — what a person decides about a run, each with
     *,
     run: str | os.PathLike[str],
     seal_to: To,
-    auditors: To = (),
     resume: bool = False,
-    key: Any = None,
-    trust: Trust | None = None,
-    also: Mapping[str, Stateful] | None = None,
-    checkpoint_every: int | None = None,
-    speed: Speed | None = None,
     losses: Losses | None = None,
-    book: BookOrPlace = None,
-    data_set: str | None = None,
-    insecure_seed: int | None = None,
-    show_private_loss: bool = False,
-    quiet: bool = False,
+    options: RunOptions | None = None,
 ) -> "PrivateLoop":
     """Make a training loop private.
 
@@ -70,23 +58,10 @@ def privatize(  # noqa: PLR0913 — what a person decides about a run, each with
         plan: what touches privacy.
         run: folder of this run.
         seal_to: who can open the checkpoints: recipients, keys, or paths of their files.
-        auditors: who may read the ledger and the manifest in the checkpoints, and nothing else of them; as for
-            ``seal_to``.
         resume: go on with the run in the folder.
-        key: opens the snapshots when resuming; by default a key file among ``seal_to``.
-        trust: who signs the snapshots, and the least step and ledger head to resume from; by default the run's own
-            signer signs, and only its snapshots are resumed from.
-        also: further state to keep, such as ``{"schedule": scheduler}``.
-        checkpoint_every: steps between sealed snapshots; by default a tenth of the run.
-        speed: settings that cannot change a claim.
         losses: forward and loss of the loop, batch → (B,), so that the probe before step 1 covers the loss too; without
             it the model alone is probed.
-        book: the team's budget book, or its place: the whole run is reserved there before it starts, and what was not
-            used is given back when it ends. Give it again when resuming.
-        data_set: with a book, the SHA-256 under which the data set stands in it.
-        insecure_seed: repeatable sampler and noise, for tests and figures; such a run has no claim.
-        show_private_loss: show the un-noised loss on the terminal; the guarantee does not cover it.
-        quiet: no progress bar.
+        options: what few runs need to say: auditors, keys, checkpoints, a budget book, a seed for tests.
 
     Raises:
         UnsupportedModelError: a module mixes examples.
@@ -97,32 +72,31 @@ def privatize(  # noqa: PLR0913 — what a person decides about a run, each with
         NoRecipientError: ``seal_to`` is empty.
         BudgetExceededError: the run does not fit the data set's budget.
     """
-    charge = Charge.to(book, data_set)
+    options = options or RunOptions()
+    charge = options.charge()
     examples_of(train_loader)
     device = next(model.parameters()).device
     probed = probed_clipper(model, train_loader, max_grad_norm=plan.max_grad_norm, losses=losses)
-    setting = Setting(
+    setup = RunSetup(
         model=model,
         optimizer=optimizer,
         clipper=probed.clipper,
         probed=probed.said,
         folder=Path(run),
-        seal_to=as_list(seal_to),
-        auditors=as_list(auditors),
-        also=also or {},
-        key=key,
-        trust=trust or Trust(),
-        every=checkpoint_every,
-        insecure_seed=insecure_seed,
-        speed=speed or Speed(),
+        seal_to=seal_to,
+        options=options,
+        also=options.also,
+        every=options.checkpoint_every,
+        rows=train_loader.batch_size,
         charge=charge,
     )
     try:
-        private = start.resume(plan, setting) if resume else start.start(plan, setting, loader=train_loader)
+        private = start.resume(plan, setup) if resume else start.start(plan, setup, loader=train_loader)
     except BaseException:
-        setting.clipper.close()
+        setup.clipper.close()
         raise
-    return PrivateLoop(private, setting, train_loader, Meter(plan, show_loss=show_private_loss, quiet=quiet), device)
+    meter = Meter(plan, show_loss=options.show_private_loss, quiet=options.quiet)
+    return PrivateLoop(private, setup, train_loader, meter, device)
 
 
 @final
@@ -134,15 +108,16 @@ class PrivateLoop:
     """
 
     def __init__(
-        self, run: PrivateRun, setting: Setting, loader: DataLoader[Any], meter: Meter, device: torch.device
+        self, run: PrivateRun, setup: RunSetup, loader: DataLoader[Any], meter: Meter, device: torch.device
     ) -> None:
-        self.model = setting.model
+        self.model = setup.model
         self._run = run
-        self._clipper = setting.clipper
+        self._clipper = setup.clipper
         self._meter = meter
         self._move = to_device(device)
-        limit = setting.clipper.rows or setting.speed.physical_batch or loader.batch_size or 1
-        self._loader = PoissonLoader(loader, sampler=run.plan.sampler(), source=run.sampler_source, limit=limit)
+        self._loader = PoissonLoader(
+            loader, sampler=run.plan.sampler(), source=run.sampler_source, limit=setup.physical_batch
+        )
         self._open: PhysicalBatch | None = None
         self._iterating = False
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from privguard.errors import PrivacyError
-from privguard.runs.options import Setting
+from privguard.runs.options import RunSetup
 from privguard.runs.progress import SpentSoFar
 from privguard.runs.run import PrivateRun
 from privguard.training.batches import PoissonLoader, check_rows, unit_losses
@@ -51,9 +51,9 @@ class Underway:
     """
 
     def __init__(
-        self, run: PrivateRun, setting: Setting, head: Head | None, data: DataLoader[Any], *, users: Users | None
+        self, run: PrivateRun, setup: RunSetup, head: Head | None, data: DataLoader[Any], *, users: Users | None
     ) -> None:
-        self.run, self.setting, self.head = run, setting, head
+        self.run, self.setup, self.head = run, setup, head
         self.spent = SpentSoFar(run.plan)
         self._apart = users is not None and users.apart
         self.saved = -1  # ledger position of the newest checkpoint
@@ -61,9 +61,9 @@ class Underway:
             data,
             sampler=run.plan.sampler(),
             source=run.sampler_source,
-            limit=setting.clipper.rows or setting.speed.physical_batch or 1,
+            limit=setup.physical_batch,
             users=users,
-            ranks=setting.ranks,
+            ranks=setup.ranks,
         )
         self._batches = loader(run.taken, run.plan.steps)
 
@@ -91,7 +91,7 @@ class Underway:
         mask, rows = torch.from_numpy(batch.mask), len(batch.records) // len(batch.mask)
         if self._apart and batch.kept is not None:
             mask, rows = mask.repeat_interleave(rows) & torch.from_numpy(batch.kept), 1
-        self.setting.clipper.begin(mask, rows_each=rows * choices)
+        self.setup.clipper.begin(mask, rows_each=rows * choices)
 
     def backward(self, batch: PhysicalBatch, losses: Tensor) -> Tensor:
         """Clip and add up the gradients of a physical batch, and return the losses that were used, detached.
@@ -99,5 +99,5 @@ class Underway:
         ``losses`` is (rows,). Where a user is the unit, the rows of each user are averaged first: (users,).
         """
         losses = losses if self._apart else unit_losses(losses, batch)
-        self.setting.clipper.backward(losses)
+        self.setup.clipper.backward(losses)
         return losses.detach()

@@ -1,8 +1,8 @@
-"""The settings of a private run besides its plan: the user's objects, and who may open and sign its snapshots."""
+"""What a private run is given besides plan and data: :class:`RunOptions`, the same value for every entry point."""
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Protocol, final
 
@@ -14,9 +14,9 @@ from privguard.checkpoint.archive import Audience
 from privguard.checkpoint.key import Key, Recipient, To, key_among
 from privguard.checkpoint.trust import Trust
 from privguard.errors import ResumeError
-from privguard.runs.budget import Charge
+from privguard.runs.budget import BookOrPlace, Charge
 from privguard.training.clip import Clipper
-from privguard.training.plan import Speed
+from privguard.training.plan import Performance
 from privguard.training.ranks import Ranks
 
 
@@ -29,8 +29,63 @@ class Stateful(Protocol):
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class Setting:
-    """Everything that a run needs besides its plan; each wrapper fills it in from its own arguments.
+class RunOptions:
+    """What few runs need to say, with defaults that suit the others.
+
+    ``privatize``, ``PrivateTrainer``, ``PrivateSFTTrainer``, ``PrivateAccelerator`` and ``take_over`` all take one as
+    ``options=``. An option that an entry point cannot honour is refused by name, never ignored.
+
+    Attributes:
+        auditors: who may read the ledger and the manifest in the checkpoints, and nothing else of them; as ``seal_to``.
+        key: opens the checkpoints to resume from; by default the first key file among ``seal_to``.
+        trust: who signs checkpoints, and the least step and ledger head to resume from; by default the run's own
+            signer signs, and only its checkpoints are resumed from.
+        also: further state to keep in the checkpoints, by name, such as ``{"schedule": scheduler}``.
+        checkpoint_every: steps between sealed snapshots; None takes a tenth of the run.
+        performance: settings that cannot change a claim.
+        book: the team's budget book, or its place: the whole run is reserved there before it starts, and what was not
+            used is given back when it ends. Give it again when resuming.
+        data_set: with a book, the SHA-256 under which the data set stands in it.
+        insecure_seed: makes sampler and noise repeatable by anybody, for tests and figures; such a run has no claim.
+        show_private_loss: show the un-noised loss on the terminal; the guarantee does not cover it.
+        quiet: no progress bar.
+    """
+
+    auditors: To = ()
+    key: Key | str | os.PathLike[str] | None = field(default=None, repr=False)
+    trust: Trust = field(default_factory=Trust)
+    also: Mapping[str, Stateful] = field(default_factory=dict[str, Stateful])
+    checkpoint_every: int | None = None
+    performance: Performance = field(default_factory=Performance)
+    book: BookOrPlace = None
+    data_set: str | None = None
+    insecure_seed: int | None = None
+    show_private_loss: bool = False
+    quiet: bool = False
+
+    def charge(self) -> Charge | None:
+        """What the run owes the budget book; see :meth:`privguard.runs.budget.Charge.to`."""
+        return Charge.to(self.book, self.data_set)
+
+    def refuse(self, reasons: Mapping[str, str]) -> None:
+        """Refuse options that an entry point cannot honour.
+
+        Args:
+            reasons: what to use instead, by the name of the option.
+
+        Raises:
+            ValueError: one of them differs from its default.
+        """
+        defaults = RunOptions()
+        for option in fields(self):
+            if option.name in reasons and getattr(self, option.name) != getattr(defaults, option.name):
+                raise ValueError(f"options.{option.name}: cannot be honoured here; {reasons[option.name]}")
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class RunSetup:
+    """Everything that a run needs besides its plan; each entry point fills it in from its own arguments.
 
     Attributes:
         model: the module to train.
@@ -38,13 +93,10 @@ class Setting:
         clipper: its per-example clipper.
         folder: the run folder.
         seal_to: who can open the checkpoints: recipients, keys or paths of their files.
-        auditors: who may read the ledger and the manifest in the checkpoints, and nothing else of them.
-        also: further state to keep in the snapshots, by name, such as ``{"schedule": scheduler}``.
-        key: opens the snapshot to resume from; where None, the key files among ``seal_to`` are tried.
-        trust: who signs the snapshots, and what one has to show to be resumed from; by default the run's own signer.
+        options: what the user said besides.
+        also: all further state to keep in the snapshots: the user's, and the entry point's own.
         every: steps between snapshots; None takes a tenth of the run, 0 leaves saving to the wrapper.
-        insecure_seed: makes sampler and noise repeatable by anybody; such a run has no claim.
-        speed: settings without influence on privacy.
+        rows: most rows that go forward at once, where neither the clipper nor the user's options limit them.
         ranks: the processes that share the run.
         probed: what was probed for cross-example leaks, as a phrase for the report; ``nothing: WHY`` where nothing was.
         charge: the budget book that the run is charged to.
@@ -55,33 +107,35 @@ class Setting:
     clipper: Clipper
     folder: Path
     seal_to: To
-    auditors: To = ()
+    options: RunOptions = field(default_factory=RunOptions)
     also: Mapping[str, Stateful] = field(default_factory=dict[str, Stateful])
-    key: Key | str | os.PathLike[str] | None = None
-    trust: Trust = field(default_factory=Trust)
     every: int | None = None
-    insecure_seed: int | None = None
-    speed: Speed = field(default_factory=Speed)
+    rows: int | None = None
     ranks: Ranks = field(default_factory=Ranks)
     probed: str = "nothing"
     charge: Charge | None = None
 
+    @property
+    def physical_batch(self) -> int:
+        """Most rows that go forward at once."""
+        return self.clipper.rows or self.options.performance.physical_batch or self.rows or 1
+
     def audience(self) -> Audience:
         """Who may open the run's snapshots, and for what."""
-        return Audience.of(self.seal_to, self.auditors)
+        return Audience.of(as_list(self.seal_to), as_list(self.options.auditors))
 
     def opening_key(self) -> Key:
         """The key that opens the run's snapshots; see :func:`key_for`."""
-        return key_for(self.seal_to, self.key)
+        return key_for(as_list(self.seal_to), self.options.key)
 
     def signing_key(self) -> SigningKey:
         """What signs the run's snapshots; only the leading process needs it."""
-        holder = None if self.key is None else self.opening_key()
-        return self.trust.signing_key(self.seal_to, holder)
+        holder = None if self.options.key is None else self.opening_key()
+        return self.options.trust.signing_key(as_list(self.seal_to), holder)
 
     def signers(self) -> tuple[str, ...]:
         """Key ids of those whose snapshots the run goes on from, as the leading process knows them."""
-        return self.ranks.from_lead(lambda: self.trust.signers(self.opening_key()))
+        return self.ranks.from_lead(lambda: self.options.trust.signers(self.opening_key()))
 
 
 def as_list(to: To) -> list[Any]:
@@ -97,7 +151,10 @@ def key_for(seal_to: To, key: Any) -> Key:
     """
     if key is not None:
         return key if isinstance(key, Key) else Key.read(key)
-    found = key_among(seal_to)
-    if found is None:
-        raise ResumeError("key=None: the recipients can only seal; give the key that opens the run's snapshots")
-    return found
+    first = key_among(seal_to)
+    if first is None:
+        raise ResumeError(
+            "key=None: seal_to holds only public keys; pass the key that opens the run's snapshots as "
+            "options=RunOptions(key=...)"
+        )
+    return first

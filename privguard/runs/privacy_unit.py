@@ -1,6 +1,7 @@
 """Whose contribution is protected: an example, or all of a user's examples together."""
 
 from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, final
 
 from privguard import _check
@@ -12,28 +13,41 @@ from privguard.training.users import EqualShares, Users
 
 
 @final
+@dataclass(frozen=True)
+class ByUser:
+    """A user is the unit of privacy: whose each record is, and how much of a user enters one step.
+
+    Attributes:
+        ids: the column of the data set that says whose a record is, or one value for each record.
+        count: the *public* number of users; needed where a budget is to become a plan.
+        most: the most records of one user that enter a step.
+        clip_each_example: clip each record to its share of the norm, in place of each user's mean to all of it.
+    """
+
+    ids: str | Iterable[Hashable]
+    count: int | None = None
+    most: int = 8
+    clip_each_example: bool = False
+
+    def __post_init__(self) -> None:
+        _check.count("most", self.most)
+        if self.count is not None:
+            _check.count("count", self.count)
+
+
+@final
 class Unit:
     """The unit of privacy of a run: an example, or a user, and then how to tell whose each record is.
 
-    ``most`` records of a user enter a step at most; ``apart`` says that each of them is clipped by itself. ``users`` is
-    None until :meth:`read` has grouped the data, and stays None where examples are the unit.
+    ``users`` is None until :meth:`read` has grouped the data, and stays None where examples are the unit.
     """
 
-    def __init__(self, ids: str | Iterable[Hashable] | None, *, most: int, apart: bool) -> None:
-        self._ids, self._most, self._apart = ids, most, apart
+    def __init__(self, by_user: ByUser | None) -> None:
+        self._ids = None if by_user is None else by_user.ids
+        self._most = 1 if by_user is None else by_user.most
+        self._apart = by_user is not None and by_user.clip_each_example
+        self.count = None if by_user is None else by_user.count
         self.users: Users | None = None
-
-    @classmethod
-    def of(cls, ids: str | Iterable[Hashable] | None, *, most: int, apart: bool) -> "Unit":
-        """Users where ``ids`` tells them apart, else examples."""
-        _check.require(
-            ids is not None or not apart,
-            "clip_each_example",
-            apart,
-            wanted="user_ids with it",
-            remedy="without users each example is clipped by itself anyhow",
-        )
-        return cls(ids, most=_check.count("examples_per_user", most), apart=apart)
 
     @property
     def kind(self) -> Kind:
@@ -46,8 +60,8 @@ class Unit:
             plan.unit == self.kind,
             "plan.unit",
             plan.unit.value,
-            wanted=f"{self.kind.value}, as user_ids={'None' if self._ids is None else 'given'} says",
-            remedy="pass user_ids with a plan for users, and leave it away with a plan for examples",
+            wanted=f"{self.kind.value}, as users={'None' if self._ids is None else 'given'} says",
+            remedy="pass users=ByUser(...) with a plan for users, and omit it with a plan for examples",
         )
 
     def read(self, dataset: Any) -> None:
@@ -56,7 +70,7 @@ class Unit:
             return
         ids = _column(dataset, self._ids) if isinstance(self._ids, str) else list(self._ids)
         _check.require(
-            len(ids) == len(dataset), "user_ids", f"{len(ids)} values", wanted="one for each record of the data set"
+            len(ids) == len(dataset), "users.ids", f"{len(ids)} values", wanted="one for each record of the data set"
         )
         self.users = Users(ids, most=self._most, apart=self._apart)
 
@@ -73,7 +87,7 @@ class Unit:
             each.close()
             raise PrivacyError(
                 "clip_each_example: the examples of a user go forward together, and this model needs one backward pass "
-                "for each; leave it away, so that each user's mean is clipped"
+                "for each; omit it, so that each user's mean is clipped"
             )
         return EqualShares(each, most=self._most)
 
@@ -81,6 +95,6 @@ class Unit:
 def _column(dataset: Any, name: str) -> Sequence[Hashable]:
     names = getattr(dataset, "column_names", None)
     if names is not None:
-        _check.require(name in names, "user_ids", name, wanted=f"one of the columns {list(names)}")
+        _check.require(name in names, "users.ids", name, wanted=f"one of the columns {list(names)}")
         return list(dataset[name])
     return [dataset[i][name] for i in range(len(dataset))]

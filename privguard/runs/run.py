@@ -22,7 +22,7 @@ from privguard.checkpoint.store import Snapshot, save
 from privguard.errors import PrivacyError, PrivguardError
 from privguard.records import Claim, Manifest
 from privguard.runs.budget import Charge
-from privguard.runs.options import Setting
+from privguard.runs.options import RunSetup
 from privguard.training import rng_state, shards
 from privguard.training.clip import trainable
 from privguard.training.plan import Plan
@@ -44,7 +44,7 @@ class PrivateRun:
     def __init__(
         self,
         plan: Plan,
-        setting: Setting,
+        setup: RunSetup,
         *,
         facts: Manifest,
         ledger: Ledger | Follower,
@@ -53,32 +53,32 @@ class PrivateRun:
     ) -> None:
         self.plan = plan
         self.manifest = facts
-        self.folder = setting.folder
-        self._setting = setting
+        self.folder = setup.folder
+        self._setup = setup
         self._ledger = ledger
         self._streams = streams
-        self._audience = setting.audience()
-        self._signer = None if isinstance(ledger, Follower) else setting.signing_key()
-        self._parameters = trainable(setting.model)
-        self._every = max(1, plan.steps // 10) if setting.every is None else setting.every
+        self._audience = setup.audience()
+        self._signer = None if isinstance(ledger, Follower) else setup.signing_key()
+        self._parameters = trainable(setup.model)
+        self._every = max(1, plan.steps // 10) if setup.every is None else setup.every
         self._saved = -1 if came_from is None else came_from.step
         self._generators = [] if came_from is None else came_from.generators["ranks"]  # of each rank
         self._held: str | None = None
-        self._charge = setting.charge if setting.ranks.lead else None
+        self._charge = setup.charge if setup.ranks.lead else None
         self._step = PrivateStep(
             plan,
-            clipper=setting.clipper,
+            clipper=setup.clipper,
             ledger=ledger,
             noise=streams.child("noise"),
-            reserve=setting.speed.reserve,
-            ranks=setting.ranks,
+            reserve=setup.options.performance.reserve,
+            ranks=setup.ranks,
             permit=self._charge.permit if self._charge is not None else lambda: None,
         )
         self._end = weakref.finalize(self, _end, self._step, ledger, self._charge)
 
     def rewind_generators(self) -> None:
         """Put the global generators, which dropout and augmentation draw from, where the snapshot found them."""
-        rank = self._setting.ranks.rank
+        rank = self._setup.ranks.rank
         if rank < len(self._generators):
             rng_state.restore(self._generators[rank])
 
@@ -124,7 +124,7 @@ class PrivateRun:
             PrivacyError: they moved since the physical batch before.
         """
         self._check_optimizer()
-        self._held = _settings(self._setting.optimizer)
+        self._held = _settings(self._setup.optimizer)
 
     def finish_step(self) -> None:
         """End a logical batch: add the noise once, take one optimizer step, and seal a snapshot when one is due.
@@ -132,13 +132,13 @@ class PrivateRun:
         Raises as :meth:`release`.
         """
         self.release()
-        self._setting.optimizer.step()
+        self._setup.optimizer.step()
         if self._every and self.taken % self._every == 0 and self.remaining:
             self.save()
 
     def _check_optimizer(self) -> None:
-        check_optimizer(self._setting.optimizer, self._parameters.values())
-        if self._held is not None and self._held != _settings(self._setting.optimizer):
+        check_optimizer(self._setup.optimizer, self._parameters.values())
+        if self._held is not None and self._held != _settings(self._setup.optimizer):
             raise PrivacyError(
                 "optimizer: its settings moved between two physical batches of one step, whose number only the sample "
                 "decides; let the schedule step where private.step() returns True (sync_gradients, with accelerate)"
@@ -173,7 +173,7 @@ class PrivateRun:
             return path
         self.save_to(path)
         self._saved = self.taken
-        if self._setting.ranks.lead:
+        if self._setup.ranks.lead:
             for old in sorted(folder.glob("step-*.sealed"))[:-_KEPT]:
                 old.unlink()
         return path
@@ -184,9 +184,9 @@ class PrivateRun:
         Raises:
             OSError: the disk is full, or the folder cannot be made; nothing is left behind.
         """
-        setting, ledger = self._setting, self._ledger
-        of_ranks = setting.ranks.gather(rng_state.states())
-        weights, optimizer = shards.whole(setting.model.state_dict()), shards.whole(setting.optimizer.state_dict())
+        setup, ledger = self._setup, self._ledger
+        of_ranks = setup.ranks.gather(rng_state.states())
+        weights, optimizer = shards.whole(setup.model.state_dict()), shards.whole(setup.optimizer.state_dict())
         if isinstance(ledger, Follower):
             return
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -196,7 +196,7 @@ class PrivateRun:
             weights=weights,
             optimizer=optimizer,
             generators={"ranks": of_ranks, "streams": self._streams.secret(), "place": ledger.place},
-            extra={name: thing.state_dict() for name, thing in setting.also.items()},
+            extra={name: thing.state_dict() for name, thing in setup.also.items()},
         )
         write_snapshot(path, snapshot, self._audience, ledger=ledger, signer=self._signer)
 
@@ -219,7 +219,7 @@ class PrivateRun:
         """
         if self._end.alive:
             self._end()
-            self._setting.clipper.close()
+            self._setup.clipper.close()
             if self._charge is not None:
                 self._charge.settle(self.folder / "ledger.jsonl")
 

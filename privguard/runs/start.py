@@ -20,7 +20,7 @@ from privguard.checkpoint.store import Snapshot, load
 from privguard.errors import LedgerError, PrivacyError, ResumeError
 from privguard.records import Manifest
 from privguard.runs import manifest
-from privguard.runs.options import Setting
+from privguard.runs.options import RunSetup
 from privguard.runs.run import PrivateRun
 from privguard.training import shards
 from privguard.training.clip import trainable
@@ -30,7 +30,7 @@ from privguard.training.step import Follower, check_optimizer
 _log = logging.getLogger(__name__)
 
 
-def start(plan: Plan, setting: Setting, *, loader: DataLoader[Any] | None = None) -> PrivateRun:
+def start(plan: Plan, setup: RunSetup, *, loader: DataLoader[Any] | None = None) -> PrivateRun:
     """Begin a run in a new folder.
 
     Raises:
@@ -40,35 +40,35 @@ def start(plan: Plan, setting: Setting, *, loader: DataLoader[Any] | None = None
         PrivacyError: the optimizer's parameters are not the model's, or a run without a claim is charged to a book.
         BudgetExceededError: the whole run does not fit the data set's budget; nothing was reserved or written.
     """
-    to = setting.audience().to
-    check_optimizer(setting.optimizer, trainable(setting.model).values())
+    to = setup.audience().to
+    check_optimizer(setup.optimizer, trainable(setup.model).values())
     ledgers: list[Ledger] = []  # one on the leading rank, which opens it; none on the others
 
     def begin() -> tuple[Manifest, bytes]:
-        require_no_run(setting.folder)
-        setting.signing_key()  # what is missing shows before the folder is made
-        streams = _fresh(setting)
+        require_no_run(setup.folder)
+        setup.signing_key()  # what is missing shows before the folder is made
+        streams = _fresh(setup)
         facts = manifest.describe(
             secrets.token_hex(8),
             plan=plan,
-            model=setting.model,
-            clipper=setting.clipper,
-            probed=setting.probed,
+            model=setup.model,
+            clipper=setup.clipper,
+            probed=setup.probed,
             recipients=to,
             streams=streams,
             commitment=_commitment(loader, streams),
         )
-        if setting.charge is not None:
-            facts = replace(facts, data={**facts.data, "book": setting.charge.id})
-        ledgers.append(_opened(plan, setting, facts))
+        if setup.charge is not None:
+            facts = replace(facts, data={**facts.data, "book": setup.charge.id})
+        ledgers.append(_opened(plan, setup, facts))
         return facts, streams.secret()
 
-    facts, secret = setting.ranks.from_lead(begin)
-    setting.ranks.copy_from_lead(setting.model.state_dict().values())
-    return PrivateRun(plan, setting, facts=facts, ledger=_mine(ledgers, 0), streams=_stream(secret, setting))
+    facts, secret = setup.ranks.from_lead(begin)
+    setup.ranks.copy_from_lead(setup.model.state_dict().values())
+    return PrivateRun(plan, setup, facts=facts, ledger=_mine(ledgers, 0), streams=_stream(secret, setup))
 
 
-def resume(plan: Plan, setting: Setting, *, snapshot: Path | None = None) -> PrivateRun:
+def resume(plan: Plan, setup: RunSetup, *, snapshot: Path | None = None) -> PrivateRun:
     """Go on with the run in the folder, from ``snapshot`` or else from its newest one.
 
     After a clean stop the streams go on as if nothing had happened: same samples, same noise. After a crash the
@@ -83,28 +83,28 @@ def resume(plan: Plan, setting: Setting, *, snapshot: Path | None = None) -> Pri
         TamperedError: the key does not open the snapshot, it was changed, or the run's own signer did not seal it.
         RollbackError: the snapshot is older than ``trust`` demands.
     """
-    check_optimizer(setting.optimizer, trainable(setting.model).values())
-    facts = read_manifest(setting.folder)
+    check_optimizer(setup.optimizer, trainable(setup.model).values())
+    facts = read_manifest(setup.folder)
     if facts.plan != plan.facts():
         changed = sorted(name for name, value in plan.facts().items() if facts.plan.get(name) != value)
         raise ResumeError(f"plan: {', '.join(changed)} differ from the run's own; a budget is planned once")
-    if setting.insecure_seed is not None and not facts.insecure:
+    if setup.options.insecure_seed is not None and not facts.insecure:
         raise ResumeError(
-            f"insecure_seed={setting.insecure_seed}: this run was started without one and has a claim, which "
+            f"insecure_seed={setup.options.insecure_seed}: this run was started without one and has a claim, which "
             "anybody who can repeat its noise would break; resume it without a seed"
         )
-    _require_same_book(setting, facts)
-    state = open_snapshot(snapshot or _newest(setting), setting, min_step=setting.trust.min_step)
+    _require_same_book(setup, facts)
+    state = open_snapshot(snapshot or _newest(setup), setup, min_step=setup.options.trust.min_step)
     ledgers: list[Ledger] = []  # as in start
 
     def begin() -> tuple[int, bytes]:
-        ledger = Ledger.open(setting.folder / "ledger.jsonl")
+        ledger = Ledger.open(setup.folder / "ledger.jsonl")
         ledgers.append(ledger)
         _check_extends(ledger, state, facts)
-        _check_head(ledger, setting.trust.expect_head)
-        setting.signing_key()
-        if setting.charge is not None:
-            setting.charge.begin(facts.run, plan)
+        _check_head(ledger, setup.options.trust.expect_head)
+        setup.signing_key()
+        if setup.charge is not None:
+            setup.charge.begin(facts.run, plan)
         crashed = ledger.position != state.step
         if crashed:
             _log.warning(
@@ -113,14 +113,14 @@ def resume(plan: Plan, setting: Setting, *, snapshot: Path | None = None) -> Pri
                 *(ledger.position - state.step, state.step, max(0, plan.steps - ledger.position), plan.steps),
             )
         clean = not crashed and tuple(state.generators.get("place", ())) == ledger.place
-        return ledger.position, state.generators["streams"] if clean else _fresh(setting).secret()
+        return ledger.position, state.generators["streams"] if clean else _fresh(setup).secret()
 
     try:
-        position, secret = setting.ranks.from_lead(begin)
-        _restore(state, setting)
-        streams = _stream(secret, setting)
+        position, secret = setup.ranks.from_lead(begin)
+        _restore(state, setup)
+        streams = _stream(secret, setup)
         mine = _mine(ledgers, position)
-        run = PrivateRun(plan, setting, facts=facts, ledger=mine, streams=streams, came_from=state)
+        run = PrivateRun(plan, setup, facts=facts, ledger=mine, streams=streams, came_from=state)
         run.rewind_generators()
     except BaseException:
         for ledger in ledgers:
@@ -134,32 +134,32 @@ def _commitment(loader: DataLoader[Any] | None, streams: Stream) -> str | None:
     return None if loader is None else manifest.commitment(loader, streams.child("data commitment").secret())
 
 
-def _opened(plan: Plan, setting: Setting, facts: Manifest) -> Ledger:
+def _opened(plan: Plan, setup: RunSetup, facts: Manifest) -> Ledger:
     """The run's new ledger; the whole run is reserved in the budget book first, and given back if no ledger is made."""
-    if setting.charge is None:
-        return write_public_files(setting.folder, facts)
+    if setup.charge is None:
+        return write_public_files(setup.folder, facts)
     if facts.insecure:
         raise PrivacyError("insecure_seed: such a run has no guarantee, so no budget can hold it; leave book= out")
-    setting.charge.begin(facts.run, plan)
+    setup.charge.begin(facts.run, plan)
     try:
-        return write_public_files(setting.folder, facts)
+        return write_public_files(setup.folder, facts)
     except BaseException:
-        setting.charge.cancel()
+        setup.charge.cancel()
         raise
 
 
-def _require_same_book(setting: Setting, facts: Manifest) -> None:
+def _require_same_book(setup: RunSetup, facts: Manifest) -> None:
     """A run that was charged to a book goes on being charged to it, and no other."""
-    own, given = facts.data.get("book"), setting.charge.id if setting.charge is not None else None
+    own, given = facts.data.get("book"), setup.charge.id if setup.charge is not None else None
     if own != given:
         raise ResumeError(
             f"book={given}: this run is charged to {own or 'no book'}; give the book= and data_set= that it began with"
         )
 
 
-def open_snapshot(snapshot: Path, setting: Setting, *, min_step: int = 0) -> Snapshot:
+def open_snapshot(snapshot: Path, setup: RunSetup, *, min_step: int = 0) -> Snapshot:
     """The content of a sealed snapshot that the run's own signer sealed. With several ranks all of them call this."""
-    return load(snapshot, setting.opening_key(), signer=setting.signers(), min_step=min_step)
+    return load(snapshot, setup.opening_key(), signer=setup.signers(), min_step=min_step)
 
 
 def require_no_run(folder: Path) -> None:
@@ -200,19 +200,19 @@ def _mine(ledgers: list[Ledger], position: int) -> Ledger | Follower:
     return ledgers[0] if ledgers else Follower(position)
 
 
-def _fresh(setting: Setting) -> Stream:
+def _fresh(setup: RunSetup) -> Stream:
     """New randomness for sampler and noise, from the operating system unless the run has an insecure seed."""
-    if setting.insecure_seed is None:
+    if setup.options.insecure_seed is None:
         return Stream.from_entropy("run")
-    return Stream.from_insecure_seed(setting.insecure_seed, "run")
+    return Stream.from_insecure_seed(setup.options.insecure_seed, "run")
 
 
-def _newest(setting: Setting) -> Path:
+def _newest(setup: RunSetup) -> Path:
     """The run folder's newest snapshot."""
-    found = sorted((setting.folder / "checkpoints").glob("step-*.sealed"))
+    found = sorted((setup.folder / "checkpoints").glob("step-*.sealed"))
     if not found:
         raise ResumeError(
-            f"run={setting.folder}: there is no snapshot; what the ledger reserved is spent, start a new run"
+            f"run={setup.folder}: there is no snapshot; what the ledger reserved is spent, start a new run"
         )
     return found[-1]
 
@@ -239,16 +239,16 @@ def _check_head(ledger: Ledger, head: str | None) -> None:
         )
 
 
-def _restore(snapshot: Snapshot, setting: Setting) -> None:
+def _restore(snapshot: Snapshot, setup: RunSetup) -> None:
     """Load weights, optimizer and further state; a snapshot holds them whole, and each rank takes its own part."""
-    here = setting.model.state_dict()
+    here = setup.model.state_dict()
     weights = {name: shards.cut_like(value, here.get(name)) for name, value in snapshot.weights.items()}
-    setting.model.load_state_dict(weights)
-    setting.optimizer.load_state_dict(shards.cut_state(snapshot.optimizer, setting.optimizer.param_groups))
-    for name, thing in setting.also.items():
+    setup.model.load_state_dict(weights)
+    setup.optimizer.load_state_dict(shards.cut_state(snapshot.optimizer, setup.optimizer.param_groups))
+    for name, thing in setup.also.items():
         thing.load_state_dict(snapshot.extra[name])
 
 
-def _stream(secret: bytes, setting: Setting) -> Stream:
+def _stream(secret: bytes, setup: RunSetup) -> Stream:
     """The run's stream of randomness from its key, which the leading rank drew or the snapshot held."""
-    return Stream(secret, "run", insecure=setting.insecure_seed is not None)
+    return Stream(secret, "run", insecure=setup.options.insecure_seed is not None)

@@ -1,4 +1,4 @@
-"""Plan and Speed: what touches privacy, and what touches only speed.
+"""Plan and Performance: what touches privacy, and what touches only speed.
 
 Sampler, clipping bound, noise and ledger event all derive from one frozen plan, so they cannot disagree. Every field is
 a public constant: none is computed from the private data behind the user's back.
@@ -126,7 +126,7 @@ def steps_in(epochs: float, *, sample_rate: float) -> int:
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class Speed:
+class Performance:
     """Settings that change how fast a step is, never what it computes nor what it costs in privacy.
 
     Attributes:

@@ -1,5 +1,7 @@
 """A small private run to take apart."""
 
+from dataclasses import fields
+
 import torch
 from torch import nn
 from torch.nn import functional
@@ -7,7 +9,15 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from privguard.checkpoint.key import Key
 from privguard.integrations.torch_loop import privatize
+from privguard.runs.options import RunOptions
 from privguard.training.plan import Plan
+
+
+def with_options(arguments):
+    """The arguments of an entry point, with those that belong into :class:`RunOptions` put there."""
+    names = {field.name for field in fields(RunOptions)}
+    options = RunOptions(**{name: value for name, value in arguments.items() if name in names})
+    return {"options": options, **{name: value for name, value in arguments.items() if name not in names}}
 
 
 def small_plan(**changes):
@@ -64,7 +74,7 @@ class SmallRun:
     def start(self, plan=None, *, batch_size=16, loader=None, **more):
         if loader is None:
             loader = DataLoader(self.data, batch_size=batch_size, shuffle=True)
-        settings = {"run": self.folder, "seal_to": [self.key], "quiet": True, **more}
+        settings = {"run": self.folder, "seal_to": [self.key], **with_options({"quiet": True, **more})}
         return privatize(self.model, self.optimizer, loader, plan or small_plan(), **settings)
 
     @staticmethod

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 import transformers as hf
-from small import Scored, SmallRun, small_data, small_plan
+from small import Scored, SmallRun, small_data, small_plan, with_options
 from torch.nn import functional
 from torch.utils.data import DataLoader
 
@@ -72,7 +72,9 @@ def test_of_a_trainer(tmp_path):
 
     def trainer(**more):
         plan = small_plan(steps=8)
-        return PrivateTrainer(Scored(), args, train_dataset=rows, plan=plan, per_example_loss=losses, **WHOM, **more)
+        return PrivateTrainer(
+            Scored(), args, train_dataset=rows, plan=plan, per_example_loss=losses, **with_options(WHOM), **more
+        )
 
     trainer(callbacks=[StopAfterFour()]).train()
     folder = tmp_path / "run"
@@ -84,7 +86,7 @@ def test_of_a_trainer(tmp_path):
 
 def accelerated(folder):
     run = SmallRun(folder)
-    accelerator = PrivateAccelerator(plan=small_plan(), run=folder, cpu=True, **WHOM)
+    accelerator = PrivateAccelerator(plan=small_plan(), run=folder, cpu=True, **with_options(WHOM))
     loader = DataLoader(run.data, batch_size=16, shuffle=True)
     return accelerator, *accelerator.prepare(run.model, run.optimizer, loader)
 

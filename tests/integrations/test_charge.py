@@ -20,6 +20,7 @@ from privguard.errors import BudgetExceededError, PrivacyError, ResumeError
 from privguard.integrations.accelerate import PrivateAccelerator
 from privguard.integrations.transformers.trainer import PrivateTrainer
 from privguard.runs.budget import Charge
+from privguard.runs.options import RunOptions
 
 DATA, DELTA = "5e" * 32, 1e-3
 STEPS = small_plan().steps
@@ -188,7 +189,7 @@ def test_a_forked_worker_settles_nothing(tmp_path, book):
 
 def test_accelerate_charges_the_book(small, book):
     accelerator = PrivateAccelerator(
-        plan=small_plan(), run=small.folder, seal_to=[small.key], book=book, data_set=DATA, cpu=True
+        plan=small_plan(), run=small.folder, seal_to=[small.key], cpu=True, options=RunOptions(book=book, data_set=DATA)
     )
     loader = torch.utils.data.DataLoader(small_data(), batch_size=16, shuffle=True)
     model, optimizer, loader = accelerator.prepare(small.model, small.optimizer, loader)
@@ -216,8 +217,13 @@ def test_the_trainer_charges_the_book(tmp_path, book):
         save_strategy="no", report_to="none", max_steps=STEPS, dataloader_pin_memory=False, max_grad_norm=0.5,
     )  # fmt: skip
     trainer = PrivateTrainer(
-        Scored(), args, train_dataset=rows, plan=small_plan(), seal_to=[Key.generate_symmetric()],
-        per_example_loss=losses, book=book, data_set=DATA,
-    )  # fmt: skip
+        Scored(),
+        args,
+        train_dataset=rows,
+        plan=small_plan(),
+        seal_to=[Key.generate_symmetric()],
+        per_example_loss=losses,
+        options=RunOptions(book=book, data_set=DATA),
+    )
     trainer.train()
     assert balance(book) == [(STEPS, 0, 0)]

@@ -19,6 +19,7 @@ from privguard.errors import PrivacyError, ResumeError, UnsupportedModelError
 from privguard.integrations.opacus import fixed, take_over
 from privguard.integrations.torch_loop import privatize
 from privguard.report.assemble import assemble
+from privguard.runs.options import RunOptions
 from privguard.training.attach import attach
 
 pytestmark = [
@@ -105,7 +106,14 @@ def test_its_state_is_sealed_and_our_engine_goes_on_with_it(tmp_path):
     model, optimizer = small_model(), None
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     private = privatize(
-        model, optimizer, run.plain_loader, taken.plan, run=taken.folder, seal_to=[KEY], resume=True, quiet=True
+        model,
+        optimizer,
+        run.plain_loader,
+        taken.plan,
+        run=taken.folder,
+        seal_to=[KEY],
+        resume=True,
+        options=RunOptions(quiet=True),
     )
     assert torch.equal(flat(model), flat(run.bare))
     assert int(optimizer.state_dict()["state"][0]["step"]) == 5
@@ -123,7 +131,14 @@ def test_the_objects_of_the_run_itself_go_on_under_our_engine(tmp_path):
     taken = run.taken_over(tmp_path / "run", steps=6)
     model, optimizer = run.model.to_standard_module(), run.optimizer.original_optimizer
     private = privatize(
-        model, optimizer, run.plain_loader, taken.plan, run=taken.folder, seal_to=[KEY], resume=True, quiet=True
+        model,
+        optimizer,
+        run.plain_loader,
+        taken.plan,
+        run=taken.folder,
+        seal_to=[KEY],
+        resume=True,
+        options=RunOptions(quiet=True),
     )
     before = flat(model).clone()
     for inputs, targets in private.batches():

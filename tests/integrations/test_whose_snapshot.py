@@ -12,6 +12,7 @@ from privguard.attest.statement import SigningKey
 from privguard.checkpoint import Key, Trust, load, save
 from privguard.errors import LedgerError, RollbackError, SealError, TamperedError
 from privguard.integrations.accelerate import PrivateAccelerator
+from privguard.runs.options import RunOptions
 from privguard.training.plan import Plan
 
 PAIR = Key.generate_x25519()
@@ -116,7 +117,9 @@ def accelerated(folder, **more):
     plan = Plan(
         sample_rate=0.3, noise_multiplier=1.0, max_grad_norm=0.5, steps=4, delta=1e-3, expected_batch_size=18
     )  # fmt: skip
-    accelerator = PrivateAccelerator(plan=plan, run=folder, seal_to=[PAIR.recipient()], key=PAIR, cpu=True, **more)
+    accelerator = PrivateAccelerator(
+        plan=plan, run=folder, seal_to=[PAIR.recipient()], cpu=True, options=RunOptions(key=PAIR), **more
+    )
     net = torch.nn.Linear(6, 3)
     data = torch.utils.data.TensorDataset(torch.randn(60, 6), torch.zeros(60, dtype=torch.long))
     loader = torch.utils.data.DataLoader(data, batch_size=20, shuffle=True)

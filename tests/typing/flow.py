@@ -6,7 +6,7 @@ from privguard._random import Stream
 from privguard.checkpoint.key import Key
 from privguard.training.clip import ClippedSum
 from privguard.training.noise import NoisySum, add_noise
-from privguard.training.plan import Plan, Speed
+from privguard.training.plan import Performance, Plan
 from privguard.training.step import hand_over
 
 
@@ -27,7 +27,7 @@ def a_seed_is_not_a_source_of_chance(clipped: ClippedSum) -> None:
 
 def speed_is_not_privacy(plan: Plan) -> None:
     """What touches privacy is not a setting for speed."""
-    Speed(noise_multiplier=plan.noise_multiplier)  # pyright: ignore[reportCallIssue]
+    Performance(noise_multiplier=plan.noise_multiplier)  # pyright: ignore[reportCallIssue]
 
 
 def plans_do_not_change(plan: Plan) -> None:

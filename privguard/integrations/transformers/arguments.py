@@ -217,9 +217,7 @@ def refuse_overlap(train: object, evaluation: object) -> None:
         refuse_overlap(train, cast("Any", evaluation).dataset)
 
 
-def plan_for(
-    args: TrainingArguments, *, budget: Budget | None, examples: int | None, users: int | None, unit: Unit
-) -> Plan:
+def plan_for(args: TrainingArguments, *, budget: Budget | None, examples: int | None, unit: Unit) -> Plan:
     """The plan with the least noise that trains as ``args`` say and spends at most ``budget``.
 
     Raises:
@@ -227,10 +225,11 @@ def plan_for(
         BudgetExceededError: no amount of noise meets the budget.
     """
     by_user = unit.kind is Kind.USER
-    name, size = ("users", users) if by_user else ("examples", examples)
+    name, size = ("users.count", unit.count) if by_user else ("examples", examples)
     if budget is None or size is None:
+        whose = "users" if by_user else "examples"
         raise ValueError(
-            f"plan=None: expected a plan, or a budget with {name}, the public number of {name} in the data set"
+            f"plan=None: expected a plan, or a budget with {name}, the public number of {whose} in the data set"
         )
     batch = expected_batch(args)
     _check.count(name, size)

@@ -13,7 +13,7 @@ from transformers.trainer_callback import ExportableState
 
 from privguard.errors import TamperedError
 from privguard.runs import start
-from privguard.runs.options import Setting
+from privguard.runs.options import RunSetup
 from privguard.runs.run import PrivateRun
 
 SEALED, STATE = "state.sealed", "trainer_state.json"
@@ -42,13 +42,13 @@ def steps_done(checkpoint: str) -> int:
     return json.loads(Path(checkpoint, STATE).read_text())["global_step"]
 
 
-def weights(checkpoint: str, setting: Setting) -> Mapping[str, Tensor]:
+def weights(checkpoint: str, setup: RunSetup) -> Mapping[str, Tensor]:
     """The sealed weights of a checkpoint.
 
     Raises:
         TamperedError: the key does not open it, or it was changed.
     """
-    return start.open_snapshot(Path(checkpoint, SEALED), setting).weights
+    return start.open_snapshot(Path(checkpoint, SEALED), setup).weights
 
 
 def exported(callbacks: Iterable[object]) -> dict[str, Any]:

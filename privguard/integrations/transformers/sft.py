@@ -46,7 +46,7 @@ class PrivateSFTTrainer(PrivateTrainer, SFTTrainer):
             train_dataset: the private records, in any of SFTTrainer's formats for text, one example in a row.
             eval_dataset: other people's records, in the same formats.
             **more: the other arguments of :class:`PrivateTrainer` (``seal_to``, ``budget`` …) and of ``SFTTrainer``
-                (``processing_class``, ``peft_config``, ``formatting_func`` …). ``user_ids`` has to be a column.
+                (``processing_class``, ``peft_config``, ``formatting_func`` …). ``users`` has to name a column.
 
         Raises:
             PrivacyError: a setting, a model or a data set that cannot be private; the message says why.
@@ -59,9 +59,10 @@ class PrivateSFTTrainer(PrivateTrainer, SFTTrainer):
         sft_arguments.refuse(args)
         formatted = more.get("formatting_func") is not None
         sft_arguments.refuse_columns(train_dataset.column_names, text=args.dataset_text_field, formatted=formatted)
-        if not isinstance(more.get("user_ids"), str | None):
+        users = more.get("users")
+        if users is not None and not isinstance(users.ids, str):
             raise PrivacyError(
-                "user_ids: SFTTrainer drops records without a label, so values beside the data set would name the "
+                "users.ids: SFTTrainer drops records without a label, so values beside the data set would name the "
                 "wrong users; make them a column of train_dataset and pass its name"
             )
         # Asked here, because SFTTrainer makes new data sets of both.

@@ -12,7 +12,6 @@ removed from its logs.
 
 import math
 import sys
-from collections.abc import Hashable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -26,7 +25,6 @@ from transformers.trainer_utils import TrainOutput, get_last_checkpoint, rotate_
 from privguard.accounting.calibrate import Budget
 from privguard.accounting.ledger import Ledger
 from privguard.checkpoint.key import To
-from privguard.checkpoint.trust import Trust
 from privguard.errors import PrivacyError
 from privguard.integrations.transformers import arguments as training_arguments
 from privguard.integrations.transformers import checkpoint as trainer_checkpoint
@@ -36,40 +34,35 @@ from privguard.integrations.transformers.losses import inputs_for
 from privguard.integrations.transformers.parts import training_clipper, training_head, training_loader
 from privguard.records import Claim
 from privguard.runs import start
-from privguard.runs.budget import BookOrPlace, Charge
 from privguard.runs.driver import Head, PerExampleLoss, Underway
-from privguard.runs.options import Setting, as_list, key_for
-from privguard.runs.privacy_unit import Unit
+from privguard.runs.options import RunOptions, RunSetup, as_list, key_for
+from privguard.runs.privacy_unit import ByUser, Unit
 from privguard.runs.progress import SpentSoFar, public
 from privguard.runs.signals import Interrupts
-from privguard.training.plan import Plan, Speed, steps_in
+from privguard.training.plan import Plan, steps_in
 from privguard.training.ranks import Ranks
+
+_ARGS_OWN = {
+    "checkpoint_every": "say it in args (save_strategy, save_steps)",
+    "quiet": "say it in args (disable_tqdm)",
+}
 
 
 class PrivateTrainer(Trainer):
     """A ``transformers.Trainer`` that trains under ε; see the arguments of :meth:`__init__`."""
 
-    def __init__(  # noqa: PLR0913 — what a person decides about a private run, each with a name
+    def __init__(  # noqa: PLR0913 — Trainer's own two, and what everybody says about a private run
         self,
         model: nn.Module | None = None,
         args: TrainingArguments | None = None,
         *,
         seal_to: To,
-        auditors: To = (),
         plan: Plan | None = None,
         budget: Budget | None = None,
         examples: int | None = None,
-        users: int | None = None,
-        user_ids: str | Iterable[Hashable] | None = None,
-        examples_per_user: int = 8,
-        clip_each_example: bool = False,
+        users: ByUser | None = None,
         per_example_loss: PerExampleLoss | None = None,
-        key: Any = None,
-        trust: Trust | None = None,
-        book: BookOrPlace = None,
-        data_set: str | None = None,
-        insecure_seed: int | None = None,
-        show_private_loss: bool = False,
+        options: RunOptions | None = None,
         **trainer: Any,
     ) -> None:
         """Make a private trainer.
@@ -78,23 +71,13 @@ class PrivateTrainer(Trainer):
             model: the model to train; refused where examples are not kept apart in it.
             args: as for ``Trainer``; every field is honoured, mapped or refused, see ``docs/training-arguments.md``.
             seal_to: who can open the checkpoints: recipients, keys, or paths of their files.
-            auditors: who may read the ledger and the manifest in the checkpoints, and nothing else of them.
             plan: what touches privacy; or else
             budget: what may be spent; steps, batch and clipping norm (``max_grad_norm``) are those of ``args``.
             examples: with a budget, the *public* size of the data set. A different real size is never an error.
-            users: with a budget, the public number of users, where a user is the unit of privacy.
-            user_ids: the column of the data set that says whose a record is, or one value for each record.
-            examples_per_user: the most records of one user that enter a step.
-            clip_each_example: clip each record to its share of the norm, in place of each user's mean to all of it.
+            users: where a user is the unit of privacy, whose each record is; with a budget, ``count`` has to be given.
             per_example_loss: a function of (outputs, batch) to losses (B,), for heads that privguard does not know.
-            key: opens checkpoints, to resume or to load the best model; by default a key file among ``seal_to``.
-            trust: who signs checkpoints, and the least step and ledger head to resume from; by default the run's own
-                signer signs, and only its checkpoints are resumed from.
-            book: the team's budget book, or its place, in which the run is reserved before it starts; give it again
-                when resuming.
-            data_set: with a book, the SHA-256 under which the data set stands in it.
-            insecure_seed: repeatable sampler and noise, for tests and figures; such a run has no claim.
-            show_private_loss: show the un-noised loss on the terminal; the guarantee does not cover it.
+            options: what few runs need to say: auditors, keys, a budget book, a seed for tests. What ``args`` decides
+                (``checkpoint_every``, ``quiet``) is refused.
             **trainer: the other arguments of ``Trainer``, unchanged.
 
         Raises:
@@ -103,22 +86,21 @@ class PrivateTrainer(Trainer):
             NoRecipientError: ``seal_to`` is empty.
         """
         args = args or TrainingArguments(output_dir="tmp_trainer")
+        self._options = options or RunOptions()
+        self._options.refuse(_ARGS_OWN)
         training_arguments.refuse(args)
         training_arguments.refuse_scalar_loss(trainer)
-        self._unit = Unit.of(user_ids, most=examples_per_user, apart=clip_each_example)
-        self.plan = plan or plan_for(args, budget=budget, examples=examples, users=users, unit=self._unit)
+        self._unit = Unit(users)
+        self.plan = plan or plan_for(args, budget=budget, examples=examples, unit=self._unit)
         self._unit.agrees(self.plan)
         training_arguments.agree(args, self.plan)
-        self._seal_to, self._key, self._seed = as_list(seal_to), key, insecure_seed
-        self._auditors, self._trust = as_list(auditors), trust or Trust()
-        self._budget = (book, data_set)
-        self._own_loss, self._show_loss = per_example_loss, show_private_loss
+        self._seal_to, self._own_loss = seal_to, per_example_loss
         self._private: Underway | None = None
         self._resuming: str | None = None
         self._ledger_ahead = 0
         self._claim: Claim | None = None
         if args.load_best_model_at_end:
-            key_for(self._seal_to, key)
+            key_for(as_list(self._seal_to), self._options.key)
         super().__init__(model, training_arguments.private(args, self.plan), **trainer)
         training_arguments.refuse_overlap(self.train_dataset, self.eval_dataset)
 
@@ -223,10 +205,10 @@ class PrivateTrainer(Trainer):
             data = self._prepare_inputs(fetched)
             private.begin(batch, data)
             losses = private.backward(batch, cast("Head", private.head).losses(self._forward(model, data), data))
-            if self._show_loss and sys.stderr.isatty():
+            if self._options.show_private_loss and sys.stderr.isatty():
                 print(f"un-noised loss {losses.mean().item():.3f}", file=sys.stderr)  # noqa: T201 — asked for by name
         private.run.release()
-        if private.setting.ranks.from_lead(lambda: self._interrupts.wanted):
+        if private.setup.ranks.from_lead(lambda: self._interrupts.wanted):
             self.control.should_training_stop = True
         return torch.zeros((), device=self.args.device)
 
@@ -284,7 +266,7 @@ class PrivateTrainer(Trainer):
             self.state.best_model_checkpoint = str(best)
         callbacks = [*self.callback_handler.callbacks, self.control]
         self.state.stateful_callbacks = cast("Any", trainer_checkpoint.exported(callbacks))
-        trainer_checkpoint.write(private.run, self.state, output=self._folder, lead=private.setting.ranks.lead)
+        trainer_checkpoint.write(private.run, self.state, output=self._folder, lead=private.setup.ranks.lead)
         private.saved = private.run.taken
         if self.args.should_save:
             kept = self.state.best_model_checkpoint
@@ -302,7 +284,7 @@ class PrivateTrainer(Trainer):
 
     def _load_best_model(self) -> None:
         best = cast("str", self.state.best_model_checkpoint)
-        self._bare.load_state_dict(dict(trainer_checkpoint.weights(best, cast("Underway", self._private).setting)))
+        self._bare.load_state_dict(dict(trainer_checkpoint.weights(best, cast("Underway", self._private).setup)))
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """Write the finished model in clear, as ``save_model`` asks, without the pickle of the arguments beside it."""
@@ -330,37 +312,35 @@ class PrivateTrainer(Trainer):
         smoothing = self.args.label_smoothing_factor
         head = training_head(model, data, own_loss=self._own_loss, label_smoothing=smoothing)
         forward, bound = partial(self._forward, model), self.plan.max_grad_norm
-        setting = Setting(
+        own = {"schedule": cast("Any", self.lr_scheduler), "trainer": StepInTheSeal(self)}
+        setup = RunSetup(
             model=model,
             optimizer=cast("Any", self.optimizer),
             clipper=training_clipper(model, head, forward, data, unit=self._unit, max_grad_norm=bound),
             folder=self._folder,
             seal_to=self._seal_to,
-            auditors=self._auditors,
-            also={"schedule": cast("Any", self.lr_scheduler), "trainer": StepInTheSeal(self)},
-            key=self._key,
-            trust=self._trust,
+            options=self._options,
+            also={**self._options.also, **own},
             every=0,
-            insecure_seed=self._seed,
-            speed=Speed(physical_batch=data.batch_size),
+            rows=data.batch_size,
             ranks=Ranks.current(),
-            charge=Charge.to(*self._budget),
+            charge=self._options.charge(),
         )
         try:
             if checkpoint is None:
-                run = start.start(self.plan, setting)
+                run = start.start(self.plan, setup)
             else:
-                run = start.resume(self.plan, setting, snapshot=Path(checkpoint, SEALED))
-            return Underway(run, setting, head, data, users=self._unit.users)
+                run = start.resume(self.plan, setup, snapshot=Path(checkpoint, SEALED))
+            return Underway(run, setup, head, data, users=self._unit.users)
         except BaseException:
-            setting.clipper.close()
+            setup.clipper.close()
             raise
 
     def _let_go(self) -> None:
         """End the run that is under way, if any, and keep its claim."""
         if self._private is not None:
             run = self._private.run
-            if not run.manifest.insecure and self._private.setting.ranks.lead:
+            if not run.manifest.insecure and self._private.setup.ranks.lead:
                 self._claim = run.claim()
             run.end()
             self._private = None

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from privguard.checkpoint.key import Key
 from privguard.integrations.accelerate import PrivateAccelerator
+from privguard.runs.options import RunOptions
 from privguard.training.plan import Plan
 
 
@@ -72,10 +73,10 @@ def start(
         plan=plan(**changes),
         run=folder,
         seal_to=[key],
-        insecure_seed=seed,
         losses=losses,
         cpu=True,
         kwargs_handlers=several,
+        options=RunOptions(insecure_seed=seed),
     )
     net = prepare(net or network())
     optimizer = torch.optim.SGD(net.parameters(), lr=lr, momentum=momentum)

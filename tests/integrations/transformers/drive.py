@@ -4,6 +4,7 @@ import copy
 
 import torch
 import transformers as hf
+from small import with_options
 from zoo import pad
 
 from privguard.checkpoint.key import Key
@@ -46,7 +47,7 @@ def private_trainer(model, data, folder, *, kind=PrivateTrainer, plan=None, args
     plan = plan or make_plan(len(data))
     args = args or arguments(folder, int(plan.expected_batch_size))
     settings = {"seal_to": [KEY], "insecure_seed": 1, "data_collator": pad, **more}
-    return kind(model, args, train_dataset=data, plan=plan, **settings)
+    return kind(model, args, train_dataset=data, plan=plan, **with_options(settings))
 
 
 def per_example_reference(model, data, folder):

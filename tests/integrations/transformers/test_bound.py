@@ -7,6 +7,7 @@ from zoo import ZOO, Rows
 
 from privguard.errors import PrivacyError
 from privguard.records import Unit
+from privguard.runs.privacy_unit import ByUser
 from privguard.runs.privacy_unit import Unit as Whose
 from privguard.training.attach import attach
 from privguard.training.clip import OneByOne
@@ -20,7 +21,7 @@ def clipped_sum(name, rows, folder, **more):
     torch.manual_seed(0)
     net = ZOO[name][0]()
     before = {n: p.detach().clone() for n, p in net.named_parameters()}
-    unit = Unit.USER if "user_ids" in more else Unit.EXAMPLE
+    unit = Unit.USER if "users" in more else Unit.EXAMPLE
     plan = make_plan(4, max_grad_norm=C, unit=unit)
     args = arguments(folder, 4, per_device_train_batch_size=4)
     private_trainer(net, Rows(rows), folder, plan=plan, args=args, **more).train()
@@ -45,8 +46,8 @@ def test_one_user_moves_the_sum_by_at_most_the_bound(tmp_path, apart):
 
     def of(*names):
         kept = [i for i, user in enumerate(users) if user in names]
-        more = {"user_ids": [users[i] for i in kept], "examples_per_user": 4, "clip_each_example": apart}
-        return clipped_sum("bert-sequence", [rows[i] for i in kept], tmp_path / "".join(names), **more)
+        whose = ByUser([users[i] for i in kept], most=4, clip_each_example=apart)
+        return clipped_sum("bert-sequence", [rows[i] for i in kept], tmp_path / "".join(names), users=whose)
 
     least = 0.2 if apart else 0.5  # four records do not point the same way
     assert least * C < (of("a", "b", "c", "d") - of("b", "c", "d")).norm().item() <= C * (1 + 1e-4)
@@ -62,7 +63,7 @@ def test_a_users_gradient_is_the_mean_over_their_examples(tmp_path):
         gradient = torch.autograd.grad(torch.stack(losses).mean(), list(net.parameters()))
         flat = torch.cat([g.flatten() for g in gradient]).double()
         wanted = wanted + flat * min(1, C / flat.norm())
-    found = clipped_sum("gpt2-causal", rows, tmp_path, user_ids=["a", "a", "a", "b", "b"], examples_per_user=3)
+    found = clipped_sum("gpt2-causal", rows, tmp_path, users=ByUser(["a", "a", "a", "b", "b"], most=3))
     assert torch.allclose(found, wanted, atol=2e-6)
 
 
@@ -76,20 +77,22 @@ def test_records_apart_are_clipped_to_equal_shares_and_added(tmp_path):
         loss = net(**{n: v[None] for n, v in row.items()}).loss
         flat = torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(net.parameters()))]).double()
         wanted = wanted + flat * min(1, C / 3 / flat.norm())
-    more = {"user_ids": ["a", "a", "a", "b", "b", "c"], "examples_per_user": 3, "clip_each_example": True}
-    assert torch.allclose(clipped_sum("gpt2-causal", rows, tmp_path, **more), wanted, atol=2e-6)
+    whose = ByUser(["a", "a", "a", "b", "b", "c"], most=3, clip_each_example=True)
+    assert torch.allclose(clipped_sum("gpt2-causal", rows, tmp_path, users=whose), wanted, atol=2e-6)
 
 
 def test_noise_covers_what_all_records_of_a_user_may_add():
     net = torch.nn.Linear(3, 2)
-    shares = Whose.of("who", most=5, apart=True).clipper(lambda bound: attach(net, max_grad_norm=bound), 2.0)
+    shares = Whose(ByUser("who", most=5, clip_each_example=True)).clipper(
+        lambda bound: attach(net, max_grad_norm=bound), 2.0
+    )
     assert shares.take().l2_bound == pytest.approx(2.0)
     with pytest.raises(PrivacyError, match="clip_each_example"):
-        Whose.of("who", most=5, apart=True).clipper(
+        Whose(ByUser("who", most=5, clip_each_example=True)).clipper(
             lambda bound: OneByOne(torch.nn.Linear(3, 2), max_grad_norm=bound), 2.0
         )
-    with pytest.raises(ValueError, match="clip_each_example=True: expected user_ids"):
-        Whose.of(None, most=5, apart=True)
+    with pytest.raises(ValueError, match="most=0"):
+        ByUser("who", most=0)
 
 
 def adapted(kind):

@@ -17,6 +17,8 @@ from privguard.accounting.ledger import Ledger
 from privguard.errors import PrivacyError
 from privguard.integrations.transformers import losses, sft_arguments
 from privguard.records import Unit
+from privguard.runs.options import RunOptions
+from privguard.runs.privacy_unit import ByUser
 
 datasets, tokenizers, trl = map(pytest.importorskip, ("datasets", "tokenizers", "trl"))
 PrivateSFTTrainer = pytest.importorskip("privguard.integrations.transformers.sft").PrivateSFTTrainer
@@ -90,9 +92,15 @@ def config(folder, **changes):
 
 def exact(model, data, folder, *, args, **more):
     return PrivateSFTTrainer(
-        model, config(folder, gradient_accumulation_steps=len(data) // 4, **args), train_dataset=data,
-        processing_class=tokenizer(), seal_to=[KEY], plan=make_plan(len(data)), insecure_seed=1, **more,
-    )  # fmt: skip
+        model,
+        config(folder, gradient_accumulation_steps=len(data) // 4, **args),
+        train_dataset=data,
+        processing_class=tokenizer(),
+        seal_to=[KEY],
+        plan=make_plan(len(data)),
+        options=RunOptions(insecure_seed=1),
+        **more,
+    )
 
 
 def reference(model, data, folder, *, args, **more):
@@ -146,10 +154,16 @@ def test_adapters_are_sft_trainers_own(tmp_path):
 def noisy(folder, *, model=None, data=None, callbacks=None, seed=1, evaluation=None, **changes):
     plan = make_plan(4, sample_rate=0.5, noise_multiplier=1.0, max_grad_norm=0.5, steps=3)
     return PrivateSFTTrainer(
-        model or gpt2(), config(folder, **{"learning_rate": 0.1, **changes}), train_dataset=data or texts(),
-        eval_dataset=evaluation, processing_class=tokenizer(), seal_to=[KEY], plan=plan, insecure_seed=seed,
+        model or gpt2(),
+        config(folder, **{"learning_rate": 0.1, **changes}),
+        train_dataset=data or texts(),
+        eval_dataset=evaluation,
+        processing_class=tokenizer(),
+        seal_to=[KEY],
+        plan=plan,
         callbacks=callbacks,
-    )  # fmt: skip
+        options=RunOptions(insecure_seed=seed),
+    )
 
 
 def test_no_file_and_no_record_holds_an_unnoised_number(tmp_path, monkeypatch, capsys, caplog):
@@ -230,11 +244,11 @@ def test_users_are_a_column(tmp_path):
     args = config(tmp_path, max_steps=1, per_device_train_batch_size=2)
     facts = {"train_dataset": data, "processing_class": tokenizer(), "seal_to": [KEY]}
     budget = Budget(epsilon=8, delta=1e-3)
-    private = PrivateSFTTrainer(gpt2(), args, user_ids="author", users=4, budget=budget, **facts)
+    private = PrivateSFTTrainer(gpt2(), args, budget=budget, users=ByUser(ids="author", count=4), **facts)
     private.train()
     assert private.claim().unit == Unit.USER
     with pytest.raises(PrivacyError, match="name the wrong users"):
-        PrivateSFTTrainer(gpt2(), args, user_ids=list(data["author"]), users=4, budget=budget, **facts)
+        PrivateSFTTrainer(gpt2(), args, budget=budget, users=ByUser(ids=list(data["author"]), count=4), **facts)
 
 
 # Refusals.

@@ -40,7 +40,13 @@ def private_run(folder, digits, monkeypatch, *, mark):
     with monkeypatch.context() as patch:
         patch.setattr(_random.Stream, "reader", recorded)
         private = pg.privatize(
-            model, optimizer, loader, plan, run=folder, seal_to=[folder / "team.key"], insecure_seed=5
+            model,
+            optimizer,
+            loader,
+            plan,
+            run=folder,
+            seal_to=[folder / "team.key"],
+            options=pg.RunOptions(insecure_seed=5),
         )
         for inputs, targets in private.batches():
             sampled.append(hashlib.sha256(inputs.numpy().tobytes()).hexdigest())
