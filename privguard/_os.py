@@ -224,14 +224,14 @@ def _lock_bytes(descriptor: int, *, wait: bool) -> None:  # pragma: no cover —
 
 @contextlib.contextmanager
 def locked_path(path: Path, *, flags: int = os.O_RDWR, wait: bool = True) -> Generator[int]:
-    """The file that ``path`` leads to, open and locked, also where another replaced it while this waited.
+    """The regular file that ``path`` leads to, open and locked, also where another replaced it while this waited.
 
     Raises:
         FileNotFoundError: there is none.
         BlockingIOError, LocksUnsupportedError: as :func:`lock`.
     """
     while True:
-        descriptor = open_file(path, flags)
+        descriptor = open_regular(path, flags)
         try:
             lock(descriptor, wait=wait)
             if leads_to(path, descriptor):
@@ -289,6 +289,12 @@ def exists(name: str, *, directory: Path, dir_fd: int | None = None) -> bool:
 def fresh_token() -> str:
     """16 hexadecimal characters for a temporary name."""
     return secrets.token_hex(8)
+
+
+def set_mode(descriptor: int, mode: int) -> None:
+    """Set the permissions of an open file, where the system has such."""
+    if hasattr(os, "fchmod"):
+        os.fchmod(descriptor, mode)
 
 
 # Memory and processes

@@ -7,7 +7,7 @@ head. To shut them out of the content, seal it anew.
 
 import contextlib
 import os
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import final
@@ -17,9 +17,11 @@ from cryptography.exceptions import InvalidTag
 from privguard import _os
 from privguard.attest import journal
 from privguard.checkpoint import durable, envelope
+from privguard.checkpoint.archive import HEAD
 from privguard.checkpoint.envelope import Form, Secrets
+from privguard.checkpoint.folder import alone_in
 from privguard.checkpoint.key import Key, Kind, One, Recipient, To, recipients
-from privguard.checkpoint.opened import Head, head_of, head_path, refuse_plain
+from privguard.checkpoint.opened import Head, head_of, head_path, left_over, refuse_plain
 from privguard.checkpoint.payload import one_failure
 from privguard.checkpoint.stanza import Role, Stanza
 from privguard.errors import NoRecipientError, SealError
@@ -34,12 +36,16 @@ NOT_REVOKED = (
 @final
 @dataclass(frozen=True, kw_only=True)
 class Inspection(Record):
-    """What can be known of a sealed file without a key; sizes are in bytes, identities in hexadecimal."""
+    """What can be known of a sealed file without a key; sizes are in bytes, identities in hexadecimal.
+
+    ``leftover``: the head holds something that does not count; a re-wrap was cut short, or somebody wrote there.
+    """
 
     path: str
     form: str
     version: int
     file_id: str
+    leftover: bool
     data_bytes: int
     ledger_bytes: int
     rewraps: int
@@ -63,6 +69,7 @@ def inspect(path: str | os.PathLike[str]) -> Inspection:
         form=head.preamble.form.name.lower(),
         version=envelope.VERSION,
         file_id=head.preamble.file_id.hex(),
+        leftover=head.leftover and left_over(path),
         data_bytes=head.preamble.data_bytes,
         ledger_bytes=head.preamble.ledger_bytes,
         rewraps=head.slot.sequence - 1,
@@ -82,7 +89,8 @@ def rewrap(
     """Add and remove recipients of the file or folder ``path``; ``key`` must be able to resume.
 
     ``remove`` takes recipients, keys, paths of their files, identities as :func:`inspect` shows them, or the word
-    ``passphrase``. In a file, the new head is written beside the old one and synced, then the old one is zeroed and
+    ``passphrase``. Without any of them the head is written anew, which clears what is left over.
+    In a file, the new head is written beside the old one and synced, then the old one is zeroed and
     synced: at every moment one of them is whole.
 
     Raises:
@@ -92,9 +100,7 @@ def rewrap(
     """
     path = Path(path)
     to, auditors = recipients(add) if add else (), recipients(add_auditors) if add_auditors else ()
-    descriptor = _os.open_file(head_path(path), os.O_RDWR)
-    try:
-        _os.lock(descriptor)
+    with _alone(path) as descriptor:
         refuse_plain(descriptor, path)
         with journal.acting("rewrap", path) as act, contextlib.ExitStack() as grants:
             for one in (*to, *auditors):
@@ -105,9 +111,27 @@ def rewrap(
             stanzas = _changed(head.slot.stanzas, envelope.wrap(secrets, to, auditors), remove, path)
             slot = envelope.pack_slot(head.preamble, secrets, stanzas, sequence=head.slot.sequence + 1)
             _switch(descriptor, path, head, slot)
-    finally:
-        os.close(descriptor)
     return inspect(path)
+
+
+@contextlib.contextmanager
+def _alone(path: Path) -> Generator[int]:
+    """The file with the head, open for writing, while nobody else saves or re-wraps what it belongs to."""
+    where = head_path(path)
+    with contextlib.ExitStack() as stack:
+        try:
+            if path.is_dir():
+                folder = stack.enter_context(alone_in(path)).folder
+                descriptor = folder.open(HEAD, os.O_RDWR)
+                stack.callback(os.close, descriptor)
+            else:
+                descriptor = stack.enter_context(_os.locked_path(where))
+        except _os.LocksUnsupportedError:
+            raise SealError(
+                f"{path}: its file system has no working lock, so two re-wraps could undo each other; copy it to a "
+                "local disk, re-wrap it there and copy it back"
+            ) from None
+        yield descriptor
 
 
 def _changed(before: Iterable[Stanza], added: list[Stanza], remove: To, path: Path) -> list[Stanza]:

@@ -2,21 +2,18 @@
 
 A file is the head, the members, the index of their names and sizes, the ledger and the manifest, in this order. A
 folder holds the same parts as files of their own under names that begin with the file id, and the head as
-``privguard.seal``; saving again writes new names, replaces the head by one rename and deletes the old parts last.
+``privguard.seal``: :mod:`privguard.checkpoint.folder`.
 
 Members and index open with the file key; ledger and manifest also with the auditor's.
 """
 
-import contextlib
 import hashlib
-import os
-import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, final
 
-from privguard import _canon, _os
+from privguard import _canon
 from privguard.attest import journal
 from privguard.attest.statement import PREDICATES, SigningKey, Statement, sign
 from privguard.checkpoint import durable, envelope
@@ -29,7 +26,6 @@ from privguard.records import Digest
 HEAD = "privguard.seal"
 SMALL = ("index", "ledger", "manifest")
 WEIGHTS, STATE, STATE_TENSORS = "weights.safetensors", "state.json", "state.safetensors"  # members of a snapshot
-_PART = re.compile(r"([0-9a-f]{32})\.(\d{1,6}|index|ledger|manifest)")
 Advance = Callable[[int], object]
 Places = dict[int | str, Place]
 
@@ -81,10 +77,10 @@ def write_file(path: Path, contents: Contents, audience: Audience, *, advance: A
     secrets = Secrets.fresh()
     stanzas = envelope.wrap(secrets, audience.to, audience.auditors)
     small = contents.small(secrets)
-    draft = _draft(Form.FILE, secrets, stanzas, contents.sizes, small)
+    sketch = draft(Form.FILE, secrets, stanzas, contents.sizes, small)
     with journal.acting("seal", path) as act, durable.replacing(path) as descriptor:
-        _seal_members(secrets, contents, places_in_file(path, descriptor, draft, contents.sizes), advance)
-        act.sha256 = _complete(path, descriptor, secrets, stanzas, draft=draft, small=small)
+        _seal_members(secrets, contents, places_in_file(path, descriptor, sketch, contents.sizes), advance)
+        act.sha256 = _complete(path, descriptor, secrets, stanzas, sketch=sketch, small=small)
 
 
 def complete_file(
@@ -101,45 +97,8 @@ def complete_file(
     ``sizes`` are the members' bytes of plaintext by name, in the order in which they lie in the file.
     """
     small = _small(sizes, manifest, b"")
-    draft = _draft(Form.FILE, secrets, stanzas, list(sizes.values()), small)
-    return _complete(path, descriptor, secrets, stanzas, draft=draft, small=small)
-
-
-def write_folder(path: Path, contents: Contents, audience: Audience, *, advance: Advance | None = None) -> None:
-    """Seal ``contents`` into a folder; what the folder held before opens until the new head is in place."""
-    secrets = Secrets.fresh()
-    with journal.acting("seal", path) as act, durable.naming(path):
-        new = not path.exists()
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        try:
-            preamble = _write_parts(path, contents, secrets, audience, advance)
-        except BaseException:
-            _delete_parts(path, lambda file_id: file_id == secrets.file_id.hex())
-            if new:
-                with contextlib.suppress(OSError):
-                    path.rmdir()
-            raise
-        act.sha256 = preamble.digest()
-    _delete_parts(path, lambda file_id: file_id != secrets.file_id.hex())
-    durable.sync_folder(path)
-
-
-def _write_parts(
-    path: Path, contents: Contents, secrets: Secrets, audience: Audience, advance: Advance | None
-) -> Preamble:
-    """All parts under their new names, synced, and then the head."""
-    stanzas = envelope.wrap(secrets, audience.to, audience.auditors)
-    small = contents.small(secrets)
-    draft = _draft(Form.FOLDER, secrets, stanzas, contents.sizes, small)
-    with contextlib.ExitStack() as stack:
-        places = _create_parts(stack, path, draft, contents.sizes)
-        _seal_members(secrets, contents, places, advance)
-        preamble = _seal_small(secrets, small, places, draft=draft)
-        for place in places.values():
-            _os.sync(place.descriptor)
-    durable.sync_folder(path)
-    durable.replace(path / HEAD, preamble.pack() + envelope.pack_slot(preamble, secrets, stanzas, sequence=1))
-    return preamble
+    sketch = draft(Form.FILE, secrets, stanzas, list(sizes.values()), small)
+    return _complete(path, descriptor, secrets, stanzas, sketch=sketch, small=small)
 
 
 def statement(secrets: Secrets, manifest: Mapping[str, Any]) -> Statement:
@@ -178,12 +137,12 @@ def places_in_file(path: Path, descriptor: int, preamble: Preamble, sizes: list[
     return places
 
 
-def part_path(folder: Path, preamble: Preamble, name: int | str) -> Path:
+def part_name(preamble: Preamble, name: int | str) -> str:
     """The file in a sealed folder that holds one part."""
-    return folder / f"{preamble.file_id.hex()}.{name}"
+    return f"{preamble.file_id.hex()}.{name}"
 
 
-def _draft(form: Form, secrets: Secrets, stanzas: list[Stanza], sizes: list[int], small: dict[str, bytes]) -> Preamble:
+def draft(form: Form, secrets: Secrets, stanzas: list[Stanza], sizes: list[int], small: dict[str, bytes]) -> Preamble:
     """The preamble with all sizes, before the digests are known."""
     return Preamble(
         form=form,
@@ -209,11 +168,9 @@ def _seal_members(secrets: Secrets, contents: Contents, places: Places, advance:
         member(secrets, number).seal(content, places[number], advance=advance)
 
 
-def _seal_small(secrets: Secrets, small: dict[str, bytes], places: Places, *, draft: Preamble) -> Preamble:
-    """Write index, ledger and manifest into their places, and return ``draft`` with the digests of the last two."""
-    for name in SMALL:
-        small_part(secrets, name).seal(Bytes(small[name]), places[name])
-    return replace(draft, ledger_digest=digest(places["ledger"]), manifest_digest=digest(places["manifest"]))
+def finished(sketch: Preamble, digests: Mapping[str, bytes]) -> Preamble:
+    """The preamble, once the digests of the sealed ledger and manifest are known."""
+    return replace(sketch, ledger_digest=digests["ledger"], manifest_digest=digests["manifest"])
 
 
 def _complete(
@@ -222,11 +179,15 @@ def _complete(
     secrets: Secrets,
     stanzas: list[Stanza],
     *,
-    draft: Preamble,
+    sketch: Preamble,
     small: dict[str, bytes],
 ) -> str:
     """Write everything but the members into a file, the head last; returns the preamble's digest, in hexadecimal."""
-    preamble = _seal_small(secrets, small, places_in_file(path, descriptor, draft, []), draft=draft)
+    places, digests = places_in_file(path, descriptor, sketch, []), dict[str, bytes]()
+    for name in SMALL:
+        small_part(secrets, name).seal(Bytes(small[name]), places[name])
+        digests[name] = digest(places[name])
+    preamble = finished(sketch, digests)
     slot = envelope.pack_slot(preamble, secrets, stanzas, sequence=1)
     durable.pwrite_all(descriptor, preamble.pack() + slot + bytes(preamble.slot_bytes), 0)
     return preamble.digest()
@@ -240,23 +201,3 @@ def digest(place: Place) -> bytes:
         place.read(piece, position)
         state.update(piece)
     return state.digest()
-
-
-def _create_parts(stack: contextlib.ExitStack, folder: Path, draft: Preamble, sizes: list[int]) -> Places:
-    places = places_in_file(folder, -1, draft, sizes)
-    for name, place in places.items():
-        path = part_path(folder, draft, name)
-        descriptor = _os.open_file(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
-        stack.callback(os.close, descriptor)
-        places[name] = Place(path, descriptor, 0, place.size)
-    return places
-
-
-def _delete_parts(folder: Path, which: Callable[[str], bool]) -> None:
-    for path in _parts(folder):
-        if which(path.name[:32]):
-            path.unlink(missing_ok=True)
-
-
-def _parts(folder: Path) -> Iterator[Path]:
-    return (path for path in folder.iterdir() if _PART.fullmatch(path.name))

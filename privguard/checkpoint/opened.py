@@ -1,8 +1,13 @@
 """Opening a sealed file or folder: the head first, then only what is asked for."""
 
+import contextlib
+import errno
 import itertools
 import json
 import os
+import time
+import warnings
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
@@ -13,6 +18,7 @@ from privguard.attest import journal
 from privguard.attest.statement import Envelope, Identity, verify
 from privguard.checkpoint import archive, envelope
 from privguard.checkpoint.archive import HEAD, SMALL, Advance, Places
+from privguard.checkpoint.durable import Directory
 from privguard.checkpoint.envelope import MAGIC, PREAMBLE_BYTES, Form, Preamble
 from privguard.checkpoint.key import Key
 from privguard.checkpoint.payload import MalformedError, Place, Reader, one_failure, plain_size, sealed_size
@@ -24,7 +30,13 @@ if TYPE_CHECKING:
 
     from privguard.checkpoint.tensors import TensorFile
 
+_HELD = 256  # descriptors that one opened folder keeps; parts beyond them are opened for each read
+_PATIENCE, _MOMENT = 100, 0.02  # how often, and after how many seconds, to look again beside a busy writer
 _PLAIN_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")  # zip (torch.save) and pickle
+
+
+class LeftoverWarning(UserWarning):
+    """A sealed file whose content is whole, with something in the part of its head that does not count."""
 
 
 @final
@@ -39,6 +51,11 @@ class Head:
         self.size = size
         self.slots = slots
         self.at, self.slot = envelope.active(slots)
+
+    @property
+    def leftover(self) -> bool:
+        """Whether the slot that does not count holds anything: a re-wrap cut short, or bytes of somebody's."""
+        return any(any(slot) for at, slot in enumerate(self.slots) if at != self.at)
 
     @classmethod
     def read(cls, descriptor: int) -> "Head":
@@ -74,28 +91,63 @@ class Sealed:
         """
         self.path = Path(path)
         self._descriptors: list[int] = []
+        self._folder: Directory | None = None
         self._tensors: TensorFile | None = None
         try:
             with journal.acting("open", self.path) as act, one_failure(self.path):
-                self._open(key)
+                self._open_settled(key)
                 act.role, act.sha256 = self.role.name.lower(), self.preamble.digest()
         except BaseException:
             self.close()
             raise
+        if self.leftover:
+            warnings.warn(leftover_text(self.path), LeftoverWarning, stacklevel=3)
 
-    def _open(self, key: Key) -> None:
+    def _open_settled(self, key: Key) -> None:
+        """Open what is there now: who saves or re-wraps beside this can replace the head while it is read."""
+        for _ in range(_PATIENCE):
+            head = None
+            try:
+                head = self._read_head()
+                self._open(head, key)
+            except (InvalidTag, MalformedError, FileNotFoundError):
+                if head is None or not self._head_moved(head):
+                    raise
+                self.close()
+            else:
+                self.leftover = head.leftover and left_over(self.path)
+                return
+        raise SealError(f"{self.path}: is replaced faster than it can be read; open it when fewer processes write it")
+
+    def _read_head(self) -> Head:
+        if self.path.is_dir():
+            self._folder = Directory(self.path)
         descriptor = self._descriptor(head_path(self.path))
         refuse_plain(descriptor, self.path)
-        head = Head.read(descriptor)
-        if (head.preamble.form is Form.FOLDER) is not self.path.is_dir():
+        try:
+            return Head.read(descriptor)
+        except MalformedError:  # a re-wrap may have been seen half way; what is damaged stays so
+            wait_for_writer(self.path)
+            return Head.read(descriptor)
+
+    def _head_moved(self, head: Head) -> bool:
+        """Whether the head is another one than that which was read."""
+        try:
+            now = head_of(self.path)
+        except TamperedError:
+            return False
+        return (now.preamble, now.slots) != (head.preamble, head.slots)
+
+    def _open(self, head: Head, key: Key) -> None:
+        if (head.preamble.form is Form.FOLDER) is not (self._folder is not None):
             raise MalformedError("form")
         secrets = head.slot.opened_by(key, head.preamble)
         if secrets is None:
             raise InvalidTag
         self.preamble, self.slot, self._secrets = head.preamble, head.slot, secrets
-        self._places: Places = archive.places_in_file(self.path, descriptor, head.preamble, [])
+        self._places: Places = archive.places_in_file(self.path, self._descriptors[-1], head.preamble, [])
         if head.preamble.form is Form.FOLDER:
-            self._places = {name: self._part(name) for name in SMALL}
+            self._places = {name: self._part(name, self._places[name].size) for name in SMALL}
         for name, wanted in (("ledger", head.preamble.ledger_digest), ("manifest", head.preamble.manifest_digest)):
             if archive.digest(self._places[name]) != wanted:
                 raise InvalidTag
@@ -180,6 +232,12 @@ class Sealed:
         number, size = self._members[name]
         archive.member(self._secrets, number).open_file(self._place(number), descriptor, size, advance=advance)
 
+    def check(self, name: str) -> None:
+        """Return when every byte of a member was authenticated; nothing is kept of it."""
+        self._for_resume()
+        number, size = self._members[name]
+        archive.member(self._secrets, number).check(self._place(number), size)
+
     def reader(self, name: str) -> Reader:
         """Random access to a member."""
         self._for_resume()
@@ -187,14 +245,22 @@ class Sealed:
         return archive.member(self._secrets, number).reader(self._place(number), size)
 
     def tensors(self) -> "TensorFile":
-        """The tensors of all ``*.safetensors`` members by name, each read when it is asked for.
+        """The tensors of the ``*.safetensors`` members by name, each read when it is asked for.
 
         In a snapshot these are the weights; the optimizer's tensors come with :func:`privguard.checkpoint.load` only.
+        In a model's folder they are what transformers loads without a ``variant``: the members that
+        ``model.safetensors.index.json`` names where there is one, else ``model.safetensors``.
+
+        Raises:
+            SealError: several members hold a tensor of one name, and nothing says which of them counts.
         """
+        from privguard.checkpoint import shards
         from privguard.checkpoint.tensors import TensorFile
 
-        names = [name for name in self.names() if name.endswith(".safetensors") and not name.startswith("state.")]
-        return TensorFile(*(self.reader(name) for name in names))
+        readers = {name: self.reader(name) for name in shards.tensor_members(self)}
+        files = {name: TensorFile(reader) for name, reader in readers.items()}
+        shards.require_one_home(self.path, files)
+        return TensorFile(*readers.values())
 
     def __getitem__(self, name: str) -> "Tensor":
         if self._tensors is None:
@@ -205,6 +271,9 @@ class Sealed:
         """Close the files behind this."""
         while self._descriptors:
             os.close(self._descriptors.pop())
+        if self._folder is not None:
+            with self._folder:
+                self._folder = None
 
     def __enter__(self) -> "Sealed":
         return self
@@ -222,17 +291,29 @@ class Sealed:
             )
 
     def _descriptor(self, path: Path) -> int:
-        descriptor = _os.open_file(path, os.O_RDONLY)
+        descriptor = _os.open_regular(path)
         self._descriptors.append(descriptor)
         return descriptor
 
-    def _part(self, name: int | str) -> Place:
-        path = archive.part_path(self.path, self.preamble, name)
+    def _part(self, name: int | str, size: int) -> Place:
+        """A part of a folder, of the size that the head or the index says, before anything is read or allocated."""
+        folder, file = self._folder or Directory(self.path), archive.part_name(self.preamble, name)
         try:
-            descriptor = self._descriptor(path)
+            descriptor = folder.open(file)
         except FileNotFoundError:
             raise MalformedError("a part is missing") from None
-        return Place(path, descriptor, 0, os.fstat(descriptor).st_size)
+        except OSError as error:
+            if error.errno in (errno.ELOOP, errno.EINVAL, errno.EISDIR):
+                raise MalformedError("a part is a link or no file") from None
+            raise
+        if os.fstat(descriptor).st_size != size:
+            os.close(descriptor)
+            raise MalformedError("size of a part")
+        if len(self._descriptors) < _HELD:
+            self._descriptors.append(descriptor)
+            return Place(self.path, descriptor, 0, size)
+        os.close(descriptor)
+        return Place(self.path, -1, 0, size, partial(_open_again, folder, file))
 
     def _place(self, number: int) -> Place:
         return self._places[number]
@@ -258,11 +339,44 @@ class Sealed:
         ):
             raise MalformedError("index")
         if self.preamble.form is Form.FOLDER:
-            self._places |= {number: self._part(number) for number in range(len(sizes))}
+            self._places |= {number: self._part(number, sealed_size(size)) for number, size in enumerate(sizes)}
         else:
             descriptor = self._places["index"].descriptor
             self._places |= archive.places_in_file(self.path, descriptor, self.preamble, sizes)
         return {name: (number, size) for number, (name, size) in enumerate(listed)}
+
+
+def _open_again(folder: Directory, name: str) -> int:
+    try:
+        return folder.open(name)
+    except FileNotFoundError:
+        raise SealError(f"{folder.path}: was saved anew or removed while it was read; open it again") from None
+
+
+def left_over(path: Path) -> bool:
+    """Whether something stays in the slot that does not count, once whoever re-wraps the file has ended."""
+    wait_for_writer(path)
+    return head_of(path).leftover
+
+
+def wait_for_writer(path: Path) -> None:
+    """Return when nobody re-wraps the file, after two seconds at the latest; at once where nobody did."""
+    for _ in range(_PATIENCE):
+        try:
+            with _os.locked_path(path, flags=os.O_RDONLY, wait=False):
+                return
+        except BlockingIOError:
+            time.sleep(_MOMENT)
+        except OSError:
+            return
+
+
+def leftover_text(path: Path) -> str:
+    """What to tell of a slot that holds something and does not count."""
+    return (
+        f"{path}: holds bytes in the slot of its head that does not count: a re-wrap was cut short, or somebody wrote "
+        "there; the content is whole. Envelopes of removed recipients may be among them; `privguard rewrap` clears it"
+    )
 
 
 def _signers(key_ids: list[str]) -> str:
@@ -293,9 +407,12 @@ def head_of(path: Path) -> Head:
         TamperedError: no sealed file of privguard, or a damaged one.
         PlainCheckpointError: a checkpoint in clear.
     """
-    descriptor = _os.open_file(head_path(path), os.O_RDONLY)
+    descriptor = _os.open_regular(head_path(path))
     try:
         refuse_plain(descriptor, path)
+        with contextlib.suppress(MalformedError):
+            return Head.read(descriptor)
+        wait_for_writer(path)  # a re-wrap may have been seen half way; what is damaged stays so
         return Head.read(descriptor)
     except MalformedError:
         raise TamperedError(f"{path}: is no sealed file of privguard, or its head is damaged or cut") from None

@@ -11,6 +11,7 @@ written out below, because that class has no random access.
 
 import contextlib
 import hmac
+import os
 import struct
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -81,20 +82,32 @@ class MalformedError(Exception):
 @final
 @dataclass(frozen=True)
 class Place:
-    """Where the ciphertext of a member lies: ``size`` bytes at ``offset`` of the open file ``path``."""
+    """Where the ciphertext of a member lies: ``size`` bytes at ``offset`` of the open file ``path``.
+
+    ``opener`` opens the file anew for each read: of a folder with more members than a process has descriptors.
+    """
 
     path: Path
     descriptor: int
     offset: int
     size: int
+    opener: Callable[[], int] | None = None
 
     def read(self, buffer: memoryview, position: int) -> None:
         """Fill ``buffer`` from ``position`` on; running into the end raises ``InvalidTag``, like any other cut."""
         if position < 0 or position + len(buffer) > self.size:
             raise InvalidTag
+        descriptor = self.descriptor if self.opener is None else self.opener()
+        try:
+            self._fill(descriptor, buffer, self.offset + position)
+        finally:
+            if self.opener is not None:
+                os.close(descriptor)
+
+    def _fill(self, descriptor: int, buffer: memoryview, offset: int) -> None:
         done = 0
         while done < len(buffer):
-            got = _os.read_into(self.descriptor, buffer[done:], self.offset + position + done)
+            got = _os.read_into(descriptor, buffer[done:], offset + done)
             if not got:
                 raise InvalidTag
             done += got
@@ -169,6 +182,10 @@ class Member:
         written.
         """
         self._open_into(place, OpenFile(descriptor, size), advance)
+
+    def check(self, place: Place, size: int) -> None:
+        """Authenticate the whole member of ``size`` bytes and keep nothing of it."""
+        self._open_into(place, Nowhere(size), None)
 
     def _open_into(self, place: Place, sink: "Sink", advance: Callable[[int], object] | None) -> None:
         def one(segment: int) -> None:
@@ -258,6 +275,21 @@ class Memory:
     def put(self, content: bytes, start: int) -> None:
         """The end of a segment."""
         self.into[start : start + len(content)] = content
+
+
+@final
+@dataclass(frozen=True)
+class Nowhere:
+    """Plaintext that is only authenticated."""
+
+    size: int
+
+    def take(self, decrypt: Callable[[memoryview], int], start: int, stop: int) -> int:
+        """Decrypt a batch and forget it."""
+        return decrypt(memoryview(bytearray(min(stop - start, (_BATCH + 1) * CHUNK))))
+
+    def put(self, content: bytes, start: int) -> None:
+        """The end of a segment."""
 
 
 @final

@@ -193,7 +193,9 @@ def _one_name_each(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], di
     kept, aliases, seen = dict[str, Tensor](), dict[str, str](), dict[Any, str]()
     for name, value in tensors.items():
         tensor = _plain(name, value)
-        place = (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+        # A lazy conjugate or negative shares memory with its original, and is another tensor.
+        view = (tensor.is_conj(), tensor.is_neg())
+        place = (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride(), view)
         if tensor.numel() and place in seen:
             aliases[name] = seen[place]
         else:
@@ -220,6 +222,8 @@ def _header(tensors: Mapping[str, Tensor], entries: Mapping[str, tuple[int, int]
         listed[name] = {"dtype": _NAMES[tensor.dtype], "shape": shape, "data_offsets": list(entries[name])}
     text = json.dumps(listed, separators=(",", ":")).encode()
     text = text.ljust(-(-(8 + len(text)) // _ALIGNMENT) * _ALIGNMENT - 8)
+    if len(text) > _LONGEST_HEADER:
+        raise ValueError(f"names of {len(tensors)} tensors take {len(text)} bytes: expected at most {_LONGEST_HEADER}")
     return len(text).to_bytes(8, "little") + text
 
 

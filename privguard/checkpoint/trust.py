@@ -129,7 +129,7 @@ def _make(path: Path) -> None:
         path.hardlink_to(draft)
     finally:
         draft.unlink()
-    durable.sync_folder(path.parent)
+    _os.sync_directory(path.parent)
 
 
 def _key_id(who: Identity | str | os.PathLike[str]) -> str:

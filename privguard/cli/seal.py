@@ -1,5 +1,7 @@
 """``privguard seal | open | inspect | rewrap``: keys come from files or a prompt, never from the command line."""
 
+import sys
+import warnings
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,7 +26,9 @@ WithPassphrase = Annotated[bool, typer.Option("--passphrase", help="Seal to a pa
 
 
 def seal(
-    path: Annotated[Path, typer.Argument(help="The file or folder to seal; it stays as it is.")],
+    path: Annotated[
+        Path, typer.Argument(help="The file or folder to seal; it stays as it is. - is what comes in.", allow_dash=True)
+    ],
     to: To = [],  # noqa: B006 — typer's way to a repeated option
     auditor: Auditors = [],  # noqa: B006
     passphrase: WithPassphrase = False,
@@ -35,16 +39,23 @@ def seal(
     """Seal a file or folder for one or more recipients."""
     from privguard.checkpoint import files, inspect
 
+    streamed = str(path) == "-"
+    if streamed and output is None:
+        raise ValueError("-: expected --out with it; what comes in has no name")
     target = output or path.with_name(path.name + files.SUFFIX)
     everybody: list[Path | Key] = [*to]
     if passphrase or passphrase_file:
         everybody.append(_passphrase(passphrase_file, confirm=True))
     size = sum(each.stat().st_size for each in (path.rglob("*") if path.is_dir() else [path]) if each.is_file())
     with recorded(), _bar(f"Sealing {path.name}", size) as advance:
-        files.seal(path, target, to=everybody, auditors=auditor, advance=advance)
-    stderr().print(
-        f"{path} is still there in clear; delete it when you have tried to open the sealed one.", style="dim"
-    )
+        if streamed:
+            files.seal_stream(sys.stdin.buffer, target, to=everybody, auditors=auditor, advance=advance)
+        else:
+            files.seal(path, target, to=everybody, auditors=auditor, advance=advance)
+    if path.is_dir() or (path.is_file() and size):
+        stderr().print(
+            f"{path} is still there in clear; delete it when you have tried to open the sealed one.", style="dim"
+        )
     _show(inspect(target), as_json=as_json)
 
 
@@ -54,7 +65,12 @@ def open_(
     passphrase_file: PassphraseFile = None,
     output: Annotated[
         Path | None,
-        typer.Option("-o", "--out", help="Default: PATH without .sealed; .audit or .safetensors added for a part."),
+        typer.Option(
+            "-o",
+            "--out",
+            allow_dash=True,
+            help="Default: PATH without .sealed; .audit or .safetensors added for a part. With - to standard output.",
+        ),
     ] = None,
     audit: Annotated[bool, typer.Option("--audit", help="Only what an auditor may read, into a folder.")] = False,
     weights: Annotated[
@@ -70,12 +86,18 @@ def open_(
     ending = ".audit" if audit else ".safetensors" if weights else ""
     target = output or path.with_name(path.name.removesuffix(files.SUFFIX) + ending)
     if audit:
-        with recorded():
+        with recorded(), _told():
             paths = files.audit_into(path, target, key=_key(key, passphrase_file))
         emit({"paths": [str(each) for each in paths]}, as_json=as_json, lines=map(str, paths))
         return
     opener = _key(key, passphrase_file)
-    with recorded(), _bar(f"Opening {path.name}", _size(path)) as advance:
+    if str(output) == "-":
+        if weights or as_json:
+            raise ValueError("--out -: expected without --weights and --json; it is the content of one file")
+        with recorded(), _told():
+            files.open_stream(path, sys.stdout.buffer, key=opener)
+        return
+    with recorded(), _told(), _bar(f"Opening {path.name}", _size(path)) as advance:
         if weights:
             paths = [files.weights_into(path, target, key=opener, advance=advance)]
         else:
@@ -110,7 +132,7 @@ def rewrap(
     from privguard import checkpoint
     from privguard.checkpoint.access import NOT_REVOKED
 
-    if not (add or auditor or remove):
+    if not (add or auditor or remove or checkpoint.inspect(path).leftover):
         raise ValueError("--add, --add-auditor, --remove: expected at least one; there is nothing to change")
     with recorded():
         after = checkpoint.rewrap(path, _key(key, passphrase_file), add=add, add_auditors=auditor, remove=remove)
@@ -127,12 +149,28 @@ def register(app: typer.Typer) -> None:
     app.command("rewrap")(rewrap)
 
 
+@contextmanager
+def _told() -> "Generator[None]":
+    """Print what opening has to say of a file whose content is whole, without the looks of a Python warning."""
+    from privguard.checkpoint.opened import LeftoverWarning
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", LeftoverWarning)
+        yield
+    for each in caught:
+        stderr().print(str(each.message))
+
+
 def _show(found: "Inspection", *, as_json: bool) -> None:
+    from privguard.checkpoint.opened import leftover_text
+
     lines = [
         f"{found.path}: sealed {found.form}, version {found.version}, {found.data_bytes:,} bytes of content",
         *(f"  resume  {name}" for name in found.resume),
         *(f"  audit   {name}" for name in found.audit),
     ]
+    if found.leftover:
+        stderr().print(leftover_text(Path(found.path)))
     emit(found, as_json=as_json, lines=lines)
 
 

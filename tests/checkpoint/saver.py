@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from privguard.checkpoint import Key, Snapshot, archive, payload, save
+from privguard.checkpoint.folder import write_folder
 
 
 def save_for_ever(key_file: str, target: str, kind: str, told: Connection) -> None:
@@ -18,5 +19,5 @@ def save_for_ever(key_file: str, target: str, kind: str, told: Connection) -> No
             save(Snapshot(weights=weights, run="r", step=step), path, to=key)
         else:
             members = {"w": payload.Bytes(weights["w"].numpy().tobytes()), "step": payload.Bytes(str(step).encode())}
-            archive.write_folder(path, archive.Contents(members=members), archive.Audience.of(key))
+            write_folder(path, archive.Contents(members=members), archive.Audience.of(key))
         told.send(step)

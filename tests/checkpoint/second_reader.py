@@ -167,8 +167,9 @@ def contents(path, head, preamble, slot, sizes, role, root) -> dict[str, Any]:
     file_id = preamble[24:40]
     derive = lambda key, label: expand(key, b"privguard/v1 " + label + b"\0" + file_id)
     audit = derive(root, b"audit") if role == 1 else root
-    mac = slot[-96:-64] if role == 1 else slot[-64:-32]
-    need(hmac.compare_digest(hmac.digest(derive(root, b"mac"), preamble + slot[:-96], "sha256"), mac))
+    macs = [(root, slot[-96:-64]), (audit, slot[-64:-32])] if role == 1 else [(audit, slot[-64:-32])]
+    for key, mac in macs:
+        need(hmac.compare_digest(hmac.digest(derive(key, b"mac"), preamble + slot[:-96], "sha256"), mac))
     if path.is_dir():
         take = lambda name: (
             (path / f"{file_id.hex()}.{name}").read_bytes() if (path / f"{file_id.hex()}.{name}").exists() else b""

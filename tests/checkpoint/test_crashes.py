@@ -15,7 +15,9 @@ import pytest
 import torch
 
 from privguard.checkpoint import Key, Sealed, Snapshot, load, open_sealed, rewrap, save, seal
-from privguard.checkpoint.archive import HEAD
+from privguard.checkpoint.archive import HEAD, Audience, Contents
+from privguard.checkpoint.folder import write_folder
+from privguard.checkpoint.payload import Bytes
 from privguard.errors import TamperedError
 from tests.checkpoint.saver import save_for_ever
 
@@ -57,7 +59,11 @@ def killed(folder: Path, kind: str, kills: int) -> None:
     assert len([path for path in folder.iterdir() if path.name not in ("key", "target")]) <= 1
     if kind == "file":
         save(Snapshot(weights={"w": torch.zeros(1)}, run="r", step=0), target, to=key)
-        assert {path.name for path in folder.iterdir()} == {"key", "target"}
+    else:
+        assert sum(path.stat().st_size for path in target.rglob("*") if path.is_file()) < 3 * 1_700_000  # two copies
+        write_folder(target, Contents(members={"w": Bytes(b"w")}), Audience.of(key))
+        assert len(list(target.iterdir())) == 5  # member, index, ledger, manifest, head
+    assert {path.name for path in folder.iterdir()} == {"key", "target"}
 
 
 @pytest.mark.parametrize("kind", ["file", "folder"])
@@ -124,6 +130,7 @@ def traced(tmp_path: Path, statement: str) -> list[tuple]:
     command = [
         "strace",
         "-f",
+        "-y",  # descriptors with their paths: names are given relative to open directories
         "-xx",
         "-s",
         "4000000",
@@ -144,33 +151,37 @@ def traced(tmp_path: Path, statement: str) -> list[tuple]:
     return list(parsed(log.read_text(), str(tmp_path)))
 
 
+STRING = r'"((?:\\x[0-9a-f]{2})*)"'
+NAME = re.compile(r"(?:(?:AT_FDCWD|\d+)<([^>]*)>, )?" + STRING)
+
+
 def parsed(log: str, root: str):
-    names: dict[int, str] = {}
     text = lambda quoted: bytes.fromhex(quoted.replace("\\x", "")).decode("utf-8", "surrogateescape")
+    plain = lambda path: text(path) if path.startswith("\\x") else path
     for line in log.splitlines():
         found = CALL.match(line)
         if found is None or int(found[3]) < 0:
             continue
-        name, arguments, result = found[1], found[2], int(found[3])
-        quoted = re.findall(r'"((?:\\x[0-9a-f]{2})*)"', arguments)
-        if name == "openat":
-            path = text(quoted[0])
-            names.pop(result, None)
-            if path.startswith(root):
-                names[result] = path
-                if "O_CREAT" in arguments and "O_DIRECTORY" not in arguments:
-                    yield "create", path
-        elif name.startswith("rename"):
-            if text(quoted[0]).startswith(root):
-                yield "rename", text(quoted[0]), text(quoted[1])
-        elif name.startswith("unlink"):
-            if text(quoted[0]).startswith(root):
-                yield "unlink", text(quoted[0])
-        elif (path := names.get(int(arguments.split(",")[0]))) is not None:
+        name, arguments = found[1], found[2]
+        if name in ("pwrite64", "fsync", "fdatasync"):
+            path = plain(arguments[arguments.index("<") + 1 : arguments.index(">")])
+            if not path.startswith(root):
+                continue
             if name == "pwrite64":
-                yield "write", path, int(arguments.rsplit(",", 1)[1]), bytes.fromhex(quoted[0].replace("\\x", ""))
-            elif name in ("fsync", "fdatasync"):
+                content = re.search(STRING, arguments)[1]
+                yield "write", path, int(arguments.rsplit(",", 1)[1]), bytes.fromhex(content.replace("\\x", ""))
+            else:
                 yield "sync", path
+            continue
+        paths = [str(Path(plain(folder), text(quoted))) for folder, quoted in NAME.findall(arguments)]
+        if not paths or not paths[0].startswith(root):
+            continue
+        if name == "openat" and "O_CREAT" in arguments:
+            yield "create", paths[0]
+        elif name.startswith("rename"):
+            yield "rename", *paths
+        elif name.startswith("unlink"):
+            yield "unlink", paths[0]
 
 
 def rebuilt(before: dict[str, bytes], events: list[tuple], draws: random.Random, *, keep: float) -> dict[str, bytes]:
@@ -241,8 +252,8 @@ def cut_at_every_prefix(before: dict[str, bytes], events: list[tuple], target: P
             state = rebuilt(before, events[:end], draws, keep=keep)
             if target.is_dir():
                 shutil.rmtree(target)
-            for path in target.parent.glob(".target*"):
-                path.unlink()
+            for path in target.parent.glob(".*"):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
             for name, data in state.items():
                 Path(name).parent.mkdir(parents=True, exist_ok=True)
                 Path(name).write_bytes(data)
@@ -307,6 +318,7 @@ def test_a_power_cut_in_sealing_a_folder_leaves_the_old_one_or_the_new_one(place
     assert cut_at_every_prefix(before, events, target, look) == {"old", "new"}
 
 
+@pytest.mark.filterwarnings("ignore::privguard.checkpoint.opened.LeftoverWarning")
 def test_a_power_cut_in_a_rewrap_leaves_one_of_the_two_heads(place):
     key, new, target = Key.read(place / "key"), Key.read(place / "new"), place / "disk" / "target"
     save(Snapshot(weights={"w": torch.full((60_000,), 1.0)}, run="r", step=1), target, to=key)

@@ -1,5 +1,6 @@
 """Any file or folder, sealed and opened; recipients changed without touching the content."""
 
+import contextlib
 import hashlib
 import os
 
@@ -10,6 +11,7 @@ import torch
 from privguard.checkpoint import Key, Sealed, inspect, open_into, open_sealed, rewrap, save, seal
 from privguard.checkpoint.archive import HEAD
 from privguard.checkpoint.envelope import PREAMBLE_BYTES, Preamble
+from privguard.checkpoint.opened import LeftoverWarning
 from privguard.errors import NoRecipientError, PlainCheckpointError, SealError, TamperedError
 from tests.checkpoint.test_store import snapshot
 
@@ -206,9 +208,14 @@ def test_a_crash_at_any_moment_of_a_rewrap_leaves_one_whole_head(tmp_path, key, 
         state[second] = now[second][: size // 2] + bytes(size // 2)
     path.write_bytes(state)
     opens, shut = (key, new) if stage in ("before", "torn") else (new, key)
-    assert open_sealed(path, opens).names()
+    cut_short = stage in ("torn", "both")
+    assert inspect(path).leftover is cut_short
+    with pytest.warns(LeftoverWarning) if cut_short else contextlib.nullcontext():
+        assert open_sealed(path, opens).names()
     with pytest.raises(TamperedError):
         Sealed(path, shut)
+    assert not rewrap(path, opens).leftover  # mends what was cut short
+    assert not any(path.read_bytes()[first if path.read_bytes()[second].strip(b"\0") else second])
     if opens is new:
         rewrap(path, new, add=[key])
         assert open_sealed(path, key).names()

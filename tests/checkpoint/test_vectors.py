@@ -1,8 +1,10 @@
 """Every vector ends as it says, here and in the second reader, which was written from the specification alone."""
 
 import base64
+import contextlib
 import hashlib
 import json
+import warnings
 import zlib
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import pytest
 from privguard import _canon
 from privguard.checkpoint import Key, Sealed, save, seal, unsafe
 from privguard.checkpoint.key import Kind
+from privguard.checkpoint.opened import LeftoverWarning
 from privguard.errors import SealError, TamperedError
 from tests.checkpoint import second_reader
 from tests.checkpoint.test_store import snapshot
@@ -40,6 +43,15 @@ def the_key(vector: dict) -> Key:
     return Key.from_passphrase(secret.decode()) if kind is Kind.PASSPHRASE else unsafe.key_of(kind, secret)
 
 
+@contextlib.contextmanager
+def told_of_leftovers(vector: dict):
+    """Opening says a word where, and only where, the vector has something in the slot that does not count."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield
+    assert [each.category for each in caught] == ([LeftoverWarning] if vector.get("leftover") else [])
+
+
 def everything(sealed: Path, key: Key) -> list[bytes | bytearray]:
     with Sealed(sealed, key) as opened:
         return [opened.ledger, *(opened.read(name) for name in opened.names())]
@@ -63,7 +75,7 @@ def test_vector(path, tmp_path):
         with pytest.raises(expected):
             everything(sealed, key)
         return
-    with Sealed(sealed, key) as opened:
+    with told_of_leftovers(vector), Sealed(sealed, key) as opened:
         assert opened.role.name.lower() == vector["role"]
         assert digest(opened.ledger) == vector["plain"]["ledger"]
         assert digest(_canon.canonical(opened.manifest)) == vector["plain"]["manifest"]

@@ -33,7 +33,10 @@ def save_state(
         SealError: models are sharded over processes; use :mod:`privguard.integrations.sealed.dcp` for those.
     """
     _refuse_sharded(accelerator)
-    weights = {_name(i): accelerator.get_state_dict(model, unwrap=False) for i, model in enumerate(accelerator._models)}  # noqa: SLF001 — accelerate has no other door
+    models = accelerator._models  # noqa: SLF001 — accelerate has no other door
+    weights: dict[str, Any] = {
+        _name(i): accelerator.get_state_dict(each, unwrap=False) for i, each in enumerate(models)
+    }
     of_processes = rng_state.states_of_all_processes()
     if accelerator.is_main_process:
         state = {
@@ -46,7 +49,7 @@ def save_state(
             "generators": of_processes,
         }
         manifest = {"tool": "accelerate", **(facts or {})}
-        sealed_state.write(folder, sealing, weights=weights, state=state, texts={}, facts=manifest)
+        sealed_state.write(folder, sealing, parts=weights, state=state, facts=manifest)
     accelerator.wait_for_everyone()
 
 

@@ -41,8 +41,9 @@ from torch.futures import Future
 
 from privguard import _canon
 from privguard.attest import journal
-from privguard.checkpoint import archive, durable, files, stream, tree
+from privguard.checkpoint import archive, files, stream, tree
 from privguard.checkpoint.archive import Audience, Contents
+from privguard.checkpoint.durable import Directory, sweep
 from privguard.checkpoint.key import Key, To
 from privguard.checkpoint.opened import Sealed, head_of
 from privguard.checkpoint.payload import Bytes
@@ -147,7 +148,8 @@ class SealedWriter(FileSystemWriter):
         for path in folder.glob("__*.distcp"):
             if path.name not in names:
                 path.unlink()
-        durable.sweep_folder(folder, "__*.distcp")  # of saves in which a rank died
+        with Directory(folder) as directory:
+            sweep(directory)  # of saves in which a rank died
 
 
 class SealedReader(FileSystemReader):

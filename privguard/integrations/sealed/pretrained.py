@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, GenerationConfig, PreTrainedTokenizerFast
 from transformers.models.auto.auto_factory import _get_model_class
 
+from privguard.checkpoint import shards
 from privguard.checkpoint.key import Key
 from privguard.checkpoint.opened import Sealed
 from privguard.errors import SealError
@@ -23,11 +24,12 @@ TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
 ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 
-def from_pretrained(model_class: Any, path: str | Path, *, key: Key) -> Any:
+def from_pretrained(model_class: Any, path: str | Path, *, key: Key, variant: str | None = None, **loading: Any) -> Any:
     """The model in a sealed folder: a Trainer's checkpoint, or any folder of transformers that was sealed.
 
     ``model_class`` is a class of transformers, such as ``AutoModelForCausalLM``. The weights have the types in which
-    they were saved.
+    they were saved, unless ``dtype`` is given; that, ``device_map``, ``quantization_config`` and whatever else the
+    class's own ``from_pretrained`` takes go there. ``variant`` chooses among copies, as there.
 
     Raises:
         TamperedError: the key does not open it, or it is not what was written.
@@ -38,10 +40,12 @@ def from_pretrained(model_class: Any, path: str | Path, *, key: Key) -> Any:
             raise SealError(f"{path}: expected a member {CONFIG}; this is no model of transformers")
         facts = json.loads(sealed.read(CONFIG))
         config = AutoConfig.for_model(facts.pop("model_type"), **facts)
-        weights = _weights(sealed)
+        weights = _weights(sealed, variant=variant)
         if (choices := getattr(model_class, "_model_mapping", None)) is not None:  # an Auto class wants a path
             model_class = _get_model_class(config, choices)
-        model = model_class.from_pretrained(None, config=config, state_dict=weights, dtype=config.dtype)
+        model = model_class.from_pretrained(
+            None, config=config, state_dict=weights, **{"dtype": config.dtype, **loading}
+        )
         if GENERATION_CONFIG in sealed.names():
             model.generation_config = GenerationConfig.from_dict(json.loads(sealed.read(GENERATION_CONFIG)))
     return model
@@ -107,15 +111,14 @@ def tokenizer_texts(tokenizer: Any) -> dict[str, str]:
     return {TOKENIZER: backend.to_str(), TOKENIZER_CONFIG: json.dumps(settings)}
 
 
-def _weights(sealed: Sealed) -> dict[str, Tensor]:
-    """All tensors of the model, whether they lie in one file or in shards."""
-    found = dict[str, Tensor]()
-    for name in sealed.names():
-        if name.endswith(".safetensors") and not name.startswith(("state.", "adapter_")):
-            found |= read_tensors(sealed, name)
-    if not found:
+def _weights(sealed: Sealed, *, variant: str | None = None) -> dict[str, Tensor]:
+    """All tensors of the model, from the members that transformers would load."""
+    names = [name for name in shards.tensor_members(sealed, variant=variant) if not name.startswith("adapter_")]
+    files = {name: read_tensors(sealed, name) for name in names}
+    shards.require_one_home(sealed.path, files)
+    if not files:
         raise SealError(f"{sealed.path}: expected safetensors of a model and found none")
-    return found
+    return {name: tensor for file in files.values() for name, tensor in file.items()}
 
 
 def _sets(value: Any) -> Any:

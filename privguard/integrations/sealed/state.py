@@ -14,8 +14,9 @@ from torch import Tensor
 
 from privguard import _canon
 from privguard.attest.statement import SigningKey
-from privguard.checkpoint import archive, files, tensors, tree
+from privguard.checkpoint import files, tensors, tree
 from privguard.checkpoint.archive import HEAD, STATE, STATE_TENSORS, Audience, Contents
+from privguard.checkpoint.folder import write_folder
 from privguard.checkpoint.key import Key, To, key_among
 from privguard.checkpoint.opened import Sealed
 from privguard.checkpoint.payload import Bytes, Content
@@ -99,16 +100,20 @@ def write(
     folder: str | Path,
     sealing: Sealing,
     *,
-    weights: Mapping[str, Mapping[str, Any]],
+    parts: Mapping[str, Mapping[str, Tensor] | str],
     state: Any,
-    texts: Mapping[str, str],
     facts: Mapping[str, Any],
+    beside: Mapping[str, bytes] | None = None,
 ) -> None:
-    """Seal one checkpoint: tensor files by name, a tree of everything else, texts by name, facts for the auditor."""
+    """Seal one checkpoint: tensor files and texts by name, a tree of everything else, facts for the auditor.
+
+    ``beside`` are small files in clear that appear together with it.
+    """
     packed, found = tree.pack(state, prefix="state")
-    members: dict[str, Content] = {name: tensors.Layout(each) for name, each in weights.items()}
+    members: dict[str, Content] = {
+        name: Bytes(part.encode()) if isinstance(part, str) else tensors.Layout(part) for name, part in parts.items()
+    }
     members |= {STATE: Bytes(_canon.canonical(packed)), STATE_TENSORS: tensors.Layout(found)}
-    members |= {name: Bytes(text.encode()) for name, text in texts.items()}
     facts = dict(facts)
     ledger: bytes = facts.pop("ledger", b"")
     contents = Contents(
@@ -117,7 +122,7 @@ def write(
         ledger=ledger,
         signer=sealing.signing_key(),
     )
-    archive.write_folder(Path(folder), contents, sealing.audience())
+    write_folder(Path(folder), contents, sealing.audience(), beside=beside)
 
 
 def read_tensors(sealed: Sealed, name: str) -> dict[str, Tensor]:

@@ -22,9 +22,9 @@ from torch import nn
 from transformers import Trainer, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 
-from privguard.checkpoint import durable
+from privguard.checkpoint.archive import HEAD
 from privguard.checkpoint.opened import Sealed
-from privguard.errors import RollbackError, SealError
+from privguard.errors import PlainCheckpointError, RollbackError, SealError
 from privguard.integrations.sealed import pretrained
 from privguard.integrations.sealed import state as sealed_state
 from privguard.integrations.sealed.state import Sealing
@@ -69,10 +69,10 @@ class SealedCheckpoints:
         collected = self._model_parts()
         if self._collected is not None:
             Path(folder).mkdir(parents=True, exist_ok=True)  # Trainer looks whether the best folder is there
-            self._collected |= collected
+            self._collected["parts"] = collected
         elif trainer.args.should_save:
             facts = {"tool": "transformers", "step": trainer.state.global_step, **self.sealed_facts()}
-            sealed_state.write(folder, self.sealing, state={}, facts=facts, **collected)
+            sealed_state.write(Path(folder), self.sealing, parts=collected, state={}, facts=facts)
         if trainer.args.push_to_hub and not _internal_call:
             trainer.push_to_hub(commit_message="Model save", revision=trainer.args.hub_revision)
 
@@ -97,11 +97,11 @@ class SealedCheckpoints:
         """In the place of ``TrainerState.save_to_json``: seal what was collected, and that state with it."""
         trainer, collected = _trainer(self), cast("dict[str, Any]", self._collected)
         folder = Path(json_path).parent
-        texts = {**collected["texts"], TRAINER_STATE_NAME: json.dumps(dataclasses.asdict(trainer.state))}
+        parts = {**collected["parts"], TRAINER_STATE_NAME: json.dumps(dataclasses.asdict(trainer.state))}
         facts = {"tool": "transformers", "step": trainer.state.global_step, **self.sealed_facts()}
-        state, weights = collected.get("state", {}), collected["weights"]
-        sealed_state.write(folder, self.sealing, weights=weights, state=state, texts=texts, facts=facts)
-        durable.replace(Path(json_path), _SIGN)
+        state = collected.get("state", {})
+        sign = {Path(json_path).name: _SIGN}
+        sealed_state.write(folder, self.sealing, parts=parts, state=state, facts=facts, beside=sign)
 
     def _model_parts(self) -> dict[str, Any]:
         trainer = _trainer(self)
@@ -109,7 +109,7 @@ class SealedCheckpoints:
         weights, texts = pretrained.model_parts(model)
         processing = trainer.processing_class or getattr(trainer.data_collator, "tokenizer", None)
         texts |= pretrained.tokenizer_texts(processing)
-        return {"weights": weights, "texts": texts | {"training_args.json": trainer.args.to_json_string()}}
+        return {**weights, **texts, "training_args.json": trainer.args.to_json_string()}
 
     # Loading
 
@@ -117,6 +117,8 @@ class SealedCheckpoints:
         """Train as ever; a checkpoint to resume from has to be sealed, unless ``sealing.allow_plain`` allows others."""
         if _trainer(self).is_world_process_zero():
             self.sealing.signing_key()  # what is missing shows before training and not at the first checkpoint
+        if resume_from_checkpoint is True and not self.sealing.allow_plain:
+            resume_from_checkpoint = _newest_whole(Path(_trainer(self).args.output_dir))
         with _states_from_seals(self.sealing):
             return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)  # type: ignore[misc]
 
@@ -240,6 +242,31 @@ def _states_from_seals(sealing: Sealing) -> Generator[None]:
 
     with mock.patch.object(transformers.trainer, "TrainerState", FromSeal):
         yield
+
+
+def _newest_whole(output: Path) -> str:
+    """The newest checkpoint that was sealed to its end; a save that was killed leaves an empty folder, or none.
+
+    Raises:
+        PlainCheckpointError: there are checkpoints, and none of them is sealed.
+        ValueError: there are none, as Trainer says it.
+    """
+    numbered = {int(path.name[11:]): path for path in output.glob("checkpoint-*") if path.name[11:].isdigit()}
+    for number in sorted(numbered, reverse=True):
+        path = numbered[number]
+        if (path / HEAD).is_file():
+            return str(path)
+        if any(not _of_a_save(each.name) for each in path.iterdir()):
+            raise PlainCheckpointError(
+                f"{path}: expected a sealed checkpoint and found one in clear; seal it with `privguard seal`, "
+                "or pass allow_plain=True where you trust whoever wrote it"
+            )
+    raise ValueError(f"resume_from_checkpoint=True: no checkpoint is in {output}; train from the start, or name one")
+
+
+def _of_a_save(name: str) -> bool:
+    """Whether a killed save may have left this: a part, or a hidden name."""
+    return name.startswith(".") or name == TRAINER_STATE_NAME or bool(re.fullmatch(r"[0-9a-f]{32}\.\w+", name))
 
 
 def _expect_step(sealed: Sealed, folder: str) -> None:
