@@ -21,6 +21,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from privguard.audit import language, roc
 from privguard.audit.blind import blind_baseline
 from privguard.audit.extraction import Sampling, exposure, queries_needed, suffix_log_probability, verbatim
+from privguard.audit.max_t import max_t
 
 CHUNK = 128  # characters
 DIGITS = 4
@@ -147,10 +148,10 @@ def audit(text: str, *, steps: int) -> None:
         "min-k%++": language.min_k_plus_plus(ours),
         "windows (WBC)": language.window_votes(ours, theirs),
     }
-    adjusted = roc.holm({name: roc.above_chance_p(scores, members) for name, scores in attacks.items()})
+    adjusted = max_t(attacks, members)
     for name, scores in attacks.items():
         area = roc.auc(scores, members)
-        print(f"{name:16s} AUC {area.value:.3f} [{area.low:.3f}, {area.high:.3f}], p = {adjusted[name]:.2g} after Holm")
+        print(f"{name:16s} AUC {area.value:.3f} [{area.low:.3f}, {area.high:.3f}], p = {adjusted[name].p_value:.2g}")
     split = blind_baseline(chunks, members).record
     print(f"{'blind baseline':16s} AUC {split.auc.value:.3f}{', FLAGGED' if split.flagged else ''}")
     for name, number, told in (("inserted 64 times", 0, secret), ("never inserted", 1, untold)):

@@ -12,26 +12,19 @@ from typing import final
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from scipy import stats
 from torch import Tensor, nn
 
 from privguard import _check
-from privguard.audit import roc, score
+from privguard.audit import score
 from privguard.audit.attack import Attack, Evidence, LiRA, Loss, tune_rmia
-from privguard.audit.blind import SHARED, Baseline, Blind, blind_baseline
+from privguard.audit.blind import Blind, blind_baseline
 from privguard.audit.reference import References
-from privguard.audit.roc import Auc, Rate
+from privguard.audit.verdict import NOT_CLAIMED, AttackResult, Exposed, Leak, weigh
 from privguard.records import Measurement
 
-LEVEL = 0.05  # of all attacks together, after Holm
 FEW = 1_000  # non-members below which 0.1 % false positives rest on nothing
-
-NOT_CLAIMED = (
-    "that the model is private: an attack that fails may be a weak attack",
-    "an ε: records that were not included by recorded coins support no bound",
-    "that any one record was a member: read the precision at a prior instead",
-)
 
 
 class Assignment(StrEnum):
@@ -42,41 +35,17 @@ class Assignment(StrEnum):
     UNKNOWN = "unknown"
 
 
-class Leak(StrEnum):
-    """What the attacks found, in words that the split supports."""
-
-    FOUND = "members stand out beyond the blind baseline"
-    NOT_FOUND = "no attack tells members from others better than chance"
-    EXPLAINED = "the split alone explains what the attacks found"
-
-
 @final
 @dataclass(frozen=True)
 class Examples:
-    """Records (n, ...) and their labels (n,)."""
+    """Records (n, ...) and their labels (n,); ``groups`` (n,) names a group for each, such as a site or a language."""
 
     inputs: Tensor
     labels: Tensor
+    groups: NDArray[np.generic] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
-
-
-@final
-@dataclass(frozen=True, kw_only=True)
-class AttackResult(Measurement):
-    """One attack: its ranking, the p-value that members do not score higher, and that value after Holm.
-
-    Holm is taken over all attacks of the audit. ``beyond_blind`` is the one-sided 99 % lower end of its AUC less the
-    blind baseline's, for all attacks together; None where no baseline was run.
-    """
-
-    attack: str
-    auc: Auc
-    rates: tuple[Rate, ...]
-    p_value: float
-    p_holm: float
-    beyond_blind: float | None
 
 
 @final
@@ -94,7 +63,7 @@ class Membership(Measurement):
     access: str
     target: str
     references: int
-    vulnerable: tuple[int, ...]
+    exposed: Exposed
     stability: float | None
     not_claimed: tuple[str, ...] = NOT_CLAIMED
     notes: tuple[str, ...] = field(default=())
@@ -103,12 +72,17 @@ class Membership(Measurement):
 @final
 @dataclass(frozen=True)
 class Attacked:
-    """The record of an audit, and the statistics (n,) behind it for plots: members first."""
+    """The record of an audit, and the statistics (n,) behind it for plots: members first.
+
+    ``ranking`` numbers the members from the most exposed one on. It names people: it belongs in a sealed annex and
+    never in a report that goes round.
+    """
 
     record: Membership
     statistics: dict[str, NDArray[np.float64]]
     members: NDArray[np.bool_]
     blind: NDArray[np.float64]
+    ranking: tuple[int, ...]
 
 
 def run(
@@ -124,7 +98,8 @@ def run(
 
     ``references`` are models trained on rows of members followed by non-members (``included`` (R, n) in that order).
     The attacks run are the loss, with references LiRA and a tuned RMIA, and ``attacks``; every one is listed and paid
-    for. Non-members that stand among the members too are left out.
+    for. Non-members that stand among the members too are left out. Where
+    both sides name the group of each record, each group is looked at by itself too, and paid for.
 
     Raises:
         ValueError: where shapes disagree or either side has fewer than ten records.
@@ -138,10 +113,10 @@ def run(
     statistics = {attack.name: attack.statistic(evidence)[keep] for attack in chosen}
     features = np.concatenate([inputs.flatten(1).numpy(), np.eye(int(labels.max()) + 1)[labels.numpy()]], 1)
     blind = blind_baseline(features[keep], mask[keep])
-    results = weigh(statistics, mask[keep], blind)
+    weighed = weigh(statistics, mask[keep], blind, groups=_groups(members, non_members, keep))
     record = Membership(
-        leak=leak_of(results, blind.record),
-        attacks=results,
+        leak=weighed.leak or Leak.NOT_FOUND,
+        attacks=weighed.attacks,
         blind=blind.record,
         members=len(members),
         non_members=int((~mask[keep]).sum()),
@@ -150,32 +125,12 @@ def run(
         access="logits" if references is None else "logits and reference models",
         target=target_digest(model),
         references=0 if references is None else len(references.states),
-        vulnerable=_most_exposed(statistics[own[-1].name], mask[keep], keep),
+        exposed=weighed.exposed,
         stability=_stability(evidence),
-        notes=_notes(mask[keep], assignment),
+        notes=(*weighed.notes, *_notes(mask[keep], assignment)),
     )
-    return Attacked(record, statistics, mask[keep], blind.scores)
-
-
-def weigh(
-    statistics: dict[str, NDArray[np.float64]], members: ArrayLike, blind: Baseline | None
-) -> tuple[AttackResult, ...]:
-    """AUC, rates and p-values of every attack that was run; each pays for all of them (Holm)."""
-    p_values = {name: roc.above_chance_p(values, members) for name, values in statistics.items()}
-    adjusted = roc.holm(p_values)
-    return tuple(
-        AttackResult(
-            attack=name,
-            auc=roc.auc(values, members),
-            rates=tuple(roc.rates(values, members)),
-            p_value=p_values[name],
-            p_holm=adjusted[name],
-            beyond_blind=None
-            if blind is None
-            else roc.auc_gain_low99(values, blind.scores, members, tests=len(statistics), inflation=SHARED),
-        )
-        for name, values in statistics.items()
-    )
+    ranking = _most_exposed(statistics[weighed.exposed.attack], mask[keep], keep)
+    return Attacked(record, statistics, mask[keep], blind.scores, ranking)
 
 
 def target_digest(model: nn.Module | score.ScoringFunction) -> str:
@@ -187,15 +142,6 @@ def target_digest(model: nn.Module | score.ScoringFunction) -> str:
         state.update(f"{name} {value.dtype} {tuple(value.shape)}\0".encode())
         state.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return state.hexdigest()
-
-
-def leak_of(results: Sequence[AttackResult], blind: Blind) -> Leak:
-    """The word that the attacks and the split support together."""
-    significant = [result for result in results if result.p_holm <= LEVEL]
-    if not significant:
-        return Leak.NOT_FOUND
-    beyond = any(result.beyond_blind is not None and result.beyond_blind > 0 for result in significant)
-    return Leak.EXPLAINED if blind.flagged and not beyond else Leak.FOUND
 
 
 def _without_duplicates(members: Examples, non_members: Examples) -> NDArray[np.int64]:
@@ -226,11 +172,17 @@ def _joined(members: Examples, non_members: Examples) -> tuple[Tensor, Tensor]:
     return torch.cat([members.inputs, non_members.inputs]), torch.cat([members.labels, non_members.labels])
 
 
+def _groups(members: Examples, non_members: Examples, keep: NDArray[np.int64]) -> NDArray[np.generic] | None:
+    if members.groups is None or non_members.groups is None:
+        return None
+    return np.concatenate([members.groups, non_members.groups])[keep]
+
+
 def _most_exposed(
     statistic: NDArray[np.float64], members: NDArray[np.bool_], keep: NDArray[np.int64]
 ) -> tuple[int, ...]:
     order = np.argsort(-statistic, kind="stable")
-    return tuple(int(keep[i]) for i in order if members[i])[:20]
+    return tuple(int(keep[i]) for i in order if members[i])
 
 
 def _stability(evidence: Evidence) -> float | None:

@@ -3,14 +3,13 @@
 Thresholds are strict: a record is called a member when its score lies above the threshold, so ties never help.
 """
 
-import hashlib
 import math
 from dataclasses import dataclass
 from typing import Any, final
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import special, stats
+from scipy import special
 
 from privguard import _check
 from privguard.audit.bound import rate_above, rate_below
@@ -18,8 +17,6 @@ from privguard.records import Measurement
 
 FALSE_POSITIVE_RATES = (0.01, 0.001, 0.0001)
 PRIORS = (0.01, 0.1)
-FEW_VALUES = 256  # different scores, up to which tied ones are permuted and not broken
-PERMUTATIONS = 9_999
 FloatArray = NDArray[np.float64]
 
 
@@ -82,23 +79,6 @@ def auc(scores: ArrayLike, members: ArrayLike) -> Auc:
     return Auc(value=value, low=ends[0], high=ends[1], low99=ends[2])
 
 
-def auc_gain_low99(
-    scores: ArrayLike, baseline: ArrayLike, members: ArrayLike, *, tests: int = 1, inflation: float = 1.0
-) -> float:
-    """One-sided 99 % lower end of AUC(scores) - AUC(baseline) on the same records (DeLong et al. 1988, paired).
-
-    ``tests`` comparisons share the 1 % (Bonferroni). ``inflation`` multiplies the variance, where the baseline's scores
-    come from classifiers that share training records.
-    """
-    inside, outside = _split(scores, members)
-    base_inside, base_outside = _split(baseline, members)
-    over_members = placements(inside, outside) - placements(base_inside, base_outside)
-    over_others = placements(-outside, -inside) - placements(-base_outside, -base_inside)
-    variance = over_members.var(ddof=1) / len(inside) + over_others.var(ddof=1) / len(outside)
-    z = float(special.ndtri(0.01 / _check.count("tests", tests)))
-    return float(over_members.mean() + z * math.sqrt(inflation * variance))
-
-
 def true_positive_rate(scores: ArrayLike, members: ArrayLike, *, at: float) -> Rate:
     """The true-positive rate where at most a share ``at`` of the non-members passes."""
     _check.probability("at", at)
@@ -132,39 +112,6 @@ def curve(scores: ArrayLike, members: ArrayLike) -> Roc:
     low = np.where(hits > 0, special.betaincinv(np.maximum(hits, 1), size - hits + 1, 0.025), 0.0)
     high = np.where(hits < size, special.betaincinv(hits + 1, np.maximum(size - hits, 1), 0.975), 1.0)
     return Roc(alarms / len(outside), hits / size, low, high)
-
-
-def above_chance_p(scores: ArrayLike, members: ArrayLike) -> float:
-    """One-sided p-value of the rank-sum test that members do not score above non-members.
-
-    Guarantee: valid for every number of records and all ties. Different scores have the law of Mann and Whitney 1947,
-    whose tails are lighter than those of the normal with continuity correction. Few different scores are permuted
-    9,999 times, so that p is at least 1e-4 (Phipson and Smyth 2010); the usual normal with tie correction says 1 in
-    1,000 once in 100 where 3 % of the scores differ from the rest. Many scores with ties among them have these broken
-    at random. Both draw from a digest of the scores: the same scores give the same p.
-
-    >>> above_chance_p([1.0, 1.0, 1.0, 1.0], [True, True, False, False])
-    1.0
-    """
-    inside, outside = _split(scores, members)
-    both = np.concatenate([inside, outside])
-    random = np.random.default_rng(list(hashlib.sha256(both.tobytes()).digest()))
-    values, group, counts = np.unique(both, return_inverse=True, return_counts=True)
-    if len(values) == len(both):
-        return _rank_sum_p(both, len(inside))
-    if len(values) > FEW_VALUES:
-        order = np.lexsort((random.random(len(both)), both))
-        return _rank_sum_p(np.argsort(order), len(inside))
-    twice_rank = 2 * np.cumsum(counts) - counts + 1  # whole numbers, so that equal sums are equal
-    seen = int(twice_rank[group[: len(inside)]].sum())
-    sums = random.multivariate_hypergeometric(counts, len(inside), size=PERMUTATIONS) @ twice_rank
-    return (1 + int((sums >= seen).sum())) / (1 + PERMUTATIONS)
-
-
-def _rank_sum_p(values: NDArray[np.floating] | NDArray[np.int64], inside: int) -> float:
-    """The p-value where all values are different and the first ``inside`` are the members'."""
-    test = stats.mannwhitneyu(values[:inside], values[inside:], alternative="greater", method="asymptotic")
-    return float(test.pvalue)
 
 
 def holm(p_values: dict[str, float]) -> dict[str, float]:

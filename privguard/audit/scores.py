@@ -1,6 +1,7 @@
 """The scores-only door: a model trained and attacked elsewhere, audited from one ``.npz`` file.
 
-Arrays in the file: ``scores`` (n,) or several named ``scores_<attack>``; ``members`` (n,) of bool. Optional:
+Arrays in the file: ``scores`` (n,), or ``losses`` (n,), which are lower for members, or several of either, named
+``scores_<attack>``; ``members`` (n,) of bool. Optional:
 ``records`` (n, ...) of numbers or (n,) of text, without which no blind baseline can be run and no leak is claimed.
 """
 
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from privguard import _check
 from privguard.audit.blind import Baseline, blind_baseline
-from privguard.audit.membership import LEVEL, NOT_CLAIMED, AttackResult, Leak, leak_of, weigh
+from privguard.audit.verdict import LEVEL, NOT_CLAIMED, AttackResult, Exposed, Leak, weigh
 from privguard.records import Measurement
 
 
@@ -29,6 +30,7 @@ class ScoresAudit(Measurement):
     blind: Any
     members: int
     non_members: int
+    exposed: Exposed
     not_claimed: tuple[str, ...] = NOT_CLAIMED
     notes: tuple[str, ...] = ()
 
@@ -63,8 +65,10 @@ def audit_scores(arrays: Mapping[str, NDArray[Any]]) -> ScoresAudit:
     Raises:
         ValueError: where there are no scores, or no members.
     """
-    attacks = {_name(key): np.asarray(arrays[key], np.float64) for key in arrays if key.startswith("scores")}
-    _check.require(bool(attacks), "arrays", sorted(arrays), wanted="'scores', or several named 'scores_<attack>'")
+    attacks = _attacks(arrays)
+    _check.require(
+        bool(attacks), "arrays", sorted(arrays), wanted="'scores' or 'losses', or several named 'scores_<attack>'"
+    )
     _check.require(
         "members" in arrays,
         "arrays",
@@ -73,26 +77,32 @@ def audit_scores(arrays: Mapping[str, NDArray[Any]]) -> ScoresAudit:
     )
     members = np.asarray(arrays["members"]).astype(bool)
     baseline = _baseline(arrays, members)
-    results = weigh(attacks, members, baseline)
+    groups = np.asarray(arrays["groups"]) if "groups" in arrays else None
+    weighed = weigh(attacks, members, baseline, groups=groups)
     return ScoresAudit(
-        leak=leak_of(results, baseline.record) if baseline else None,
-        attacks=results,
+        leak=weighed.leak,
+        attacks=weighed.attacks,
         blind=baseline.record.to_json() if baseline else None,
         members=int(members.sum()),
         non_members=int((~members).sum()),
-        notes=()
-        if baseline
-        else ("no records, so no blind baseline: nothing here is called a leak; add an array 'records'",),
+        exposed=weighed.exposed,
+        notes=weighed.notes,
     )
 
 
 def significant(audit: ScoresAudit) -> list[str]:
-    """Names of the attacks that rank members above others at the 5 % level, after Holm."""
-    return [result.attack for result in audit.attacks if result.p_holm <= LEVEL]
+    """Names of the attacks that rank members above others at the 5 % level, after paying for all of them."""
+    return [result.attack for result in audit.attacks if result.p_adjusted <= LEVEL]
 
 
-def _name(key: str) -> str:
-    return key.removeprefix("scores").lstrip("_") or "scores"
+def _attacks(arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[np.float64]]:
+    """Scores by attack, larger for a likelier member: losses are turned round."""
+    attacks: dict[str, NDArray[np.float64]] = {}
+    for key, values in arrays.items():
+        for kind, sign in (("scores", 1.0), ("losses", -1.0)):
+            if key == kind or key.startswith(f"{kind}_"):
+                attacks[key.removeprefix(f"{kind}_")] = sign * np.asarray(values, np.float64)
+    return attacks
 
 
 def _baseline(arrays: Mapping[str, NDArray[Any]], members: NDArray[np.bool_]) -> Baseline | None:

@@ -14,9 +14,10 @@ from privguard.records import Finding, Outcome, Unit
 
 if TYPE_CHECKING:
     from privguard.audit.design import Design, OneRun
-    from privguard.audit.membership import AttackResult, Examples, Membership
+    from privguard.audit.membership import Examples, Membership
     from privguard.audit.reference import References
     from privguard.audit.roc import Rate
+    from privguard.audit.verdict import AttackResult, Exposed
 
 app = typer.Typer(help="Audits that try to refute a claim; none of them ever confirms one.", no_args_is_help=True)
 
@@ -199,7 +200,13 @@ def scores(
         emit(
             found,
             as_json=as_json,
-            lines=[head, *_attack_lines(found.attacks), *found.notes, *_not_claimed(found.not_claimed)],
+            lines=[
+                head,
+                *_attack_lines(found.attacks),
+                _exposed_line(found.exposed),
+                *found.notes,
+                *_not_claimed(found.not_claimed),
+            ],
         )
         return
     if coins is None or commitment is None:
@@ -323,7 +330,8 @@ def _membership_lines(found: "Membership") -> list[str]:
         found.leak.value,
         f"{found.members} members, {found.non_members} non-members, {found.references} references",
         *_attack_lines(found.attacks),
-        f"blind baseline  AUC {found.blind.auc.value:.3f}{flag}",
+        f"blind baseline  AUC {found.blind.auc.value:.3f}{flag}; it flags 4 of 5 splits of {found.blind.detects:.3f}",
+        _exposed_line(found.exposed),
         *found.notes,
         *_not_claimed(found.not_claimed),
     ]
@@ -333,9 +341,19 @@ def _attack_lines(results: "tuple[AttackResult, ...]") -> list[str]:
     lines: list[str] = []
     for result in results:
         area = f"AUC {result.auc.value:.3f} [{result.auc.low:.3f}, {result.auc.high:.3f}]"
-        lines.append(f"{result.attack:14s}  {area}  p = {result.p_holm:.2g} after Holm")
+        beyond = "" if result.p_beyond is None else f"; beyond the records p = {result.p_beyond:.2g}"
+        lines.append(f"{result.attack:14s}  {area}  p = {result.p_adjusted:.2g} ({result.statistic}){beyond}")
         lines += [f"    TPR at {rate.asked:.2%} FPR: {_rate(rate)}" for rate in result.rates]
     return lines
+
+
+def _exposed_line(found: "Exposed") -> str:
+    if not found.low:
+        return "exposed        no member stands out so far above all others that a number can be given"
+    return (
+        f"exposed        at least {found.low} members stand above all others (95 %), by {found.attack}: "
+        f"{found.false_alarms} false among the first {found.depth}"
+    )
 
 
 def _rate(rate: "Rate") -> str:

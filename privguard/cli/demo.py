@@ -114,7 +114,7 @@ def _table(done: "Demonstration") -> Table:
     table.add_row(
         "",
         f"LiRA, RMIA and loss, {done.membership.references} reference models",
-        f"best AUC {strongest.auc.value:.3f} ({strongest.attack}; 0.5 is chance), p = {strongest.p_holm:.2g}",
+        f"best AUC {strongest.auc.value:.3f} ({strongest.attack}; 0.5 is chance), p = {strongest.p_adjusted:.2g}",
     )
     return table
 

@@ -92,13 +92,16 @@ class MarkClaim(Record):
 @final
 @dataclass(frozen=True, kw_only=True)
 class Attack(Record):
-    """One membership attack: its area under the ROC curve with a 95 % interval, and its p-value after Holm."""
+    """One membership attack: its area under the ROC curve with a 95 % interval, and its adjusted p-value.
+
+    The p-value pays for everything that the audit looked at.
+    """
 
     attack: str
     auc: float
     low: float
     high: float
-    p_holm: float
+    p_adjusted: float
 
 
 @final
@@ -190,7 +193,7 @@ def membership(name: str, value: Mapping[str, Any]) -> Membership:
             Attack(
                 attack=str(each["attack"]),
                 **{part: _real(each["auc"][of]) for part, of in (("auc", "value"), ("low", "low"), ("high", "high"))},
-                p_holm=_real(each["p_holm"]),
+                p_adjusted=_real(each["p_adjusted"]),
             )
             for each in value["attacks"]
         ),
