@@ -35,7 +35,7 @@ from privguard.runs.options import RunOptions, RunSetup
 from privguard.runs.run import PrivateRun
 from privguard.training.batches import examples_of, to_device
 from privguard.training.plan import Plan, steps_in
-from privguard.training.probes.examples import Losses
+from privguard.training.probes.gradients import Losses
 from privguard.training.probes.loader import probed_clipper
 from privguard.training.ranks import Ranks
 from privguard.training.sample import PhysicalBatch

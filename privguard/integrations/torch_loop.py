@@ -29,7 +29,7 @@ from privguard.runs.run import PrivateRun
 from privguard.runs.signals import Interrupts
 from privguard.training.batches import PoissonLoader, check_rows, examples_of, to_device
 from privguard.training.plan import Plan
-from privguard.training.probes.examples import Losses
+from privguard.training.probes.gradients import Losses
 from privguard.training.probes.loader import probed_clipper
 from privguard.training.sample import PhysicalBatch
 

@@ -13,7 +13,7 @@ from privguard.runs.options import RunSetup
 from privguard.runs.progress import SpentSoFar
 from privguard.runs.run import PrivateRun
 from privguard.training.batches import PoissonLoader, check_rows, unit_losses
-from privguard.training.probes.examples import Structure
+from privguard.training.probes.fields import Structure
 from privguard.training.sample import PhysicalBatch
 from privguard.training.users import Users
 

@@ -1,7 +1,7 @@
 """From a data set to physical batches: Poisson draws fetched by torch's DataLoader, masks kept beside them."""
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast, final
 
 import torch
@@ -22,6 +22,7 @@ from torch.utils.data.dataloader import default_collate
 from privguard import _check
 from privguard._random import Stream
 from privguard.errors import PrivacyError
+from privguard.training import structure
 from privguard.training.ranks import Ranks
 from privguard.training.sample import PhysicalBatch, Poisson, cut
 from privguard.training.users import Users
@@ -160,15 +161,8 @@ def _plain_batches(loader: DataLoader[Any]) -> bool:
 
 
 def rows_of(fetched: Any) -> int | None:
-    """Size of dimension 0 of the first tensor found in nested data, None where there is none."""
-    if isinstance(fetched, Tensor):
-        return fetched.shape[0] if fetched.ndim else None
-    values: Sequence[Any] = []
-    if isinstance(fetched, Mapping):
-        values = list(fetched.values())
-    elif isinstance(fetched, list | tuple):
-        values = list(fetched)
-    return next((rows for value in values if (rows := rows_of(value)) is not None), None)
+    """Size of dimension 0 of the first tensor in a batch that has dimensions, None where there is none."""
+    return next((len(tensor) for tensor in structure.tensors(fetched) if tensor.ndim), None)
 
 
 def check_rows(fetched: Any, batch: PhysicalBatch) -> None:
@@ -196,15 +190,5 @@ Move = Callable[[Any], Any]
 
 
 def to_device(device: torch.device) -> Move:
-    """A function that moves nested data to ``device``."""
-
-    def move(value: Any) -> Any:
-        if isinstance(value, Tensor):
-            return value.to(device, non_blocking=True)
-        if isinstance(value, Mapping):
-            return {key: move(item) for key, item in value.items()}
-        if isinstance(value, list | tuple):
-            return type(value)(move(item) for item in value)
-        return value
-
-    return move
+    """A function that moves the tensors of a batch to ``device`` and leaves all else as it is."""
+    return lambda batch: structure.tensors_mapped(lambda tensor: tensor.to(device, non_blocking=True), batch)

@@ -252,6 +252,25 @@ class EscapeAlarm:
         return escaped
 
 
+def gradients_of(loss: Tensor, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+    """The gradients of a scalar by ordinary autograd, float32, of those parameters that take part in it.
+
+    Raises:
+        UnsupportedModelError: the graph has re-entrant checkpoints, which autograd cannot ask for chosen parameters.
+    """
+    try:
+        gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+    except RuntimeError as error:
+        if "use_reentrant" not in str(error):
+            raise
+        raise UnsupportedModelError(
+            "checkpoint: re-entrant checkpointing gives no gradients of chosen parameters, so none can be checked or "
+            "clipped one by one; pass use_reentrant=False (gradient_checkpointing_kwargs={'use_reentrant': False})"
+        ) from error
+    gradients = cast("tuple[Tensor | None, ...]", gradients)
+    return {name: value.float() for name, value in zip(parameters, gradients, strict=True) if value is not None}
+
+
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters to train by name, tied ones once; an error when there are none."""
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -292,10 +311,7 @@ class OneByOne:
         self._turn.spend()
         if not mask.item():
             return
-        wanted = list(self._parameters.values())
-        found = torch.autograd.grad(losses.sum(), wanted, allow_unused=True)
-        found = cast("tuple[Tensor | None, ...]", found)  # a parameter that took no part has none
-        gradient = {n: g.float() for n, g in zip(self._parameters, found, strict=True) if g is not None}
+        gradient = gradients_of(losses.sum(), self._parameters)
         norm = global_norm(gradient.values())
         if not norm.isfinite():
             return  # counts as zero; the noise does not tell

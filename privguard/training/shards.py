@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 
+from privguard.training import structure
+
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
@@ -55,13 +57,7 @@ def norm(tensors: Iterable[Tensor]) -> Tensor:
 
 def whole(tree: Any) -> Any:
     """The tree of a state dictionary with each cut tensor gathered. Every rank has to call this."""
-    if is_cut(tree):
-        return tree.full_tensor()
-    if isinstance(tree, Mapping):
-        return {key: whole(value) for key, value in tree.items()}
-    if isinstance(tree, list | tuple):
-        return type(tree)(whole(value) for value in tree)
-    return tree
+    return structure.tensors_mapped(lambda tensor: tensor.full_tensor() if is_cut(tensor) else tensor, tree)
 
 
 def cut_like(value: Any, pattern: object) -> Any:

@@ -12,7 +12,8 @@ from torch.nn import functional
 from privguard.errors import SensitivityError, UnsupportedModelError
 from privguard.training.attach import attach
 from privguard.training.clip import OneByOne
-from privguard.training.probes.examples import Field, choose, make, probe, structure_of
+from privguard.training.probes.examples import choose, probe
+from privguard.training.probes.fields import Field, make, structure_of
 
 IMAGES = (Field((5,), torch.float32), Field((), torch.int64, top=3))
 TOKENS = {"ids": Field((6,), torch.int64, top=9), "mask": Field((6,), torch.int64)}

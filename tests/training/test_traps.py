@@ -17,7 +17,8 @@ from privguard.training.attach import attach
 from privguard.training.batches import PoissonLoader
 from privguard.training.clip import OneByOne
 from privguard.training.plan import Plan
-from privguard.training.probes.examples import Field, probe
+from privguard.training.probes.examples import probe
+from privguard.training.probes.fields import Field
 from privguard.training.sample import Poisson
 
 BOUND = 1.0

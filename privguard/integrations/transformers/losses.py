@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from privguard.errors import UnsupportedModelError
 from privguard.runs.driver import Batch, Head, PerExampleLoss
-from privguard.training.probes.examples import Field, Structure
+from privguard.training.probes.fields import Field, Structure
 
 CHOICES = 2  # of a made-up question
 _TOKENS = 6  # of a made-up text

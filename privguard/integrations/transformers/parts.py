@@ -14,7 +14,8 @@ from privguard.runs.privacy_unit import Unit
 from privguard.training.batches import fetch
 from privguard.training.clip import Clipper
 from privguard.training.probes.collate import refuse_meeting
-from privguard.training.probes.examples import clipper_for, structure_of
+from privguard.training.probes.examples import clipper_for
+from privguard.training.probes.fields import structure_of
 
 
 def training_loader(trainer: Trainer) -> DataLoader[Any]:

@@ -113,6 +113,7 @@ class Tapped:
         method: the method that is listened to.
         original: that method before it was tapped.
         layout: where the examples are in what it takes and gives.
+        wanted: local names of the parameters that have elements.
     """
 
     name: str
@@ -122,9 +123,11 @@ class Tapped:
     method: str = "forward"
     original: Callable[..., Any] = field(init=False)
     layout: Layout = field(init=False, default_factory=Layout)
+    wanted: frozenset[str] = field(init=False)
 
     def __post_init__(self) -> None:
         self.original = getattr(self.module, self.method)
+        self.wanted = frozenset(n for n, p in zip(self.names, self.own(), strict=True) if p.numel())
 
     def own(self) -> list[nn.Parameter]:
         """Its trainable parameters."""
@@ -207,8 +210,10 @@ class Heard:
             if batch.alone is not None:
                 self.note_reach(g, batch.alone)
                 return
+            if not g.numel():  # a parameter without elements has nothing to find
+                return
             with torch.no_grad():
-                call = Call(tapped.module, kept, g, batch.size, frozenset(tapped.names))
+                call = Call(tapped.module, kept, g, batch.size, tapped.wanted)
                 for key, factor in factors(call):
                     part = key if isinstance(key, Part) else Part(tapped.names[key])
                     batch.factors[part].append(factor.lean() if isinstance(factor, Outer) else factor)

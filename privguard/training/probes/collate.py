@@ -18,7 +18,8 @@ from torch.utils.data import DataLoader
 from privguard.errors import SensitivityError
 from privguard.training import rng_state
 from privguard.training.clip import Clipper
-from privguard.training.probes.examples import Losses, check_same_alone
+from privguard.training.probes.examples import check_same_alone
+from privguard.training.probes.gradients import Losses
 from privguard.training.probes.synthetic import Pattern
 
 _log = logging.getLogger(__name__)

@@ -15,7 +15,9 @@ from privguard.training.attach import attach
 from privguard.training.batches import to_device
 from privguard.training.clip import Clipper
 from privguard.training.probes.collate import refuse_meeting
-from privguard.training.probes.examples import Losses, Structure, clipper_for, make, structure_of, untouched
+from privguard.training.probes.examples import clipper_for
+from privguard.training.probes.fields import Structure, make, structure_of
+from privguard.training.probes.gradients import Losses, untouched
 from privguard.training.shards import is_cut
 
 

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from privguard.training.clip import Clipper, OneByOne
-from privguard.training.probes.examples import Field, Structure, choose
+from privguard.training.probes.examples import choose
+from privguard.training.probes.fields import Field, Structure
 from tests.training.bookkeeping.compare import distance
 
 transformers = pytest.importorskip("transformers")

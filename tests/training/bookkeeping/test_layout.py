@@ -8,7 +8,8 @@ from privguard.errors import UnsupportedModelError
 from privguard.training.bookkeeping import BookKeeper
 from privguard.training.bookkeeping.layout import SHARED, Layout
 from privguard.training.clip import Clipper, OneByOne
-from privguard.training.probes.examples import Field, choose
+from privguard.training.probes.examples import choose
+from privguard.training.probes.fields import Field
 from tests.training.bookkeeping.compare import clipped, distance
 
 LENGTH, WIDTH = 6, 8

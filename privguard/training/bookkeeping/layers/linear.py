@@ -1,5 +1,6 @@
 """Matrix layers: ``nn.Linear`` and the transposed ``Conv1D`` of transformers."""
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -29,7 +30,7 @@ def conv1d_of_transformers(call: Call) -> Iterator[tuple[str, Factor]]:
 
 def positions(x: Tensor, batch: int) -> Tensor:
     """(B·k, …, d) → (B, T, d): every dimension between the example and the features is a position."""
-    return x.reshape(batch, x.numel() // (batch * x.shape[-1]), x.shape[-1])
+    return x.reshape(batch, math.prod(x.shape[:-1]) // batch, x.shape[-1])
 
 
 def total(g: Tensor) -> Tensor:

@@ -1,0 +1,175 @@
+"""One record's gradient depends on no other record and not on their number, in every type of number."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from privguard.errors import SensitivityError, UnsupportedModelError
+from privguard.training.clip import OneByOne
+from privguard.training.probes.examples import choose
+from privguard.training.probes.fields import Field
+
+POINTS = (Field((2,), torch.float32), Field((), torch.int64, top=3))
+
+
+def chosen(model: nn.Module, losses: Callable[[Any], Tensor], structure: Any = POINTS) -> Any:
+    clipper, _ = choose(model, losses, structure, max_grad_norm=1.0)
+    clipper.close()
+    return clipper
+
+
+def zeros(inputs: int = 2, outputs: int = 3) -> nn.Linear:
+    layer = nn.Linear(inputs, outputs, bias=False)
+    nn.init.zeros_(layer.weight)
+    return layer
+
+
+class ByBatchSize(nn.Module):
+    """Divides by the number of examples on the way forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = zeros()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x) / len(x)
+
+
+class Divided(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return gradients[0] / len(gradients[0])
+
+
+class ByBatchSizeOnTheWayBack(ByBatchSize):
+    def forward(self, x: Tensor) -> Tensor:
+        return Divided.apply(self.layer(x))
+
+
+class BehindAFreshHead(nn.Module):
+    """The body divides its gradient by the batch; a head of zeros would hide it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(2, 4), zeros(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(Divided.apply(self.body(x)))
+
+
+class Temperature(ByBatchSize):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x) * len(x) ** 0.5
+
+
+def each(model: nn.Module, batch: Any) -> Tensor:
+    return functional.cross_entropy(model(batch[0]), batch[1], reduction="none")
+
+
+@pytest.mark.parametrize("kind", [ByBatchSize, ByBatchSizeOnTheWayBack, BehindAFreshHead, Temperature])
+def test_a_model_that_scales_by_the_number_of_examples_is_refused(kind: type[nn.Module]) -> None:
+    model = kind()
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    with pytest.raises(SensitivityError, match=r"when the batch had \d examples instead of 5"):
+        chosen(model, lambda batch: each(model, batch))
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
+def test_a_loss_that_divides_by_the_batch_size_is_refused() -> None:
+    model = zeros()
+    with pytest.raises(SensitivityError, match="divide by no batch size"):
+        chosen(model, lambda batch: each(model, batch) / len(batch[0]))
+
+
+class Packed(nn.Module):
+    """A prediction head for the labelled tokens alone, all of them in one tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.head = nn.Embedding(9, 4), nn.Linear(4, 9)
+
+    def forward(self, batch: Any) -> Tensor:
+        labelled = batch["labels"] != -100
+        logits = self.head(torch.tanh(self.table(batch["ids"]))[labelled])
+        losses = functional.cross_entropy(logits, batch["labels"][labelled], reduction="none")
+        rows = labelled.nonzero()[:, 0]
+        return torch.zeros(len(labelled)).index_add(0, rows, losses) / labelled.sum(1).clamp(min=1)
+
+
+def test_packed_rows_are_found_by_labels_that_are_missing() -> None:
+    """Book-keeping cannot tell whose a packed row is; one example at a time it can."""
+    model = Packed()
+    structure = {"ids": Field((6,), torch.int64, top=9), "labels": Field((6,), torch.int64, top=9)}
+    assert isinstance(chosen(model, model, structure), OneByOne)
+
+
+class Mixed(nn.Module):
+    """A thousandth of the neighbour's hidden state is added to each example's."""
+
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        self.share = share
+        self.table, self.body, self.head = nn.Embedding(64, 32), nn.Linear(32, 32), nn.Linear(32, 64)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        hidden = torch.tanh(self.body(self.table(ids)))
+        return self.head(hidden + self.share * hidden.roll(1, 0) if self.share else hidden)
+
+
+TOKENS = {"ids": Field((8,), torch.int64, top=64)}
+
+
+@pytest.mark.parametrize("kind", ["float32", "bfloat16 autocast", "bfloat16 weights", "float16 weights", "float64"])
+@pytest.mark.parametrize("share", [0.0, 1e-3])
+def test_a_mix_of_a_thousandth_is_refused_in_every_type(kind: str, share: float) -> None:
+    with torch.random.fork_rng():
+        torch.default_generator.manual_seed(0)
+        model = Mixed(share)
+    name, _, where = kind.partition(" ")
+    if where != "autocast":
+        model = model.to(getattr(torch, name))
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+
+    def losses(batch: Any) -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=where == "autocast"):
+            logits = model(batch["ids"])
+        return functional.cross_entropy(logits.float().transpose(1, 2), batch["ids"], reduction="none").mean(1)
+
+    if share:
+        with pytest.raises(SensitivityError, match="exchanging example"):
+            chosen(model, losses, TOKENS)
+    else:
+        assert not isinstance(chosen(model, losses, TOKENS), OneByOne)  # 16 bits are no reason for the slow way
+    after = model.state_dict()
+    assert all(after[key].dtype == value.dtype and torch.equal(after[key], value) for key, value in before.items())
+    assert not torch.is_autocast_enabled("cpu")
+    with torch.autocast("cpu", dtype=torch.bfloat16):  # works again
+        assert nn.Linear(2, 2)(torch.ones(1, 2)).dtype == torch.bfloat16
+
+
+def test_re_entrant_checkpoints_are_refused_by_name() -> None:
+
+    model = nn.Sequential(nn.Linear(2, 4), nn.Linear(4, 3))
+
+    def losses(batch: Any) -> Tensor:
+        hidden = checkpoint(model[1], torch.relu(model[0](batch[0])), use_reentrant=True)
+        return functional.cross_entropy(hidden, batch[1], reduction="none")
+
+    with pytest.raises(UnsupportedModelError, match="use_reentrant=False"):
+        chosen(model, losses)
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element")
+def test_a_parameter_without_elements_is_no_crash() -> None:
+    model = nn.Sequential(nn.Linear(2, 3))
+    model.register_module("empty", nn.Linear(2, 0))
+    chosen(model, lambda batch: each(model[0], batch) + model.empty(batch[0]).sum(1))
