@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from privguard.training.plan import Plan as Plan
     from privguard.watermark.claims.commitment import Commitment as Commitment
     from privguard.watermark.claims.commitment import Trust as Trust
+    from privguard.watermark.image.detect import ImageDetector as ImageDetector
+    from privguard.watermark.image.profile import ImageProfile as ImageProfile
+    from privguard.watermark.image.write import ImageMark as ImageMark
     from privguard.watermark.model.bundle import Bundle as Bundle
     from privguard.watermark.secret import Secret as Secret
     from privguard.watermark.text.profile import Profile as Profile
@@ -49,6 +52,9 @@ _HOMES = {
     "GreenList": "privguard.watermark.text.scheme",
     "GreenListProcessor": "privguard.watermark.text.writing.generate",
     "Gumbel": "privguard.watermark.text.scheme",
+    "ImageDetector": "privguard.watermark.image.detect",
+    "ImageMark": "privguard.watermark.image.write",
+    "ImageProfile": "privguard.watermark.image.profile",
     "Key": "privguard.checkpoint.key",
     "Ledger": "privguard.accounting.ledger",
     "Manifest": "privguard.records",
@@ -79,6 +85,9 @@ __all__ = [
     "GreenList",
     "GreenListProcessor",
     "Gumbel",
+    "ImageDetector",
+    "ImageMark",
+    "ImageProfile",
     "Key",
     "Ledger",
     "Manifest",

@@ -1,16 +1,19 @@
-"""``privguard mark``: marks in models and in text."""
+"""``privguard mark``: marks in models, in text and in pictures."""
 
 import typer
 
-from privguard.cli import mark_model, mark_text
+from privguard.cli import mark_image, mark_model, mark_text
 
 app = typer.Typer(
-    help="""Write, read and test marks in models and in text.
+    help="""Write, read and test marks in models, in text and in pictures.
 
     A model, in this order: commit, embed, release it; for a suspect: challenge, trust, verify.
 
-    Text: text setup, text write, text detect.""",
+    Text: text setup, text write, text detect.
+
+    Pictures: image setup, image write, image detect.""",
     no_args_is_help=True,
 )
 app.add_typer(mark_model.app)
 app.add_typer(mark_text.app, name="text")
+app.add_typer(mark_image.app, name="image")

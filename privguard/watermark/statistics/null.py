@@ -11,7 +11,7 @@ from fractions import Fraction
 from typing import Any, Protocol, cast, final
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from privguard import _check
 from privguard.records import Verdict
@@ -189,6 +189,71 @@ class SpreadSigns:
         z = np.asarray(score, np.float64)
         exponents = z[..., None] * theta - theta**2 / 2
         return tails.log10_mean_exp(exponents)
+
+
+@final
+@dataclass(frozen=True)
+class SignedWeights:
+    """A sum of whole weights, each under its own keyed uniform sign; the weights are fixed before the key.
+
+    ``weights`` are the distinct absolute values above 0, ascending, and ``counts`` says how many signs each has. Unlike
+    the other nulls it is the law of one whole score, so ``trials`` is not read.
+    """
+
+    weights: tuple[int, ...]
+    counts: tuple[int, ...]
+
+    @classmethod
+    def of(cls, weights: NDArray[np.integer[Any]], *, repeats: int = 1) -> "SignedWeights":
+        """The law for an array of weights of any sign, each of which meets ``repeats`` signs."""
+        counts = np.bincount(np.abs(weights.ravel())) * repeats
+        distinct = np.flatnonzero(counts)
+        distinct = distinct[distinct > 0]
+        return cls(tuple(distinct.tolist()), tuple(counts[distinct].tolist()))
+
+    def times(self, repeats: int) -> "SignedWeights":
+        """The law of the sum of ``repeats`` independent such scores."""
+        return SignedWeights(self.weights, tuple(count * repeats for count in self.counts))
+
+    @property
+    def sentence(self) -> str:
+        """The law in words."""
+        return "score ~ the sum of its whole weights, each under its own keyed uniform sign, each sign counted once"
+
+    @property
+    def signs(self) -> int:
+        """How many signs are summed."""
+        return sum(self.counts)
+
+    @property
+    def mean(self) -> float:
+        """Expectation of the score."""
+        return 0.0
+
+    @property
+    def deviation(self) -> float:
+        """The Euclidean norm of all weights."""
+        return math.sqrt(sum(n * w * w for w, n in zip(self.weights, self.counts, strict=True)))
+
+    def log10_tail(self, score: ArrayLike, trials: ArrayLike) -> Floats:  # noqa: ARG002 — the law of one whole score
+        """Exact tail by lattice inversion; without any weight, 0."""
+        if not self.weights:
+            return np.zeros(np.shape(score))
+        return weighted_bits.log10_signed_sum_tail(score, weights=self.weights, counts=self.counts)
+
+    @property
+    def tilts(self) -> Floats:
+        """The bets of the e-value, in units of one over the deviation, (8,)."""
+        return np.array([1.0, 2.0, 3.0, 5.0, 8.0, 13.0, 21.0, 34.0]) / (self.deviation or 1.0)
+
+    def cumulant(self, theta: Floats) -> Floats:
+        """Logarithm of E exp(θ·score), Σ ln cosh(θw): (R,) to (R,)."""
+        x = theta[:, None] * np.asarray(self.weights, np.float64)
+        return (np.logaddexp(x, -x) - math.log(2)) @ np.asarray(self.counts, np.float64)
+
+    def log10_e(self, score: ArrayLike, trials: ArrayLike) -> Floats:  # noqa: ARG002 — the law of one whole score
+        """Averages exp(θ·score − Σ ln cosh(θw)) over the tilts."""
+        return tails.log10_e_value(score, 1, self.cumulant, tilts=self.tilts.tolist())
 
 
 def verdict(  # noqa: PLR0913 — one argument per fact of the verdict
