@@ -158,7 +158,8 @@ class Manifest(Record):
     ``plan`` holds the plan's facts, ``model`` its class and sizes, ``data`` what is public about the data (a salted
     commitment, never a plain digest: that would tell a record's presence to whoever knows all others), ``recipients``
     who can open the checkpoints, ``noise`` and ``precision`` how the arithmetic was done. ``insecure`` means that a
-    seed was given, so the run has no claim. ``unproven`` names what its claim rests on beyond what every run's does.
+    seed was given, so the run has no claim. ``mechanism`` holds the numbers of the sum and its noise. ``unproven``
+    names what its claim rests on beyond what every run's does.
     """
 
     run: str
@@ -172,6 +173,7 @@ class Manifest(Record):
     noise: str
     precision: str
     software: dict[str, str]
+    mechanism: dict[str, Any]
     insecure: bool = False
     unproven: tuple[str, ...] = ()
 

@@ -34,6 +34,8 @@ from privguard.runs import manifest, start
 from privguard.runs.options import RunOptions, as_list
 from privguard.runs.run import write_snapshot
 from privguard.training import rng_state
+from privguard.training.clip import trainable
+from privguard.training.mechanism import mechanism
 from privguard.training.plan import Plan
 from privguard.training.probes.modules import refuse_mixing
 
@@ -53,6 +55,10 @@ _UNPROVEN = (
     ),
     "Rate and denominator were computed by Opacus from the number of records, so that number is public.",
     "No gradient of an example was NaN or infinite in those steps: Opacus does not bound those.",
+    (
+        "Sums and noise of those steps were float32: what rounding added to a record's influence is not known, and "
+        "attacks on floating-point noise (Mironov 2012) are not ruled out."
+    ),
 )
 _NEXT_RUNS = (
     "key",
@@ -143,6 +149,7 @@ def take_over(  # noqa: PLR0913 — Opacus' four objects, and what a person deci
         recipients=audience.to,
         streams=streams,
         commitment=manifest.commitment(loader, salt),
+        mechanism=mechanism(plan, trainable(bare), processes=1, noise="exact"),  # of the steps to come
     )
     facts = _honest(described, engine, optimizer, taken)
     with start.write_public_files(folder, facts) as ledger:
@@ -261,7 +268,7 @@ def _honest(facts: Manifest, engine: PrivacyEngine, optimizer: DPOptimizer, take
         if given
         else "by torch from its default generator (secure mode off)"
     )
-    unproven = [sentence.format(taken=f"{taken:,}") for sentence in _UNPROVEN]
+    unproven = [*facts.unproven, *(sentence.format(taken=f"{taken:,}") for sentence in _UNPROVEN)]
     if not engine.secure_mode:
         unproven.append(
             f"The noise of those steps was drawn {drawn}, which is not a cipher: whoever learns its seed or its state "

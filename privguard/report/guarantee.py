@@ -135,11 +135,8 @@ def assumptions(manifest: Manifest) -> Iterator[str]:
         "gives for a record is made from that record alone."
     )
     yield "No copy of the run went on beside it: a copy keeps a ledger of its own, which this report does not count."
-    yield (
-        "The noise is drawn in float32; attacks on the last bits of floating-point noise (Mironov 2012) are "
-        "not ruled out by construction."
-    )
-    yield "The operating system's entropy and AES-256 are sound."
+    yield from _arithmetic(manifest)
+    yield "The operating system's entropy and the ciphers that expand it (AES-256, ChaCha20) are sound."
     yield "The shapes and types of the records, such as image size or padded length, are public."
     yield f"Each loss depends on its own example only. {_probe(manifest.probe)}"
     delta, examples = manifest.plan["delta"], manifest.data.get("examples")
@@ -147,6 +144,22 @@ def assumptions(manifest: Manifest) -> Iterator[str]:
         yield (
             f"δ = {delta:g} is not below 1/{examples:,}: publishing one whole record at random would be within "
             "this δ. Choose a smaller one."
+        )
+
+
+def _arithmetic(manifest: Manifest) -> Iterator[str]:
+    """What the proof of the sum's sensitivity, and of the noise, takes for granted."""
+    facts = manifest.mechanism
+    sensitivity = facts["sensitivity"] / manifest.plan["max_grad_norm"]
+    yield (
+        f"One record moves the sum by at most {sensitivity:.5f} clipping norms, all rounding included; this is proved "
+        f"({facts['specification']}) given each record's own gradient, and given that float32 errs on a Gram matrix no "
+        "more than the worst that the tests could provoke. The noise is scaled to it."
+    )
+    if facts["noise"] == "exact":
+        yield (
+            "Logarithm, sine and cosine in float64 are within 4 units in the last place; the tests measure them. Then "
+            "the noise is the rounded Gaussian exactly, and attacks on floating-point noise (Mironov 2012) find none."
         )
 
 

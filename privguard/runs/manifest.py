@@ -16,6 +16,12 @@ from privguard.checkpoint.key import Recipient
 from privguard.records import Manifest
 from privguard.training.plan import Plan
 
+FLOAT32_NOISE = (
+    "The noise was drawn and added in float32, by choice: attacks on the last bits of floating-point noise (Mironov "
+    "2012) are not ruled out."
+)
+_NOISES = {"exact": "Gaussian, rounded exactly to integers of a public grid", "float32": "Gaussian in float32"}
+_HELD = {"exact": "64-bit integers", "float32": "float32"}
 _SOFTWARE = ("torch", "numpy", "opacus", "dp-accounting", "cryptography", "transformers", "accelerate")
 
 
@@ -29,6 +35,7 @@ def describe(  # noqa: PLR0913 — one argument for each thing described
     recipients: Sequence[Recipient],
     streams: Stream,
     commitment: str | None,
+    mechanism: dict[str, Any],
 ) -> Manifest:
     """The public manifest of a run; nothing in it depends on the private data, except through the salted commitment."""
     return Manifest(
@@ -44,11 +51,13 @@ def describe(  # noqa: PLR0913 — one argument for each thing described
         recipients=tuple(f"{one.kind.label} {one.id}" for one in recipients),
         clipping=f"per {plan.unit.value}, flat, by {type(clipper).__name__}; non-finite examples count as zero",
         probe=probed,
-        noise="Gaussian by Box–Muller from AES-256-CTR, "
+        noise=f"{_NOISES[mechanism['noise']]}, by Box–Muller from {_cipher(model, mechanism)}, "
         + ("from a published seed" if streams.insecure else "keyed from OS entropy"),
-        precision=f"weights {_dtypes(model)}; norms, sums and noise float32",
+        precision=f"weights {_dtypes(model)}; norms float32, sums float64, noise {_HELD[mechanism['noise']]}",
+        mechanism=mechanism,
         software=software(),
         insecure=streams.insecure,
+        unproven=(FLOAT32_NOISE,) if mechanism["noise"] == "float32" else (),
     )
 
 
@@ -71,6 +80,12 @@ def commitment(loader: DataLoader[Any], salt: bytes) -> str | None:
         state.update(f"{tensor.dtype} {tuple(tensor.shape)}\0".encode())
         state.update(tensor.detach().cpu().contiguous().view(-1).numpy().tobytes())
     return state.hexdigest()
+
+
+def _cipher(model: nn.Module, mechanism: dict[str, Any]) -> str:
+    """What makes the words of the noise: the host's cipher, but for exact noise on an accelerator."""
+    on_host = all(parameter.device.type == "cpu" for parameter in model.parameters() if parameter.requires_grad)
+    return "AES-256-CTR" if on_host or mechanism["noise"] != "exact" else "ChaCha20"
 
 
 def _dtypes(model: nn.Module) -> str:

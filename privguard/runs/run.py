@@ -69,7 +69,10 @@ class PrivateRun:
             plan,
             clipper=setup.clipper,
             ledger=ledger,
-            noise=streams.child("noise"),
+            noise=streams.child(
+                "noise", 2, setup.options.performance.noise
+            ),  # a new number for each new meaning of its words
+            exact=setup.options.performance.noise == "exact",
             reserve=setup.options.performance.reserve,
             ranks=setup.ranks,
             permit=self._charge.permit if self._charge is not None else lambda: None,

@@ -24,6 +24,7 @@ from privguard.runs.options import RunSetup
 from privguard.runs.run import PrivateRun
 from privguard.training import shards
 from privguard.training.clip import trainable
+from privguard.training.mechanism import mechanism
 from privguard.training.plan import Plan
 from privguard.training.step import Follower, check_optimizer
 
@@ -38,10 +39,12 @@ def start(plan: Plan, setup: RunSetup, *, loader: DataLoader[Any] | None = None)
         NoRecipientError: nobody could open the checkpoints.
         SealError: there is no key to sign them with; the message says what to pass.
         PrivacyError: the optimizer's parameters are not the model's, or a run without a claim is charged to a book.
+            Or sums and noise would leave the range of the numbers that hold them.
         BudgetExceededError: the whole run does not fit the data set's budget; nothing was reserved or written.
     """
     to = setup.audience().to
     check_optimizer(setup.optimizer, trainable(setup.model).values())
+    how = _mechanism(plan, setup)
     ledgers: list[Ledger] = []  # one on the leading rank, which opens it; none on the others
 
     def begin() -> tuple[Manifest, bytes]:
@@ -57,6 +60,7 @@ def start(plan: Plan, setup: RunSetup, *, loader: DataLoader[Any] | None = None)
             recipients=to,
             streams=streams,
             commitment=_commitment(loader, streams),
+            mechanism=how,
         )
         if setup.charge is not None:
             facts = replace(facts, data={**facts.data, "book": setup.charge.id})
@@ -93,6 +97,11 @@ def resume(plan: Plan, setup: RunSetup, *, snapshot: Path | None = None) -> Priv
             f"insecure_seed={setup.options.insecure_seed}: this run was started without one and has a claim, which "
             "anybody who can repeat its noise would break; resume it without a seed"
         )
+    if (began := facts.mechanism.get("noise")) != _mechanism(plan, setup)["noise"]:
+        raise ResumeError(
+            f"noise={setup.options.performance.noise!r}: this run began with {began!r} noise, which its claim and "
+            "report speak of; resume it with the same"
+        )
     _require_same_book(setup, facts)
     state = open_snapshot(snapshot or _newest(setup), setup, min_step=setup.options.trust.min_step)
     ledgers: list[Ledger] = []  # as in start
@@ -127,6 +136,12 @@ def resume(plan: Plan, setup: RunSetup, *, snapshot: Path | None = None) -> Priv
             ledger.close()
         raise
     return run
+
+
+def _mechanism(plan: Plan, setup: RunSetup) -> dict[str, Any]:
+    """The facts of sum and noise; PrivacyError where they do not fit the numbers that hold them."""
+    parameters = trainable(setup.model)
+    return mechanism(plan, parameters, processes=setup.ranks.size, noise=setup.options.performance.noise)
 
 
 def _commitment(loader: DataLoader[Any] | None, streams: Stream) -> str | None:

@@ -1,35 +1,42 @@
-"""Gaussian noise from AES-256-CTR: a clipped sum goes in, a noisy sum comes out.
+"""Exact Gaussian noise: a clipped sum goes in, integers meet on a public grid, a noisy sum comes out.
 
-Box–Muller (1958) on words of a cipher stream: the radius takes 63 bits, so |z| reaches 9.4 and the cut tail has
-probability below 1e-20 per coordinate; the angle takes 32 bits. Each ledger position has a stream of its own, of which
-the parameters take consecutive pieces, so no noise is ever used twice, and two processes that share the key add the
-same noise, not two noises. How many threads make it changes nothing.
+Guarantee: what is released is a function of the *ideal* Gaussian mechanism on the rounded sum. For an integer k and a
+real x, rint(k + x) = k + rint(x) but for ties, which have probability 0; so adding rint(s·z) to an integer is the same
+as rounding the sum of that integer and a real Gaussian (docs/spec/mechanism-v1.md). No float is involved before the sum
+of all ranks is complete, so attacks on floating-point noise (Mironov 2012) have nothing to look at.
 
-What this does not repair: samples are float32, so the attack on floating-point noise (Mironov 2012) is not ruled out by
-construction; the report lists it among the assumptions.
+Each ledger position has a stream of its own, of which the parameters take consecutive pieces, so no noise is ever used
+twice, and two processes that share the key add the same noise, not two noises. How many threads make it, and with which
+library, changes nothing.
 """
 
 import itertools
-import math
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, final
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from privguard import _check
 from privguard._random import Stream
-from privguard.training import shards
-from privguard.training.clip import ClippedSum
+from privguard.errors import SensitivityError
+from privguard.training import chacha20, shards
+from privguard.training.clip import MOST_RECORDS, ClippedSum
+from privguard.training.gaussian import PAIRS, DevicePairs, HostPairs, Refiner
+from privguard.training.grid import Grid
+from privguard.training.ranks import Ranks
 
-_PAIRS = 1 << 16  # pairs per block: words, radii and angles of a block stay in the second-level cache
-_BLOCK = 2 * _PAIRS  # Gaussians per block
-_BYTES = _PAIRS * 12  # of the stream for each block: a word for each radius, half of one for each angle
-_LONGEST = (1 << 63) - 1
+_BLOCK = 2 * PAIRS  # integers per block
+_BYTES = 16 * PAIRS  # of the stream for each block: one word for each radius, one for each angle
+_AT_ONCE = 64  # blocks that a device makes together: a million integers
+
+Integers = NDArray[np.int64]
+Label = tuple[str | int, ...]
 
 
 @final
@@ -44,119 +51,250 @@ class NoisySum:
     deviation: float
 
 
-@torch.no_grad()
-def add_noise(clipped: ClippedSum, *, multiplier: float, source: Stream, lead: bool = True) -> NoisySum:
-    """Add N(0, (multiplier · l2_bound)²) to every coordinate, in place: ``clipped`` is used up.
+@final
+@dataclass(frozen=True)
+class Row:
+    """This rank's float64 totals that take consecutive integers of one stream; ``noisy`` if they take any here."""
 
-    With several processes, only the one with ``lead`` adds noise to parameters of which each process has a copy. Of a
+    label: Label
+    totals: dict[str, Tensor]
+    noisy: bool
+
+    @property
+    def device(self) -> torch.device:
+        """Where all of them are."""
+        return next(iter(self.totals.values())).device
+
+    @property
+    def count(self) -> int:
+        """How many integers it takes."""
+        return sum(total.numel() for total in self.totals.values())
+
+
+def rows(gradients: Mapping[str, Tensor], *, lead: bool) -> list[Row]:
+    """How a model's parameters share the streams of one position.
+
+    Parameters of which each process has a copy go together, and only the one with ``lead`` adds noise to them. Of a
     parameter that is cut over ranks each process adds noise to its own part, from a stream named by the parameter and
     by where the part begins.
-
-    Guarantee: the Gaussian mechanism for a sum of L2 sensitivity ``clipped.l2_bound`` under add-or-remove-one (Dwork &
-    Roth 2014, A.1; Abadi et al. 2016, Algorithm 1). ``source`` must belong to one ledger position alone. ``multiplier``
-    is dimensionless; 0 adds nothing, and the claim of such a run is infinite.
     """
-    deviation = _check.non_negative("multiplier", multiplier) * clipped.l2_bound
-    if deviation > 0:
-        whole: dict[torch.device, list[Tensor]] = {}
-        for name, gradient in clipped.gradients.items():
-            mine, begins = shards.part(gradient)
-            if shards.is_cut(gradient):
-                _add([mine], deviation, source.child(name, *begins))
-            elif lead:
-                whole.setdefault(mine.device, []).append(mine)
-        for number, targets in enumerate(whole.values()):
-            _add(targets, deviation, source.child(number))
-    return NoisySum(clipped.gradients, deviation)
+    whole: dict[torch.device, dict[str, Tensor]] = {}
+    cut: list[Row] = []
+    for name, gradient in gradients.items():
+        mine, begins = shards.part(gradient)
+        if shards.is_cut(gradient):
+            cut.append(Row((name, *begins), {name: mine}, noisy=True))
+        else:
+            whole.setdefault(mine.device, {})[name] = mine
+    return cut + [Row((number,), totals, noisy=lead) for number, totals in enumerate(whole.values())]
 
 
-def _add(targets: Sequence[Tensor], deviation: float, source: Stream) -> None:
-    """Add the stream's Gaussians to the coordinates of these tensors of one device, one after the other.
+def grid_of(clipped: ClippedSum, ranks: Ranks) -> Grid:
+    """The grid of a sum, from public numbers: its bound, the sizes of its parameters, and how many ranks round."""
+    coordinates = sum(gradient.numel() for gradient in clipped.gradients.values())
+    return Grid.of(clipped.l2_bound, coordinates=coordinates, processes=ranks.size)
 
-    The row of Gaussians is made in blocks, since blocks of their own for small parameters, and fresh memory for each,
-    took as long as the sines. On the host as many threads as torch uses make a block each: NumPy's functions run side
-    by side, only the cipher does not.
+
+@torch.no_grad()
+def add_noise(
+    clipped: ClippedSum,
+    *,
+    multiplier: float,
+    source: Stream,
+    ranks: Ranks | None = None,
+    drawn: Mapping[Label, Integers] | None = None,
+) -> NoisySum:
+    """Round to the grid, add rint of N(0, (multiplier · Δ)²) to every coordinate, and add up over ``ranks``.
+
+    ``clipped`` is used up. Every rank has to call this. ``drawn`` holds integers of ``source`` that were made
+    beforehand (:func:`draw`); the others are made now.
+
+    Guarantee: the Gaussian mechanism for a sum of L2 sensitivity Δ = :attr:`Grid.sensitivity` under add-or-remove-one
+    (Dwork & Roth 2014, A.1; Abadi et al. 2016, Algorithm 1), followed by rounding. ``source`` must belong to one ledger
+    position alone. ``multiplier`` is dimensionless; 0 adds nothing, and the claim of such a run is infinite.
+
+    Raises:
+        PrivacyError: public numbers that do not fit; see :meth:`Grid.check`.
+        SensitivityError: the sum is larger than its records can make it, or not finite: a bug of privguard. Nothing was
+            released.
     """
-    device = targets[0].device
-    rows = [_row(target) for target in targets]
-    ends = list(itertools.accumulate(len(row) for row in rows))
-    blocks = range(0, ends[-1], _BLOCK)
-
-    def work(mine: range) -> None:
-        gaussians = _Gaussians(deviation, device)
-        for start in mine:
-            ready = gaussians.block(source.reader(start // _BLOCK * _BYTES), min(_BLOCK, ends[-1] - start))
-            done, number = 0, bisect_right(ends, start)
-            while done < len(ready):
-                room = ends[number] - start - done
-                begin = len(rows[number]) - room
-                piece = rows[number][begin : begin + len(ready) - done]
-                piece += ready[done : done + room]
-                done, number = done + len(piece), number + 1
-
-    workers = min(len(blocks), torch.get_num_threads()) if device.type == "cpu" else 1
-    if workers > 1:
-        with ThreadPoolExecutor(workers) as pool:
-            list(pool.map(work, (blocks[first::workers] for first in range(workers))))
-    else:
-        work(blocks)
-    for target, row in zip(targets, rows, strict=True):
-        if not target.is_contiguous():
-            target.add_(torch.as_tensor(row).view(target.shape))
+    ranks = ranks or Ranks()
+    grid = grid_of(clipped, ranks)
+    s = grid.deviation(_check.non_negative("multiplier", multiplier))
+    grid.check(multiplier, records=ranks.size * MOST_RECORDS)
+    integers: dict[str, Tensor] = {}
+    squares = 0.0
+    for row in rows({name: _total(gradient) for name, gradient in clipped.gradients.items()}, lead=ranks.lead):
+        noise = _Noise(s, source.child(*row.label), (drawn or {}).get(row.label)) if row.noisy and s > 0 else None
+        rounded, square = (_on_host if row.device.type == "cpu" else _on_device)(row.totals, grid.step, noise)
+        integers |= rounded
+        squares += square
+    _check_norm(squares, clipped, ranks)
+    gradients = clipped.gradients
+    ranks.add_up(integers[name] for name, gradient in gradients.items() if not shards.is_cut(gradient))
+    released = {name: _released(integers[name], gradient, grid.step) for name, gradient in gradients.items()}
+    return NoisySum(released, multiplier * grid.sensitivity)
 
 
-def _row(target: Tensor) -> Any:
-    """The coordinates of a float32 tensor in their order, to add to: an array on the host, a tensor elsewhere.
-
-    Where they do not lie in that order, channels_last for instance, these are zeros for the noise alone.
-    """
-    flat = target.view(-1) if target.is_contiguous() else torch.zeros(target.numel(), device=target.device)
-    return flat.numpy() if flat.device.type == "cpu" else flat
+def draw(into: Integers, *, deviation: float, source: Stream) -> Integers:
+    """Overwrite ``into`` with rint(deviation · N(0, 1)) of a stream, on the host, in this thread alone; return it."""
+    for start, block in zip(range(0, len(into), _BLOCK), _Noise(deviation, source).blocks(0, len(into)), strict=True):
+        into[start : start + len(block)] = block
+    return into
 
 
 @final
-class _Gaussians:
-    """Makes blocks of Gaussians of one deviation on one device, in buffers of its own.
+@dataclass(frozen=True)
+class _Noise:
+    """The integers of one stream with deviation ``s``; ``drawn`` where they have been made already."""
 
-    On the host NumPy computes the functions, in a third of torch's time; their last bits may differ. For a GPU the
-    words alone are made on the host, in pinned memory, and the copy is not waited for: while it goes and the GPU
-    computes, the host enciphers the next block.
+    s: float
+    source: Stream
+    drawn: Integers | None = None
+
+    def blocks(self, first: int, stop: int) -> Iterator[Integers]:
+        """Block by block on the host, from integer number ``first``, a multiple of a block, up to ``stop``."""
+        if self.drawn is not None:
+            yield from (self.drawn[start : min(start + _BLOCK, stop)] for start in range(first, stop, _BLOCK))
+            return
+        pairs, refine = HostPairs(self.s), self._refine()
+        fill = self.source.reader(first // _BLOCK * _BYTES)
+        words, ready = np.empty(2 * PAIRS, np.int64), np.empty(_BLOCK, np.int64)
+        for start in range(first, stop, _BLOCK):
+            count = min(_BLOCK, stop - start)
+            used = words[: count + count % 2]
+            fill(used)
+            mine = used.reshape(2, -1)
+            decided, doubtful = pairs(mine)
+            for p in doubtful:
+                decided[:, p] = refine(start // 2 + p, *mine[:, p].tolist())
+            np.copyto(ready[: len(used)], decided.reshape(-1), casting="unsafe")
+            yield ready[:count]
+
+    def on_device(self, count: int, device: torch.device) -> Tensor:
+        """The integers made on an accelerator, int64 (count,), from ChaCha20 under the stream's key.
+
+        The host waits once, for the numbers of the pairs in doubt, and makes their words again by itself.
+        """
+        pairs, edge = DevicePairs(self.s), count - count % _BLOCK
+        made, doubts = list[Tensor](), list[Tensor]()
+        starts = list(range(0, edge, _AT_ONCE * _BLOCK))
+        for start, stop in [
+            *zip(starts, [*starts[1:], edge], strict=False),
+            *([(edge, count)] if edge < count else []),
+        ]:
+            size = stop - start + count % 2 * (stop == count)
+            words = self._words(start, size, device).view(-1, 2, min(PAIRS, size // 2))
+            decided, doubtful = pairs(words)
+            made.append(decided.long().flatten()[: stop - start])
+            doubts.append(doubtful.flatten())
+        if not made:
+            return torch.empty(0, dtype=torch.int64, device=device)
+        integers, refine = torch.cat(made), self._refine()
+        for pair in torch.cat(doubts).nonzero().flatten().tolist():
+            block, inside = divmod(pair, PAIRS)
+            first = block * _BLOCK + inside
+            second = first + min(PAIRS, -(-(count - block * _BLOCK) // 2))  # where its angle, and its sine, are
+            angle, radius = (int(self._words(at - at % 8, 8, torch.device("cpu"))[at % 8]) for at in (second, first))
+            for at, value in zip((first, second), refine(pair, radius, angle), strict=True):
+                integers[at : at + 1] = value  # nothing where an odd row ends before its last sine
+        return integers
+
+    def _words(self, start: int, count: int, device: torch.device) -> Tensor:
+        """``count`` words from number ``start`` on, a multiple of 8."""
+        blocks = -(-count * 8 // chacha20.BLOCK)
+        stream = chacha20.keystream(
+            self.source.secret(), first=start * 8 // chacha20.BLOCK, blocks=blocks, device=device
+        )
+        return stream.flatten().view(torch.int64)[:count]
+
+    def _refine(self) -> Any:
+        """A function of a pair's number in the row and its two words; its further bits are a stream of that number."""
+        decide, source = Refiner(self.s), self.source.child("further bits")
+        return lambda pair, radius, angle: decide(radius, angle, _further(source.child(pair)))
+
+
+def _further(source: Stream) -> Iterator[tuple[int, int]]:
+    fill, words = source.reader(), np.empty(4, np.uint64)
+    while True:
+        fill(words)
+        yield int.from_bytes(words[:2].tobytes(), "little"), int.from_bytes(words[2:].tobytes(), "little")
+
+
+def _total(gradient: Tensor) -> Tensor:
+    """A sum in float64 and in its order in memory; a clipper's own totals are."""
+    return gradient if shards.is_cut(gradient) else gradient.double().contiguous()
+
+
+def _on_host(totals: dict[str, Tensor], step: float, noise: _Noise | None) -> tuple[dict[str, Tensor], float]:
+    """Totals rounded to multiples of ``step`` plus noise, in their place, and the sum of their squares before that.
+
+    As many threads as torch uses make consecutive blocks each, and what they need lies in the cache.
     """
+    flat = [total.view(-1).numpy() for total in totals.values()]
+    ends = list(itertools.accumulate(map(len, flat)))
+    count = ends[-1]
+    share = max(1, -(-count // (_BLOCK * torch.get_num_threads()))) * _BLOCK
 
-    def __init__(self, deviation: float, device: torch.device) -> None:
-        self._scale = -2.0 * deviation * deviation
-        self._device = device
-        self._xp: Any = np if device.type == "cpu" else torch
-        self._words = np.empty(_BYTES // 8, np.int64)
-        buffers = [torch.empty(size, device=device) for size in (_PAIRS, _PAIRS, _PAIRS, _BLOCK)]
-        self._buffers: list[Any] = [b.numpy() for b in buffers] if device.type == "cpu" else buffers
+    def work(first: int) -> float:
+        stop, squares, scratch = min(count, first + share), 0.0, np.empty(_BLOCK)
+        blocks = itertools.repeat(None) if noise is None else noise.blocks(first, stop)
+        for start, block in zip(range(first, stop, _BLOCK), blocks, strict=False):
+            for number, part, inside in _pieces(ends, start, min(_BLOCK, stop - start)):
+                total, rounded = flat[number][part], scratch[inside]
+                squares += float(np.dot(total, total))
+                np.multiply(total, 1 / step, out=rounded)  # exact: a power of two
+                np.rint(rounded, out=rounded)
+                integers = total.view(np.int64)
+                with np.errstate(invalid="ignore"):  # what is not finite is refused before it is used
+                    np.copyto(integers, rounded, casting="unsafe")
+                if block is not None:
+                    integers += block[inside]
+        return squares
 
-    def block(self, fill: Callable[[Any], None], count: int) -> Any:
-        """The first ``count`` Gaussians from the words that ``fill`` writes; they stay until the next call."""
-        xp, pairs = self._xp, (count + 1) // 2
-        radius, angle, cosine, ready = self._buffers
-        radius, angle, cosine = radius[:pairs], angle[:pairs], cosine[:pairs]
-        words = self._filled(fill, pairs + (pairs + 1) // 2)
-        bits = words[:pairs]
-        bits &= _LONGEST
-        # uniform in (0, 1]: (m + ½)/2⁶³ from 63 bits, in float32, whose exponent keeps the tail
-        radius[:] = bits
-        radius += 0.5
-        radius *= 2.0**-63
-        angle[:] = words[pairs:].view(xp.int32)[:pairs]
-        angle *= math.pi * 2.0**-31
-        xp.log(radius, out=radius)
-        radius *= self._scale
-        xp.sqrt(radius, out=radius)
-        xp.multiply(radius, xp.cos(angle, out=cosine), out=ready[:pairs])
-        xp.multiply(radius, xp.sin(angle, out=angle), out=ready[pairs : 2 * pairs])
-        return ready[:count]
+    firsts = range(0, count, share)
+    if len(firsts) > 1:
+        with ThreadPoolExecutor(len(firsts)) as pool:
+            squares = sum(pool.map(work, firsts))
+    else:
+        squares = sum(map(work, firsts))
+    return {name: total.view(torch.int64) for name, total in totals.items()}, squares
 
-    def _filled(self, fill: Callable[[Any], None], count: int) -> Any:
-        if self._device.type == "cpu":
-            fill(self._words[:count])
-            return self._words[:count]
-        pinned = self._device.type == "cuda"  # torch gives such memory out again once the copy from it is done
-        words = torch.empty(count, dtype=torch.int64, pin_memory=pinned)
-        fill(words.numpy())
-        return words.to(self._device, non_blocking=True)
+
+def _pieces(ends: Sequence[int], start: int, count: int) -> Iterator[tuple[int, slice, slice]]:
+    """Where ``count`` numbers of a row from ``start`` on lie: number of the tensor, part of it, part of the block."""
+    done, number = 0, bisect_right(ends, start)
+    while done < count:
+        begin = start + done - (ends[number - 1] if number else 0)
+        room = min(count - done, ends[number] - start - done)
+        yield number, slice(begin, begin + room), slice(done, done + room)
+        done, number = done + room, number + 1
+
+
+def _on_device(totals: dict[str, Tensor], step: float, noise: _Noise | None) -> tuple[dict[str, Tensor], float]:
+    """See :func:`_on_host`; on an accelerator."""
+    flat = torch.cat([total.flatten() for total in totals.values()])
+    squares = float(torch.dot(flat, flat))
+    integers = flat.mul_(1 / step).round_().long()
+    if noise is not None:
+        integers += noise.on_device(len(integers), flat.device)
+    parts = integers.split([total.numel() for total in totals.values()])
+    return {name: part.view(total.shape) for (name, total), part in zip(totals.items(), parts, strict=True)}, squares
+
+
+def _check_norm(squares: float, clipped: ClippedSum, ranks: Ranks) -> None:
+    """An invariant: n records of norm at most C have a sum of norm at most n·C. NaN and infinity fail it too."""
+    if not squares <= (ranks.size * clipped.records * clipped.l2_bound) ** 2:
+        raise SensitivityError(
+            "clipped sum: larger than its records can make it, or not finite; nothing was released. This is a bug of "
+            "privguard: please report the model's layers and its dtype"
+        )
+
+
+def _released(integers: Tensor, like: Tensor, step: float) -> Tensor:
+    """The integers in the gradient's unit, float32; post-processing from here on."""
+    if not shards.is_cut(like):
+        return integers.float().mul_(step)
+    released = torch.empty_like(like, dtype=torch.float32)
+    shards.part(released)[0].copy_(integers.float().mul_(step))
+    return released

@@ -124,20 +124,27 @@ def steps_in(epochs: float, *, sample_rate: float) -> int:
     return math.ceil(epochs / sample_rate - 1e-9)
 
 
+NOISES = ("exact", "float32")
+
+
 @final
 @dataclass(frozen=True, kw_only=True)
 class Performance:
-    """Settings that change how fast a step is, never what it computes nor what it costs in privacy.
+    """Settings that change how fast a step is, never what it costs in privacy.
 
     Attributes:
         physical_batch: most rows that go forward at once; None takes the loader's batch size.
         reserve: ledger events that share one fsync; after a crash all reserved events count as spent.
+        noise: ``"exact"``, integers with the law of a rounded Gaussian; or ``"float32"``, a third of the time, for
+            whoever accepts that attacks on floating-point noise are not ruled out. The claim then says so.
     """
 
     physical_batch: int | None = None
     reserve: int = 8
+    noise: str = "exact"
 
     def __post_init__(self) -> None:
         _check.count("reserve", self.reserve)
+        _check.require(self.noise in NOISES, "noise", self.noise, wanted=" or ".join(map(repr, NOISES)))
         if self.physical_batch is not None:
             _check.count("physical_batch", self.physical_batch)

@@ -17,8 +17,10 @@ from privguard._random import Stream
 from privguard.accounting.ledger import Ledger
 from privguard.errors import BudgetExceededError, PrivacyError
 from privguard.training import shards
-from privguard.training.clip import Clipper
-from privguard.training.noise import NoisySum, add_noise
+from privguard.training.ahead import Ahead, has_idle_core
+from privguard.training.clip import ClippedSum, Clipper
+from privguard.training.float32_noise import add_float32_noise
+from privguard.training.noise import NoisySum, add_noise, grid_of, rows
 from privguard.training.plan import Plan
 from privguard.training.ranks import Ranks
 
@@ -32,7 +34,7 @@ class PrivateStep:
 
     ``noise`` is the stream whose child number ``i`` gives the noise of position ``i``. ``reserve`` is how many events
     share one entry of the ledger, and so one fsync. ``permit`` is called before each reservation; it raises where the
-    run must stop, as a budget book's limit may ask.
+    run must stop, as a budget book's limit may ask. ``exact`` says which noise: integers on a grid, or float32.
     """
 
     def __init__(  # noqa: PLR0913 — one argument for each part that a step is made of
@@ -45,6 +47,7 @@ class PrivateStep:
         reserve: int,
         ranks: Ranks | None = None,
         permit: Callable[[], None] = lambda: None,
+        exact: bool = True,
     ) -> None:
         self._plan = plan
         self._clipper = clipper
@@ -53,6 +56,8 @@ class PrivateStep:
         self._block = reserve
         self._ranks = ranks or Ranks()
         self._permit = permit
+        self._exact = exact
+        self._ahead = Ahead() if exact and has_idle_core() else None
         self._signal: Tensor | None = None  # norm of the last noisy sum
         self._floor = 0.0  # expected norm of the noise in it, σC√d
         self._next = ledger.position
@@ -110,15 +115,29 @@ class PrivateStep:
         sum, and then the partial sums are added up once. Of a parameter that is cut over ranks the clipper has added
         up the parts already, and each rank's part gets noise of its own.
         """
-        source = self._noise.child(self.position())
-        clipped = self._clipper.take()
-        noisy = add_noise(clipped, multiplier=self._plan.noise_multiplier, source=source, lead=self._ranks.lead)
+        position = self.position()
+        noisy = self._noised(self._clipper.take(), position)
         gradients = noisy.gradients.values()
-        self._ranks.add_up(gradient for gradient in gradients if not shards.is_cut(gradient))
         self._next += 1
         self._signal = shards.norm(gradients)  # in float32: it is shown, and nothing rests on it
         self._floor = noisy.deviation * math.sqrt(sum(gradient.numel() for gradient in gradients))
         hand_over(parameters, noisy, denominator=self._plan.expected_batch_size)
+
+    def _noised(self, clipped: ClippedSum, position: int) -> NoisySum:
+        """The clipped sum with the noise of this position; that of the next one is begun where a core is idle."""
+        multiplier, source = self._plan.noise_multiplier, self._noise.child(position)
+        if not self._exact:
+            return add_float32_noise(clipped, multiplier=multiplier, source=source, ranks=self._ranks)
+        drawn = self._ahead.take(position) if self._ahead is not None else {}
+        noisy = add_noise(clipped, multiplier=multiplier, source=source, ranks=self._ranks, drawn=drawn)
+        if self._ahead is not None and self.remaining > 1:
+            self._ahead.begin(
+                position + 1,
+                rows=rows(clipped.gradients, lead=self._ranks.lead),
+                deviation=grid_of(clipped, self._ranks).deviation(multiplier),
+                source=self._noise.child(position + 1),
+            )
+        return noisy
 
     def finish(self, optimizer: Optimizer, parameters: dict[str, nn.Parameter]) -> None:
         """End the logical batch and let the optimizer move along the noisy sum, which stays until the next begins."""

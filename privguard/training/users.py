@@ -112,7 +112,7 @@ class EqualShares:
     def take(self) -> ClippedSum:
         """See :meth:`~privguard.training.clip.Clipper.take`; the bound is a user's."""
         clipped = self._each.take()
-        return ClippedSum(clipped.gradients, self._most * clipped.l2_bound)
+        return replace(clipped, l2_bound=self._most * clipped.l2_bound)
 
     def close(self) -> None:
         """See :meth:`~privguard.training.clip.Clipper.close`."""

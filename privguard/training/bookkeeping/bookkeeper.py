@@ -65,6 +65,7 @@ class BookKeeper:
         """See :meth:`~privguard.training.clip.Clipper.begin`."""
         self._alarm.begin()
         self._turn.begin(mask)
+        self._total.count(len(mask))
         self._desk.batch = Batch(mask, rows_each)
 
     def backward(self, losses: Tensor) -> None:
@@ -90,7 +91,7 @@ class BookKeeper:
     def take(self) -> ClippedSum:
         """See :meth:`~privguard.training.clip.Clipper.take`."""
         self._turn.end()
-        return ClippedSum(self._total.take(), self._bound)
+        return self._total.take(self._bound)
 
     def close(self) -> None:
         """See :meth:`~privguard.training.clip.Clipper.close`."""
@@ -107,7 +108,7 @@ class BookKeeper:
         finally:
             self._bound, self._desk.batch = bound, None
             self._turn.reset()
-            self._total.take()
+            self._total.take(bound)
 
     @contextmanager
     def rehearsal(self, size: int) -> Generator[None]:
@@ -154,28 +155,27 @@ class BookKeeper:
         silent = factors == 0
         any_silent = bool(silent.any())
 
-        def add(part: Part, into: Tensor, *, keep: bool) -> None:
+        def add(part: Part, into: Tensor) -> None:
             gradient = gradients.pop(part)
             if any_silent:
                 gradient.silence(silent)
-            gradient.add_weighted(factors, part.of(into), keep=keep)
+            gradient.add_weighted(factors, part.of(into))
 
         for part in [part for part in gradients if part.name not in self._cut]:
-            into, keep = self._total.slot(part.name, whole=part.whole)
-            add(part, into, keep=keep)
+            add(part, self._total.slot(part.name))
         for name, parameter in self._cut.items():  # in the model's order, and all of them: every rank comes along
-            mine = torch.zeros(parameter.shape, device=parameter.device)
+            mine = torch.zeros(parameter.shape, dtype=torch.float64, device=parameter.device)
             for part in [part for part in gradients if part.name == name]:
-                add(part, mine, keep=True)
+                add(part, mine)
             self._total.add_over_ranks(name, mine)
 
     def _factors(self, gradients: Collection[Gradient], mask: Tensor) -> Tensor:
-        """The clip factor of each example, (B,) float32; zero where it is padding or not finite."""
+        """The clip factor of each example, (B,) float64; zero where it is padding or not finite."""
         if not gradients:
-            return torch.zeros(len(mask))
+            return torch.zeros(len(mask), dtype=torch.float64)
         norms = example_norms(gradients, max_norm=self._bound)
         norms = torch.where(mask.to(norms.device), norms, torch.inf)
-        return clip_factors(norms, max_norm=self._bound).float()
+        return clip_factors(norms, max_norm=self._bound)
 
 
 def _check_apart(parts: Iterable[Part]) -> None:

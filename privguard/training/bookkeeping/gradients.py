@@ -4,6 +4,9 @@ Where Gᵢ is formed, its norm is the norm of what is added. Where it is not (:c
 matrices (Li et al. 2021, "ghost clipping"), a sum of signed terms that can cancel: its float32 error is a multiple of
 2⁻²⁴ U², U = Σₜ‖rₜ‖‖cₜ‖, however small the norm is. So a norm comes with its *slack*, a bound on that error, and an
 example whose slack is not small is settled in float64.
+
+Sums go over examples in float64 alone. Float32 touches one example at a time (:mod:`.products`), so no rounding depends
+on which other examples are there, and their number does not multiply it: docs/spec/mechanism-v1.md has the bound.
 """
 
 import itertools
@@ -13,10 +16,13 @@ from typing import Protocol, final
 import torch
 from torch import Tensor
 
+from privguard.training.bookkeeping.products import add_products, add_rows
+
 ROUNDING = 2.0**-24  # of one float32 operation
 KAPPA = 8.0  # worst seen error of a Gram norm is 7.04 ROUNDING · U², over the adversarial inputs of the tests
 _TINY = 2.0**-126  # a float32 square below this is lost
 _LAST = 1e-5  # slack of a float64 Gram norm ÷ the norm above which even that is not good enough
+_STRETCH = 1024  # numbers whose squares float32 adds up: it rounds their norm by at most 3.1e-5
 _CHUNK = 1 << 22  # numbers of a float64 gradient formed at once: 32 MiB
 
 
@@ -39,9 +45,20 @@ class Gradient(Protocol):
         """Replace the examples of the (B,) mask by zeros, since 0 · NaN is NaN."""
         ...
 
-    def add_weighted(self, weights: Tensor, into: Tensor, *, keep: bool) -> None:
-        """Add Σᵢ weightsᵢ Gᵢ to ``into``, or overwrite it unless ``keep``; weights (B,) float32."""
+    def add_weighted(self, weights: Tensor, into: Tensor) -> None:
+        """Add Σᵢ weightsᵢ Gᵢ to ``into``; both are float64, weights (B,)."""
         ...
+
+
+def square_lengths(x: Tensor) -> Tensor:
+    """‖xᵢ‖² of float32 rows (B, n), float64 (B,), never more than a relative 6.2e-5 below the truth but for underflow.
+
+    Where float32 adds up n squares, the error is a multiple of n.
+    """
+    edge = x.shape[1] - x.shape[1] % _STRETCH
+    parts = [x[:, edge:], *([x[:, :edge].unflatten(1, (-1, _STRETCH))] if edge else [])]
+    squares = [torch.linalg.vector_norm(part, dim=-1).double().square() for part in parts]
+    return squares[0] + squares[1].sum(1) if edge else squares[0]
 
 
 @final
@@ -53,28 +70,27 @@ class Instantiated:
 
     def square_norms(self) -> tuple[Tensor, Tensor | None]:
         """See :meth:`Gradient.square_norms`."""
-        norms = [torch.linalg.vector_norm(piece, dim=1) for piece in self._pieces]
-        return torch.cat(norms).double().square(), None
+        squares = torch.cat([square_lengths(piece) for piece in self._pieces])
+        return squares, torch.full_like(squares, _TINY * self._pieces[0].shape[1])
 
     def settle(self, which: Tensor) -> Tensor:
-        """See :meth:`Gradient.settle`; nothing to do, what is added is what was measured."""
-        return self.square_norms()[0][which]
+        """See :meth:`Gradient.settle`; what is added is what was measured."""
+        norms = [torch.linalg.vector_norm(piece, dim=1, dtype=torch.float64) for piece in self._pieces]
+        return torch.cat(norms).square()[which]
 
     def isolate(self, which: Tensor) -> None:
-        """See :meth:`Gradient.isolate`; nothing to do, as above."""
+        """See :meth:`Gradient.isolate`; nothing to do, they are added in float64 anyway."""
 
     def silence(self, bad: Tensor) -> None:
         """See :meth:`Gradient.silence`."""
         parts = bad.split([len(piece) for piece in self._pieces])
         self._pieces = [piece.masked_fill(part[:, None], 0) for piece, part in zip(self._pieces, parts, strict=True)]
 
-    def add_weighted(self, weights: Tensor, into: Tensor, *, keep: bool) -> None:
+    def add_weighted(self, weights: Tensor, into: Tensor) -> None:
         """See :meth:`Gradient.add_weighted`."""
-        flat = into.view(-1)
         parts = weights.split([len(piece) for piece in self._pieces])
         for piece, part in zip(self._pieces, parts, strict=True):
-            flat.addmv_(piece.t(), part, beta=int(keep))
-            keep = True
+            add_rows(piece, part, into.view(-1))
 
 
 def gram(x: Tensor) -> Tensor:
@@ -100,7 +116,7 @@ class Inputs:
         return self._gram[1]
 
     def weighted(self, x: Tensor, weights: Tensor) -> Tensor:
-        """Each example of ``x`` (B, T, d) times its weight."""
+        """Each example of ``x`` (B, T, d) times its weight, in the type of the weights."""
         kept = self._weighted
         if kept is None or not _is_same(kept[0], x) or kept[1] is not weights:
             self._weighted = kept = x, weights, x * weights[:, None, None]
@@ -125,7 +141,7 @@ class Product:
     def square_norms(self) -> tuple[Tensor, Tensor | None]:
         """See :meth:`Gradient.square_norms`."""
         if self.rows.shape[1] == 1:
-            row, col = (torch.linalg.vector_norm(x, dim=(1, 2)).double().square() for x in (self.rows, self.cols))
+            row, col = (square_lengths(x[:, 0]) for x in (self.rows, self.cols))
             lost = _TINY * (self.rows.shape[2] * col + self.cols.shape[2] * row)
             return row * col, lost
         row, col = gram(self.rows), self._inputs.gram(self.cols)  # (B, T, T)
@@ -160,23 +176,15 @@ class Product:
         """See :meth:`Gradient.silence`."""
         self.rows, self.cols = (x.masked_fill(bad[:, None, None], 0) for x in (self.rows, self.cols))
 
-    def add_weighted(self, weights: Tensor, into: Tensor, *, keep: bool) -> None:
+    def add_weighted(self, weights: Tensor, into: Tensor) -> None:
         """See :meth:`Gradient.add_weighted`."""
         together = weights
         if self._isolated:
             together = weights.index_fill(0, torch.tensor(self._isolated, device=weights.device), 0)
-        rows, cols = self.rows, self.cols
-        if rows.shape[2] < cols.shape[2]:
-            rows = rows * together[:, None, None]
-        else:
-            cols = self._inputs.weighted(cols, together)
-        into.addmm_(rows.flatten(0, 1).t(), cols.flatten(0, 1), beta=int(keep))
+        add_products(self.rows, self.cols, together, into, weighted=self._inputs.weighted)
         for index in self._isolated:
-            self._add_exactly(index, float(weights[index]), into)
-
-    def _add_exactly(self, index: int, weight: float, into: Tensor) -> None:
-        for rows, piece in self._formed(index):
-            into[rows] += (weight * piece).float()
+            for rows, piece in self._formed(index):
+                into[rows] += float(weights[index]) * piece
 
     def _formed(self, index: int) -> Iterator[tuple[slice, Tensor]]:
         """One example's gradient in float64, some rows at a time."""
@@ -206,8 +214,10 @@ class SparseRows:
 
     def square_norms(self) -> tuple[Tensor, Tensor | None]:
         """See :meth:`Gradient.square_norms`."""
-        squares = torch.linalg.vector_norm(self.values, dim=1).double().square()
-        return self.per_example(squares), None
+        squares = self.per_example(square_lengths(self.values))
+        return squares, _TINY * self.per_example(
+            torch.full_like(self.example, self.values.shape[1], dtype=torch.float64)
+        )
 
     def per_example(self, values: Tensor) -> Tensor:
         """Sum a value of each row over the rows of each example, (B,)."""
@@ -229,10 +239,8 @@ class SparseRows:
         """See :meth:`Gradient.silence`."""
         self.values = self.values.masked_fill(bad[self.example, None], 0)
 
-    def add_weighted(self, weights: Tensor, into: Tensor, *, keep: bool) -> None:
+    def add_weighted(self, weights: Tensor, into: Tensor) -> None:
         """See :meth:`Gradient.add_weighted`."""
-        if not keep:
-            into.zero_()
         into.index_add_(0, self.ids, self.values * weights[self.example, None])
 
 
@@ -276,7 +284,7 @@ class Tied:
         self._table.silence(bad)
         self._output.silence(bad)
 
-    def add_weighted(self, weights: Tensor, into: Tensor, *, keep: bool) -> None:
+    def add_weighted(self, weights: Tensor, into: Tensor) -> None:
         """See :meth:`Gradient.add_weighted`."""
-        self._output.add_weighted(weights, into, keep=keep)
-        self._table.add_weighted(weights, into, keep=True)
+        self._output.add_weighted(weights, into)
+        self._table.add_weighted(weights, into)

@@ -159,10 +159,10 @@ def test_no_cancelling_example_contributes_more_than_the_clipping_norm(gap: floa
     rows, cols = cancelling(1e4, gap=gap)
     for index in range(16):
         gradient = Product(rows[index : index + 1], cols[index : index + 1])
-        factor = (1.0 / example_norms([gradient], max_norm=1.0).clamp(min=1.0)).float()
-        into = torch.zeros(6, 5)
-        gradient.add_weighted(factor, into, keep=True)
-        assert float(into.double().norm()) <= 1 + 1e-4
+        factor = 1.0 / example_norms([gradient], max_norm=1.0).clamp(min=1.0)
+        into = torch.zeros(6, 5, dtype=torch.float64)
+        gradient.add_weighted(factor, into)
+        assert float(into.norm()) <= 1 + 1e-4
 
 
 def test_numbers_too_small_or_too_large_to_square_do_not_hide_a_norm() -> None:

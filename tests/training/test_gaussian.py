@@ -1,0 +1,188 @@
+"""The sampler itself: known answers, 200-bit arithmetic on the same words, NumPy and torch, and its error bounds."""
+
+import itertools
+import math
+import struct
+
+import mpmath
+import numpy as np
+import pytest
+import torch
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
+
+from privguard._random import Stream
+from privguard.training import chacha20, gaussian
+from privguard.training.gaussian import PAIRS, DevicePairs, HostPairs, Refiner, error_bound
+from privguard.training.noise import _Noise, draw
+
+FIRST, LAST = (0x0123456789ABCDEF, 0x0FEDCBA987654321), (0xFFFFFFFF, -0x7EDCBA9876543210)
+KNOWN = [
+    (28, FIRST, (762764089, 314388671)),
+    (28, (1, -1), (2508637337, 0)),
+    (28, (1 << 62, -(1 << 61)), (223487177, -223487177)),
+    (28, LAST, (-1759053693, -49134819)),
+    (32, FIRST, (12204225425, 5030218731)),
+    (32, LAST, (-28144859087, -786157098)),
+]
+
+
+@pytest.mark.parametrize(("exponent", "words", "integers"), KNOWN)
+def test_known_answers(exponent, words, integers):
+    """Further bits: none set in u, the highest alone in t."""
+    assert Refiner(2.0**exponent)(*words, itertools.repeat((0, 1 << 127))) == integers
+
+
+def test_words_that_are_all_zero_draw_more_bits_and_no_end_of_them_is_refused():
+    refine = Refiner(2.0**28)
+    with pytest.raises(ArithmeticError, match="not random"):
+        refine(0, 0, itertools.repeat((0, 0)))
+    late = [(0, 0), (0, 0), (1 << 127, 1)]  # u = 2⁻³²⁰·…, far beyond what 63 bits can say
+    first, _ = refine(0, 0, iter(late))
+    assert first == pytest.approx(2.0**28 * math.sqrt(2 * (63 + 256 + 1) * math.log(2)), rel=1e-3)
+
+
+def truth(words, s, *, prec=200):
+    """s·z of each pair at 200 bits, u and t in the middle of what the words leave open."""
+    pairs = []
+    with mpmath.workprec(prec):
+        for radius, angle in words.T.tolist():
+            r = s * mpmath.sqrt(-2 * mpmath.log(mpmath.mpf(2 * (radius & (2**63 - 1)) + 1) / 2**64))
+            t = mpmath.pi * mpmath.mpf(2 * angle + 1) / 2**64
+            pairs.append((r * mpmath.cos(t), r * mpmath.sin(t)))
+    return pairs
+
+
+def random_words(count, seed):
+    """A quarter of the radii far in the tail, a quarter next to one, where the bound is widest."""
+    rng = np.random.default_rng(seed)
+    words, part = rng.integers(-(2**63), 2**63, (2, count)), count // 4
+    words[0, :part] = (words[0, :part].view(np.uint64) >> rng.integers(0, 50, part, dtype=np.uint64)).view(np.int64)
+    words[0, part : 2 * part] |= -1 << rng.integers(8, 40, part)
+    return words
+
+
+def near_a_boundary(count, s, seed):
+    """Pairs whose first coordinate lies within the error bound of float64 of an integer and a half."""
+    rng = np.random.default_rng(seed)
+    words = rng.integers(-(2**63), 2**63, (2, count))
+    with mpmath.workprec(200):
+        for p, radius in enumerate(words[0].tolist()):
+            u = mpmath.mpf(2 * (radius & (2**63 - 1)) + 1) / 2**64
+            r = mpmath.sqrt(-2 * mpmath.log(u))
+            bound = float(error_bound(np.array([float(u)]), np.array([float(r)]), s)[0])
+            edge = int(rng.uniform(-0.7, 0.7) * float(r) * s) + mpmath.mpf(0.5) + rng.uniform(-0.9, 0.9) * bound
+            words[1, p] = int(mpmath.acos(edge / (s * r)) / mpmath.pi * 2**63)
+    return words
+
+
+@pytest.mark.parametrize("s", [2.0**14, 2.0**24, 2.0**28, 2.0**32, 1.2345e9])
+def test_what_float64_decides_is_what_200_bits_say(s):
+    words = random_words(1000, seed=1)
+    decided, doubtful = HostPairs(s)(words.copy())
+    sure = sorted(set(range(1000)) - set(doubtful))
+    assert len(sure) > 600
+    wanted = [[int(mpmath.nint(z)) for z in pair] for pair in truth(words[:, sure], mpmath.mpf(s))]
+    assert decided[:, sure].T.astype(np.int64).tolist() == wanted
+
+
+def test_pairs_beside_a_boundary_are_refined_and_float64_alone_would_fail():
+    """Planted: a sampler that trusts float64 gets a share of them wrong; here all are in doubt, and none is wrong."""
+    s, count = 2.0**28, 400
+    words = near_a_boundary(count, s, seed=2)
+    decided, doubtful = HostPairs(s)(words.copy())
+    assert doubtful == list(range(count))
+    refine, further = Refiner(s), (1 << 127, 1 << 127)
+    found = [refine(*pair, itertools.repeat(further)) for pair in words.T.tolist()]
+    wanted = [tuple(int(mpmath.nint(z)) for z in pair) for pair in truth(words, mpmath.mpf(s))]
+    assert found == wanted
+    assert (decided[0].astype(np.int64) != [first for first, _ in wanted]).sum() > 3
+
+
+@pytest.mark.parametrize("s", [2.0**14, 2.0**28, 2.0**36])
+def test_numpy_and_torch_agree_where_neither_doubts(s):
+    words = random_words(PAIRS, seed=3)
+    host, here = HostPairs(s)(words.copy())
+    device, there = DevicePairs(s)(torch.from_numpy(words)[None])
+    sure = sorted(set(range(PAIRS)) - set(here) - set(there[0].nonzero().flatten().tolist()))
+    assert len(sure) > PAIRS // 2
+    assert np.array_equal(host[:, sure], device[0].numpy()[:, sure])
+
+
+def test_doubts_are_as_rare_as_predicted():
+    """2·s·E[bound/s]: within a factor of 3, over a million pairs at a seed where 5,000 are expected."""
+    s, rng = 2.0**37, np.random.default_rng(4)
+    pairs, doubts, expected = HostPairs(s), 0, 0.0
+    for _ in range(1 << 6):
+        words = rng.integers(-(2**63), 2**63, (2, PAIRS))
+        u = ((words[0] & (2**63 - 1)).astype(float) + 0.5) / 2**63
+        expected += (4 * np.minimum(0.5, error_bound(u, np.sqrt(-2 * np.log(u)), s))).sum()
+        doubts += len(pairs(words)[1])
+    assert expected / 3 < doubts < expected * 3
+
+
+def test_one_bound_covers_all_pairs_between_the_edges():
+    u = np.concatenate([np.geomspace(gaussian._LOW, 0.5, 100_000), 1 - np.geomspace(1 - gaussian._HIGH, 0.5, 100_000)])
+    assert error_bound(u, np.sqrt(-2 * np.log(u)), 1.0).max() <= gaussian._ANY
+
+
+def test_logarithm_sine_and_cosine_are_well_within_what_the_bound_allows():
+    """The one thing that the sampler takes from a library: 4 units in the last place are allowed, 2 is the alarm."""
+    rng = np.random.default_rng(5)
+    x = np.concatenate([rng.random(2000), 1 - rng.random(500) * 1e-6, np.exp(-rng.random(500) * 40)])
+    t = rng.uniform(-math.pi, math.pi, 3000)
+    found = [
+        (np.log(x), mpmath.log, x),
+        (torch.log(torch.from_numpy(x)).numpy(), mpmath.log, x),
+        (torch.cos(torch.from_numpy(t)).numpy(), mpmath.cos, t),
+        (torch.sin(torch.from_numpy(t)).numpy(), mpmath.sin, t),
+    ]
+    with mpmath.workprec(160):
+        for values, true, arguments in found:
+            errors = [
+                abs(true(mpmath.mpf(float(a))) - mpmath.mpf(float(v))) / np.spacing(abs(float(v)))
+                for a, v in zip(arguments, values, strict=True)
+            ]
+            assert max(errors) < gaussian.ULP / 2
+
+
+def test_chacha20_is_that_of_rfc_8439():
+    """RFC 8439, 2.3.2, and the library's own over a stretch where the counter passes 2³¹."""
+    key, nonce, cpu = bytes(range(32)), bytes.fromhex("000000090000004a00000000"), torch.device("cpu")
+    block = chacha20.keystream(key, first=1, blocks=1, device=cpu, nonce=nonce).numpy().tobytes()
+    assert block.hex() == (
+        "10f1e7e4d13b5915500fdd1fa32071c4c7d1f4c733c068030422aa9ac3d46c4e"
+        "d2826446079faa0914c2d705d98b02a2b5129cd1de164eb9cbd083e8a2503c4e"
+    )
+    start = struct.pack("<I", 2**31 - 20) + bytes(12)
+    wanted = Cipher(algorithms.ChaCha20(key, start), None).encryptor().update(bytes(64 * 50))
+    assert chacha20.keystream(key, first=2**31 - 20, blocks=50, device=cpu).numpy().tobytes() == wanted
+    with pytest.raises(ValueError, match="counter below"):
+        chacha20.keystream(key, first=2**32 - 1, blocks=2, device=cpu)
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 2 * PAIRS, 2 * PAIRS + 3, 2 * PAIRS * 66 + 1])
+def test_what_a_device_makes_of_its_cipher_is_what_the_host_makes_of_the_same_words(count, monkeypatch):
+    source = Stream.from_insecure_seed(7, "noise")
+    found = _Noise(2.0**33, source).on_device(count, torch.device("cpu")).numpy()
+
+    class SameWords:
+        def __init__(self, key):
+            self.key = key
+
+        def reader(self, start):
+            state = {"at": start}
+
+            def fill(words):
+                position = struct.pack("<I", state["at"] // 64) + bytes(12)
+                skip, size = state["at"] % 64, len(words) * 8
+                stream = Cipher(algorithms.ChaCha20(self.key, position), None).encryptor()
+                words[:] = np.frombuffer(stream.update(bytes(skip + size))[skip:], np.int64)
+                state["at"] += size
+
+            return fill
+
+        def child(self, *labels):
+            return source.child(*labels)
+
+    same = SameWords(source.secret())
+    assert np.array_equal(found, draw(np.empty(count, np.int64), deviation=2.0**33, source=same))
