@@ -48,7 +48,7 @@ def make(
 ) -> None:
     """Price a run's ledger again and write report.html, report.md and report.json into its folder."""
     from privguard.attest.statement import SigningKey
-    from privguard.report import render
+    from privguard.report import kept, render
     from privguard.report import sign as signing
     from privguard.report.assemble import assemble
 
@@ -56,15 +56,19 @@ def make(
     if html is not None:
         require_place(html)
     made = assemble(run, sources=_sources(data_name, journal, trust))
-    (run / signing.SIGNED).unlink(missing_ok=True)  # a signature under an older report would only look like one
-    pages = render.write(made, run)
+    still_signed = signer is None and kept.stands(made, run)
+    place = None if still_signed else kept.set_aside(run)
+    if not still_signed:
+        render.write(made, run)
     if signer is not None:
         signing.sign(made, run, by=signer).write(run / signing.SIGNED)
     if html is not None:
-        html.write_bytes(pages[-1].read_bytes())
-    said = str(made.claim) if made.claim is not None else made.summary[0]
-    lines = [said, *made.contradictions, f"report: {html or pages[-1]}"]
-    lines += [] if signer is None else [f"signed: {run / signing.SIGNED}"]
+        html.write_bytes((run / render.HTML).read_bytes())
+    claim = str(made.claim) if made.claim is not None else made.summary[0]
+    lines = [claim, *made.contradictions, f"report: {html or run / render.HTML}"]
+    lines += [f"signed: {run / signing.SIGNED}"] if signer is not None or still_signed else []
+    if place is not None:
+        stderr().print(f"note: the signed report that was here is kept in {place}", markup=False, soft_wrap=True)
     emit(made, as_json=as_json, lines=lines)
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import final
 
+from privguard.accounting import group
 from privguard.accounting.accountant import epsilon_curve, privacy_profile, spent
 from privguard.accounting.events import Events
 from privguard.accounting.history import History
@@ -15,7 +16,7 @@ from privguard.errors import TamperedError
 from privguard.records import Claim, Manifest, Relation, Unit
 from privguard.report import findings, guarantee, holdings, supports
 from privguard.report.findings import Evidence, Judge
-from privguard.report.record import Figure, Report
+from privguard.report.record import Figure, Group, Report
 
 
 @final
@@ -84,6 +85,7 @@ def assemble(folder: str | os.PathLike[str], *, sources: Sources | None = None) 
         contradictions=priced.contradictions,
         summary=_summary(claim, profile),
         figures=_figures(claim),
+        groups=_groups(events, claim),
         curve=_curve(events, claim),
         profile=tuple(profile),
         trade_off=tuple(guarantee.trade_off(profile)),
@@ -150,6 +152,20 @@ def _figures(claim: Claim | None) -> tuple[Figure, ...]:
     if claim.replace_one is None or claim.relation is Relation.REPLACE_ONE:
         return (own,)
     return own, Figure(relation=Relation.REPLACE_ONE, delta=claim.delta, epsilon=claim.replace_one)
+
+
+def _groups(events: Events, claim: Claim | None) -> tuple[Group, ...]:
+    if claim is None or not math.isfinite(claim.epsilon):
+        return ()
+    return tuple(
+        Group(
+            records=records,
+            delta=claim.delta,
+            epsilon=epsilon,
+            accuracy=guarantee.best_accuracy([(epsilon, claim.delta)]),
+        )
+        for records, epsilon in group.epsilons(events, claim=claim)
+    )
 
 
 def _curve(events: Events, claim: Claim | None) -> tuple[tuple[int, float], ...]:

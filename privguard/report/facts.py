@@ -117,6 +117,11 @@ def sentences(report: Report) -> dict[str, str]:
     return {"whose": whose(report), "protects": protects(report), "attacked": attacked(report)}
 
 
+def groups(report: Report) -> list[tuple[str, str, str]]:
+    """What the run cost a person with several records: how many, ε, the chance to be right about them, at most."""
+    return [(f"{each.records}", upward(each.epsilon), percent(each.accuracy)) for each in report.groups]
+
+
 def figures(report: Report) -> list[tuple[str, str, str]]:
     """(relation, δ, ε) for each figure that holds of the same history."""
     return [(_RELATIONS[each.relation], f"{each.delta:g}", upward(each.epsilon)) for each in report.figures]

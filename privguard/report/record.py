@@ -24,6 +24,17 @@ class Figure(Record):
 
 @final
 @dataclass(frozen=True, kw_only=True)
+class Group(Record):
+    """ε for a person who gave ``records`` records, at the claim's δ, and the highest chance to be right about them."""
+
+    records: int
+    delta: float
+    epsilon: float
+    accuracy: float
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
 class Checkpoint(Record):
     """A sealed file or folder of the run, or one in clear.
 
@@ -141,6 +152,7 @@ class Report(Record):
     contradictions: tuple[str, ...]
     summary: tuple[str, ...]
     figures: tuple[Figure, ...]
+    groups: tuple[Group, ...]
     curve: tuple[tuple[int, float], ...]
     profile: tuple[tuple[float, float], ...]
     trade_off: tuple[tuple[float, float], ...]
@@ -225,6 +237,10 @@ def _report(value: Mapping[str, Any]) -> Report:
         figures=tuple(
             _build(Figure, item, relation=Relation(item["relation"]), epsilon=_real(item["epsilon"]))
             for item in value["figures"]
+        ),
+        groups=tuple(
+            _build(Group, item, **{name: _real(item[name]) for name in ("delta", "epsilon", "accuracy")})
+            for item in value["groups"]
         ),
         findings=tuple(map(finding, value["findings"])),
         verdicts=tuple(map(verdict, value["verdicts"])),

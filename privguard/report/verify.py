@@ -15,7 +15,7 @@ from privguard.attest import journal as journals
 from privguard.attest.statement import Identity, Statement
 from privguard.errors import LedgerError, PrivguardError, SealError, TamperedError
 from privguard.records import Claim, Record
-from privguard.report import findings, holdings, sign
+from privguard.report import findings, holdings, kept, sign
 from privguard.report.assemble import price
 from privguard.report.record import Report
 
@@ -69,7 +69,7 @@ def verify(
         said, report, signer = sign.check(sign.read(path), by=signers)
     except TamperedError as error:
         raise TamperedError(f"{path.name}: {error}") from None
-    folder = path.parent if run is None else Path(run)
+    folder = kept.run_of(path.parent) if run is None else Path(run)
     changed, notes = changes(said, report, folder, pages=path.parent)
     changed += _journal(report, journal)
     if not changed:
@@ -96,13 +96,15 @@ def verify(
 def changes(said: Statement, report: Report, folder: Path, *, pages: Path) -> tuple[list[Change], list[str]]:
     """What in the run folder is not as the statement has it, and notes on what is and has been re-wrapped since.
 
-    Pages are looked for in ``pages`` and in the run folder; each one that is there has to be the signed one.
+    Pages are looked for in ``pages`` and, unless that is where a signed report was set aside, in the run folder; each
+    one that is there has to be the signed one.
     """
     wanted = {subject.name: subject.sha256 for subject in said.subjects}
     changed, notes = list(_unfit(said, report)), list[str]()
+    aside = kept.run_of(pages) != pages  # a newer report's pages lie in the run folder
     for name, digest in wanted.items():
         if name in sign.PAGES:
-            changed += _page(name, digest, {pages / name, folder / name})
+            changed += _page(name, digest, {pages / name} if aside else {pages / name, folder / name})
         elif not (folder / name).is_file():
             changed.append(Change(name, "is missing"))
         elif holdings.sha256(folder / name) != digest:
