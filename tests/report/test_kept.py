@@ -36,7 +36,7 @@ def test_a_newer_report_sets_the_signed_one_aside_and_says_where(signed, officer
     assert str(place) in made.stderr
     assert {name: (place / name).read_bytes() for name in before} == before
     assert not (signed / sign.SIGNED).exists()
-    with pytest.raises(TamperedError, match="audit.json: was changed") as changed:
+    with pytest.raises(TamperedError, match=r"audit\.json: was changed") as changed:
         verify(place, signers=[officer.identity])
     assert len(str(changed.value).splitlines()) == 1  # nothing else differs
     assert json.loads(made.stdout)["findings"]
