@@ -30,7 +30,7 @@ CLOEXEC = getattr(os, "O_CLOEXEC", 0)
 NOFOLLOW = getattr(os, "O_NOFOLLOW", 0)
 NONBLOCK = getattr(os, "O_NONBLOCK", 0)
 _BINARY = getattr(os, "O_BINARY", 0)
-_DIRECTORY = getattr(os, "O_DIRECTORY", 0)
+_DIRECTORY = getattr(os, "O_DIRECTORY", 0) if os.open in os.supports_dir_fd else 0
 
 _UNSUPPORTED = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOTTY}
 _NO_LOCKS = _UNSUPPORTED | {errno.ENOLCK, errno.EBADF}
@@ -165,7 +165,7 @@ def sync_directory(directory: "Path | int") -> None:
 
 def open_directory(path: "str | os.PathLike[str]", *, dir_fd: int | None = None, follow: bool = True) -> int | None:
     """A descriptor to name files relative to; None on systems that have none, where paths have to do."""
-    if not _DIRECTORY or os.open not in os.supports_dir_fd:
+    if not _DIRECTORY:
         return None
     return os.open(path, os.O_RDONLY | _DIRECTORY | CLOEXEC | (0 if follow else NOFOLLOW), dir_fd=dir_fd)
 

@@ -187,7 +187,10 @@ def _new_stage(directory: Directory, name: str) -> tuple[str, Directory]:
     while True:
         temporary = _temporary_name(name)
         os.mkdir(directory.name(temporary), 0o700, dir_fd=directory.fd)
-        stage = directory.below(temporary)
+        try:
+            stage = directory.below(temporary)
+        except FileNotFoundError:
+            continue
         if stage.fd is not None:
             _lock_if_possible(stage.fd)
         if directory.exists(temporary):  # else it was swept before it was locked
