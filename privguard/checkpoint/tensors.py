@@ -11,7 +11,7 @@ import bisect
 import itertools
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, cast, final
 
@@ -46,7 +46,9 @@ DTYPES = {
     "F8_E8M0": torch.float8_e8m0fnu,
     "F8_E4M3FNUZ": torch.float8_e4m3fnuz,
     "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
+    "F4": torch.float4_e2m1fn_x2,
 }  # fmt: skip — the table of the format
+_PAIRS = torch.float4_e2m1fn_x2  # two numbers in a byte: the format counts numbers, torch bytes
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
@@ -159,13 +161,14 @@ def parse_header(header: bytes | bytearray | memoryview, data_bytes: int) -> tup
     """Entries and aliases of a safetensors header over ``data_bytes`` of data.
 
     Raises:
-        TamperedError: it is not JSON of the format, or points outside the data.
+        TamperedError: it is not JSON of the format, or its tensors overlap, leave bytes over or point outside the data,
+            all of which safetensors refuses as well.
     """
     try:
         listed: dict[str, Any] = json.loads(bytes(header))
-        metadata = listed.pop("__metadata__", {})
-        aliases: dict[str, str] = json.loads(metadata.get(_ALIASES, "{}"))
-        entries = {name: _entry(value, data_bytes) for name, value in listed.items()}
+        aliases = _aliases(listed.pop("__metadata__", {}))
+        entries = {name: _entry(value) for name, value in listed.items()}
+        _require_gapless(entries.values(), data_bytes)
         names = set(entries)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise TamperedError("the header of a tensor file is not what privguard or safetensors write") from None
@@ -218,7 +221,7 @@ def _plain(name: str, value: Any) -> Tensor:
 def _header(tensors: Mapping[str, Tensor], entries: Mapping[str, tuple[int, int]], aliases: Mapping[str, str]) -> bytes:
     listed: dict[str, Any] = {"__metadata__": {_ALIASES: json.dumps(aliases)}} if aliases else {}
     for name, tensor in tensors.items():
-        shape = list(tensor.shape)
+        shape = list(_shape_in_file(tensor))
         listed[name] = {"dtype": _NAMES[tensor.dtype], "shape": shape, "data_offsets": list(entries[name])}
     text = json.dumps(listed, separators=(",", ":")).encode()
     text = text.ljust(-(-(8 + len(text)) // _ALIGNMENT) * _ALIGNMENT - 8)
@@ -227,12 +230,40 @@ def _header(tensors: Mapping[str, Tensor], entries: Mapping[str, tuple[int, int]
     return len(text).to_bytes(8, "little") + text
 
 
-def _entry(value: Mapping[str, Any], data_bytes: int) -> Entry:
+def _aliases(metadata: Any) -> dict[str, str]:
+    """Second names of tensors, from metadata that has to be texts by name."""
+    aliases = json.loads(metadata.get(_ALIASES, "{}"))
+    if not all(type(text) is str for table in (metadata, aliases) for pair in table.items() for text in pair):
+        raise ValueError("metadata")
+    return aliases
+
+
+def _entry(value: Mapping[str, Any]) -> Entry:
     dtype, shape, (start, stop) = DTYPES[value["dtype"]], tuple(value["shape"]), value["data_offsets"]
     whole = all(type(number) is int and number >= 0 for number in (*shape, start, stop))
-    if not whole or not start <= stop <= data_bytes or math.prod(shape) * dtype.itemsize != stop - start:
+    if whole and dtype is _PAIRS and shape:
+        if shape[-1] % 2:
+            raise ValueError("half a byte")
+        shape = (*shape[:-1], shape[-1] // 2)
+    if not whole or start > stop or math.prod(shape) * dtype.itemsize != stop - start:
         raise ValueError("entry")
     return Entry(dtype, shape, start, stop)
+
+
+def _require_gapless(entries: Iterable[Entry], data_bytes: int) -> None:
+    """Every byte of the data belongs to one tensor."""
+    end = 0
+    for entry in sorted(entries, key=lambda entry: (entry.start, entry.stop)):
+        if entry.start != end:
+            raise ValueError("overlap or hole")
+        end = entry.stop
+    if end != data_bytes:
+        raise ValueError("bytes over")
+
+
+def _shape_in_file(tensor: Tensor) -> tuple[int, ...]:
+    shape = tuple(tensor.shape)
+    return (*shape[:-1], shape[-1] * 2) if tensor.dtype is _PAIRS and shape else shape
 
 
 def _nbytes(tensor: Tensor) -> int:

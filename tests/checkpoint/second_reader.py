@@ -205,6 +205,46 @@ def contents(path, head, preamble, slot, sizes, role, root) -> dict[str, Any]:
     return found | {"members": members}
 
 
+SECRET_SIZES = {"symmetric": (1, 32), "x25519": (3, 32), "x25519-mlkem768": (4, 96)}
+
+
+def key_file(text: bytes) -> tuple[int, bytes]:
+    """Kind and secret in a key file (section 9)."""
+    need(len(text) <= 8192 and text.isascii())
+    lines = [line for line in text.decode("ascii").splitlines() if line and not line.startswith("#")]
+    need(len(lines) == 1 and len(words := lines[0].split(" ")) == 4)
+    what, label, name, encoded = words
+    need(what == "privguard-key-1" and label in SECRET_SIZES)
+    kind, size = SECRET_SIZES[label]
+    try:
+        secret = base64.b64decode(encoded, validate=True)
+    except ValueError:
+        raise RefusedError from None
+    need(len(secret) == size and key_id(kind, secret).hex() == name)
+    return kind, secret
+
+
+def tree(value: Any) -> Any:
+    """A state's tree (section 9) as plain Python; tensors, sizes, types, devices and arrays stay named tuples."""
+    if value is None or type(value) in (bool, str, int):
+        return value
+    need(type(value) is dict and len(value) == 1)
+    ((kind, content),) = value.items()
+    if kind in ("list", "tuple", "set"):
+        return {"list": list, "tuple": tuple, "set": set}[kind](tree(each) for each in content)
+    if kind in ("dict", "ordered", "counter"):
+        return {tree(key): tree(item) for key, item in content}
+    if kind == "deque":
+        return ("deque", content[0], [tree(each) for each in content[1]])
+    simple = {"int": int, "float": float.fromhex, "bytes": lambda text: base64.b64decode(text, validate=True)}
+    if kind in simple:
+        return simple[kind](content)
+    if kind == "complex":
+        return complex(*map(float.fromhex, content))
+    need(kind in ("tensor", "size", "dtype", "device", "numpy", "array"))
+    return (kind, content)
+
+
 def signer(found: dict[str, Any]) -> str:
     """The key id of whoever signed what :func:`read` found."""
     manifest = dict(found["manifest"])

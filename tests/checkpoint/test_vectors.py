@@ -8,10 +8,12 @@ import warnings
 import zlib
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from privguard import _canon
-from privguard.checkpoint import Key, Sealed, save, seal, unsafe
+from privguard.checkpoint import Key, Sealed, save, seal, tree, unsafe
 from privguard.checkpoint.key import Kind
 from privguard.checkpoint.opened import LeftoverWarning
 from privguard.errors import SealError, TamperedError
@@ -97,6 +99,61 @@ def test_vector_in_the_second_reader(path, tmp_path):
     assert digest(found["ledger"]) == vector["plain"]["ledger"]
     assert digest(_canon.canonical(found["manifest"])) == vector["plain"]["manifest"]
     assert {name: digest(data) for name, data in found.get("members", {}).items()} == vector["members"]
+
+
+@pytest.mark.parametrize("make", [Key.generate, Key.generate_x25519, Key.generate_symmetric])
+def test_the_second_reader_reads_key_files_and_refuses_changed_ones(tmp_path, make):
+    key = make()
+    key.write(tmp_path / "key")
+    text = (tmp_path / "key").read_bytes()
+    assert second_reader.key_file(text) == (key.kind.value, unsafe.raw_bytes(key))
+    start = text.index(b"privguard-key")
+    for at in range(start, len(text) - 1, 7):
+        changed = text[:at] + (b"A" if text[at : at + 1] != b"A" else b"B") + text[at + 1 :]
+        if key.kind is Kind.X25519_MLKEM768 and only_rejects(changed, unsafe.raw_bytes(key)):
+            continue
+        for read_key in (second_reader.key_file, lambda data: Key.read(write(tmp_path / "changed", data))):
+            with pytest.raises((second_reader.RefusedError, SealError)):
+                read_key(changed)
+
+
+def only_rejects(text: bytes, secret: bytes) -> bool:
+    """Whether the change lies in ML-KEM's z alone, which no public half tells of and no whole ciphertext needs."""
+    encoded = text.split()[-1]
+    try:
+        other = base64.b64decode(encoded, validate=True)
+    except ValueError:
+        return False
+    return other[:32] == secret[:32] and other[64:] == secret[64:] and other != secret
+
+
+def write(path: Path, data: bytes) -> Path:
+    path.write_bytes(data)
+    return path
+
+
+def test_the_second_reader_reads_the_tree_of_a_state():
+    state = {
+        "optimizer": [1, 2**60, -0.1, float("inf"), None, True, "text", b"bytes", (1, (2,)), {3, 4}, 1 + 2j],
+        "scheduler": {1: "a", ("b", 2): {"c": []}},
+        "generators": {"size": torch.Size([2, 3]), "dtype": torch.bfloat16, "device": torch.device("cpu")},
+        "extra": [torch.ones(2), np.float32(1.5), np.arange(3)],
+    }
+    packed, tensors = tree.pack(state, prefix="state")
+    found = second_reader.tree(json.loads(_canon.canonical(packed)))
+    assert found["optimizer"] == state["optimizer"]
+    assert found["scheduler"] == state["scheduler"]
+    assert found["generators"] == {
+        "size": ("size", [2, 3]),
+        "dtype": ("dtype", "bfloat16"),
+        "device": ("device", "cpu"),
+    }
+    kinds = [kind for kind, _ in found["extra"]]
+    assert kinds == ["tensor", "numpy", "array"]
+    assert found["extra"][0][1] in tensors
+    for strange in ([1], 1.5, {"what": 1}, {"int": "1", "list": []}, {}):
+        with pytest.raises(second_reader.RefusedError):
+            second_reader.tree(strange)
 
 
 @pytest.mark.parametrize("path", SIGNED, ids=lambda path: path.stem)
