@@ -3,6 +3,7 @@
 Inputs are picture files, folders with pictures, or quoted patterns such as ``"out/**/*.png"``.
 """
 
+import hashlib
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +17,13 @@ from privguard.cli._recording import recorded
 
 if TYPE_CHECKING:
     from privguard.watermark.image.detect import ImageDetector
+    from privguard.watermark.image.log import ImageLog
     from privguard.watermark.image.profile import ImageProfile
     from privguard.watermark.image.sync import Search
     from privguard.watermark.image.write import ImageMark
     from privguard.watermark.secret import Secret
 
-app = typer.Typer(help="Marks in pictures: setup, write, detect.", no_args_is_help=True)
+app = typer.Typer(help="Marks in pictures: setup, write, detect, attribute.", no_args_is_help=True)
 
 ProfilePath = Annotated[Path, typer.Option("--profile", help="The signed profile.", exists=True)]
 SecretPath = Annotated[Path, typer.Option("--secret", help="The owner's secret.", exists=True)]
@@ -64,6 +66,10 @@ def write(
     identifier: Annotated[
         int | None, typer.Option("--identifier", help="The number in all of them; else each gets one of its own.")
     ] = None,
+    log: Annotated[
+        Path | None, typer.Option("--log", help="Signed log to note each picture in; with --sign-with.")
+    ] = None,
+    sign_with: Annotated[Path | None, typer.Option("--sign-with", help="Signing key of the log (PEM).")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Mark pictures into a folder; those that are there already are left alone, so a stopped run can go on.
@@ -71,14 +77,16 @@ def write(
     A picture that cannot carry a mark is named and left out, and the exit code is then 1.
     """
     from privguard.errors import MarkError
-    from privguard.watermark.image.files import find_pictures
+    from privguard.watermark.image.files import find_pictures, require_own_places
     from privguard.watermark.image.write import ImageMark
 
     known, owner = _profile(profile, trust), _secret(secret)
-    job = _Writing(ImageMark(known, owner), out, identifier)
+    job = _Writing(ImageMark(known, owner), out, identifier, _log(known, log, sign_with))
+    pairs = find_pictures(inputs)
+    require_own_places(pairs)
     rows: list[dict[str, Any]] = []
     with recorded(), progress() as bar:
-        for path, place in bar.track(list(find_pictures(inputs)), description="marking"):
+        for path, place in bar.track(pairs, description="marking"):
             try:
                 rows.append(job.write(path, place))
             except MarkError as error:
@@ -124,6 +132,48 @@ def detect(
         raise typer.Exit(1)
 
 
+@app.command()
+def attribute(
+    inputs: Inputs,
+    profile: ProfilePath,
+    secret: SecretPath,
+    trust: TrustPath,
+    log: Annotated[Path, typer.Option("--log", help="The signed log.", exists=True)],
+    log_trust: Annotated[list[Path], typer.Option("--log-trust", help="PEM of a signer of the log; again for each.")],
+    search: Annotated[str, typer.Option("--search", help="grid, scale or scale+angle, as for detect.")] = "grid",
+    level: Level = 1e-6,
+    as_json: AsJson = False,
+) -> None:
+    """Say of each picture whether the log has it: found, copied or not found; exit code 1 when none was found.
+
+    Copied means that the mark is there on a picture that looks like none of the entries with its identifier.
+    """
+    from privguard.attest.statement import Identity
+    from privguard.watermark.image import log as logs
+    from privguard.watermark.image.detect import ImageDetector
+    from privguard.watermark.image.files import find_pictures, read_picture
+    from privguard.watermark.image.sync import Search
+
+    if search not in set(Search):
+        raise ValueError(f"--search={search!r}: expected one of {', '.join(Search)}")
+    detector = ImageDetector(_profile(profile, trust), _secret(secret))
+    entries = logs.read_log(log, trusted=[Identity.read(path) for path in log_trust])
+    paths = [path for path, _ in find_pictures(inputs)]
+    log10_level = math.log10(_level(level)) - math.log10(max(1, len(paths)))
+    rows: list[dict[str, Any]] = []
+    with progress() as bar:
+        for path in bar.track(paths, description="asking"):
+            rgb = read_picture(path).rgb
+            digest = hashlib.sha256(path.read_bytes()).hexdigest()
+            detections = detector.detect([rgb], search=Search(search))
+            answer = logs.attribute(rgb, detections, entries, sha256=digest, log10_level=log10_level)
+            rows.append({"picture": str(path), **answer.to_json()})
+    lines = [f"{row['answer']:10s} log10 p = {row['verdict']['log10_p']:8.2f}  {row['picture']}" for row in rows]
+    emit(rows, as_json=as_json, lines=lines)
+    if not any(row["answer"] == "found" for row in rows):
+        raise typer.Exit(1)
+
+
 @dataclass(frozen=True)
 class _Writing:
     """Marks one picture after the other into a folder."""
@@ -131,6 +181,7 @@ class _Writing:
     mark: "ImageMark"
     out: Path
     identifier: int | None
+    log: "ImageLog | None"
 
     def write(self, path: Path, place: Path) -> dict[str, Any]:
         """Mark one picture, unless it is there already."""
@@ -144,6 +195,9 @@ class _Writing:
         written = self.mark.write(picture.rgb, identifier=self.identifier)
         content = picture.encoded(written.pixels, target.suffix)
         with acting("mark", target):
+            if self.log is not None:  # first: a picture in the world without its line could not be attributed
+                digest = hashlib.sha256(content).hexdigest()
+                self.log.record(written.pixels, identifier=written.identifier, sha256=digest, subject=str(place))
             write_new(target, content)
         return {
             "picture": str(path),
@@ -187,6 +241,17 @@ def _found_line(row: dict[str, Any]) -> str:
         return f"not found  log10 p = {p:8.2f}  {row['picture']}"
     doubt = "" if row["attributed"] else "  not attributed: many sub-keys agree"
     return f"found      log10 p = {p:8.2f}  {row['picture']}  identifier {row['details']['identifier']}{doubt}"
+
+
+def _log(profile: "ImageProfile", path: Path | None, sign_with: Path | None) -> "ImageLog | None":
+    from privguard.attest.journal import Journal
+    from privguard.watermark.image.log import ImageLog
+
+    if (path is None) is not (sign_with is None):
+        raise ValueError("--log, --sign-with: expected both or neither; the log's lines are signed")
+    if path is None or sign_with is None:
+        return None
+    return ImageLog(profile, Journal(path, by=signing_key(sign_with)))
 
 
 def _level(level: float) -> float:

@@ -129,23 +129,32 @@ def write_new(path: Path, content: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def find_pictures(inputs: Iterable[str]) -> Iterator[tuple[Path, Path]]:
+def find_pictures(inputs: Iterable[str]) -> list[tuple[Path, Path]]:
     """Each picture that files, folders and patterns name, with its place below the folder it was found in.
 
     Raises:
-        ValueError: an input that names nothing, or two pictures that would get one place.
+        ValueError: an input that names nothing.
     """
-    taken: dict[Path, Path] = {}
+    out: dict[Path, Path] = {}
     for text in inputs:
         pairs = list(_found(text))
         if not pairs:
             raise ValueError(f"{text}: expected a picture, a folder with pictures, or a pattern that matches some")
         for path, place in pairs:
-            if taken.get(place, path) != path:
-                raise ValueError(f"{path}: {taken[place]} has the same name; give their folder instead")
-            if place not in taken:
-                taken[place] = path
-                yield path, place
+            out.setdefault(path, place)
+    return list(out.items())
+
+
+def require_own_places(pairs: Iterable[tuple[Path, Path]]) -> None:
+    """Refuse two pictures that would get one place in a folder.
+
+    Raises:
+        ValueError: they would.
+    """
+    taken: dict[Path, Path] = {}
+    for path, place in pairs:
+        if taken.setdefault(place, path) != path:
+            raise ValueError(f"{path}: {taken[place]} has the same name; give their folder instead")
 
 
 def _found(text: str) -> Iterator[tuple[Path, Path]]:

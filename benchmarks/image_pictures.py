@@ -1,0 +1,31 @@
+"""Photographs that come inside packages: scikit-learn's two, and those of scikit-image's wheel."""
+
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import skimage
+from numpy.typing import NDArray
+from PIL import Image
+from sklearn.datasets import load_sample_images
+
+TEN = (
+    "china.jpg", "flower.jpg", "astronaut.png", "camera.png", "chelsea.png", "coffee.png", "rocket.jpg",
+    "motorcycle_left.png", "hubble_deep_field.jpg", "brick.png",
+)  # fmt: skip
+_NO_PHOTOGRAPHS = {"phantom.png", "logo.png", "horse.png", "bw_text.png", "page.png", "text.png"}
+
+
+@lru_cache(maxsize=1)
+def pictures() -> dict[str, NDArray[np.uint8]]:
+    """Each photograph of at least 256 pixels as (H, W, 3), at most 600 × 800, the ten of the table first."""
+    sample = load_sample_images()
+    out = {Path(name).name: np.asarray(image) for name, image in zip(sample.filenames, sample.images, strict=True)}
+    folder = Path(skimage.__file__).parent / "data"
+    for path in sorted([*folder.glob("*.png"), *folder.glob("*.jpg")]):
+        with Image.open(path) as image:
+            if min(image.size) >= 256 and path.name not in _NO_PHOTOGRAPHS:
+                out[path.name] = np.asarray(image.convert("RGB"))
+    names = [*TEN, *(name for name in out if name not in TEN)]
+    cut = {name: out[name][:600, :800] if max(out[name].shape) > 900 else out[name] for name in names}
+    return {name: np.ascontiguousarray(rgb) for name, rgb in cut.items()}

@@ -1,0 +1,112 @@
+"""The log says of each picture what it got and what it looked like; attribution keeps the facts apart."""
+
+import hashlib
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from privguard.attest.journal import Journal
+from privguard.attest.statement import SigningKey
+from privguard.errors import TamperedError
+from privguard.watermark.image.log import Attributed, ImageLog, Looks, attribute, read_log
+from tests.watermark.image.test_cli_image import privguard
+from tests.watermark.image.test_image_mark import jpeg, quarter
+
+SIGNER = SigningKey.generate()
+SHA = "ab" * 32
+
+
+@pytest.fixture(scope="module")
+def log(profile, marked, tmp_path_factory):
+    path = tmp_path_factory.mktemp("log") / "images.log"
+    keeper = ImageLog(profile, Journal(path, by=SIGNER))
+    for name, written in marked.items():
+        sha256 = SHA if name == "china" else "00" * 32
+        keeper.record(written.pixels, identifier=written.identifier, sha256=sha256, subject=name)
+    return path
+
+
+@pytest.fixture(scope="module")
+def entries(log):
+    return read_log(log, trusted=[SIGNER.identity])
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [lambda a: a, lambda a: jpeg(a, 50), quarter, lambda a: a[:, ::-1]],
+    ids=["none", "JPEG 50", "quarter", "flip"],
+)
+def test_a_logged_picture_and_its_edits_are_found(detector, marked, entries, edit):
+    rgb = np.ascontiguousarray(edit(marked["china"].pixels))
+    answer = attribute(rgb, detector.detect([rgb]), entries)
+    assert answer.answer is Attributed.FOUND
+    assert answer.entries == answer.alike == (1,)
+    assert answer.same_file == ()
+
+
+def test_a_mark_on_a_picture_that_is_not_its_entry_is_reported_as_copied(detector, mark, marked, photographs, entries):
+    """The strongest forger there is: one with the key."""
+    forged = mark.write(photographs["flower"], identifier=marked["china"].identifier).pixels
+    answer = attribute(forged, detector.detect([forged]), entries)
+    assert answer.answer is Attributed.COPIED
+    assert answer.mark_found
+    assert (answer.entries, answer.alike) == ((1,), ())
+
+
+def test_no_mark_or_no_entry_is_not_found(detector, mark, photographs, entries):
+    plain = photographs["china"]
+    assert attribute(plain, detector.detect([plain]), entries).answer is Attributed.NOT_FOUND
+    other = mark.write(plain, identifier=5).pixels
+    answer = attribute(other, detector.detect([other]), entries)
+    assert answer.answer is Attributed.NOT_FOUND
+    assert answer.mark_found
+
+
+def test_the_very_file_is_found_whatever_it_carries(detector, photographs, entries):
+    answer = attribute(photographs["flower"], detector.detect([photographs["flower"]]), entries, sha256=SHA)
+    assert answer.answer is Attributed.FOUND
+    assert (answer.same_file, answer.mark_found) == ((1,), False)
+
+
+def test_a_faint_copy_of_the_shading_does_not_look_like_the_picture(photographs):
+    from privguard.watermark.image.grid import Grid
+    from privguard.watermark.image.pixels import luma
+
+    y = luma(photographs["china"])
+    looks = Looks.of(y, Grid.of(y.shape))
+    assert Looks.from_text(looks.to_text()).shown_by(y, Grid.of(y.shape))
+    assert looks.shown_by(0.8 * y + 20, Grid.of(y.shape))
+    for other in (0.2 * y + 100, 255 - y, luma(photographs["flower"]), np.full_like(y, 9)):
+        assert not looks.shown_by(other.astype(np.float32), Grid.of(y.shape))
+
+
+def test_a_log_that_was_changed_or_signed_by_another_is_refused(log, tmp_path):
+    with pytest.raises(TamperedError):
+        read_log(log, trusted=[SigningKey.generate().identity])
+    (tmp_path / "log").write_bytes(log.read_bytes().replace(b"china", b"chino"))
+    with pytest.raises(TamperedError):
+        read_log(tmp_path / "log", trusted=[SIGNER.identity])
+    with pytest.raises(TamperedError):
+        Looks.from_text("2x2/1:zz")
+
+
+def test_the_commands_log_and_attribute(tmp_path, photographs):
+    Image.fromarray(photographs["china"]).save(tmp_path / "a.png")
+    key, log = tmp_path / "k", tmp_path / "images.log"
+    keyed = ["--profile", tmp_path / "p.json", "--secret", tmp_path / "s"]
+    privguard("mark", "image", "setup", *keyed, "--sign-with", key)
+    keyed += ["--trust", tmp_path / "p.pem"]
+    told = privguard(
+        "mark", "image", "write", tmp_path / "a.png", "-o", tmp_path / "out", *keyed, "--log", log, "--sign-with", key
+    )
+    assert told.code == 0
+    asked = [*keyed, "--log", log, "--log-trust", tmp_path / "p.pem", "--json"]
+    rows = json.loads(privguard("mark", "image", "attribute", tmp_path / "out", tmp_path / "a.png", *asked).stdout)
+    assert [row["answer"] for row in rows] == ["found", "not found"]
+    assert (rows[0]["same_file"], rows[0]["alike"]) == ([1], [1])
+    entry = read_log(log, trusted=[SigningKey.read(key).identity])[0]
+    assert entry.sha256 == hashlib.sha256((tmp_path / "out" / "a.png").read_bytes()).hexdigest()
+    told = privguard("mark", "image", "write", tmp_path / "a.png", "-o", tmp_path / "out2", *keyed, "--log", log)
+    assert told.code == 2
