@@ -30,11 +30,12 @@ from benchmarks import page
 HERE = Path(__file__).parent
 PARTS = {"__main__", "clock", "models", "page", "ways"}  # not benchmarks themselves
 ON_DEVICES = {"step", "trainer"}  # measured on a GPU as well
-SHARED = ("text_corpus", "text_writer", "model_mark_", "seal_")  # parts of others
+SHARED = ("image_pictures", "text_corpus", "text_writer", "model_mark_", "seal_")  # parts of others
 QUICK: Mapping[str, list[str]] = {
     "audit": ["times"],
     "book": ["--kills", "20"],
     "calibrate": ["--rounds", "1"],
+    "image_mark": ["--quick", "survival", "time"],
     "model_mark": ["cost"],
     "seal": ["--rounds", "1", "--mib", "16"],
     "step": ["--rounds", "2", "--model", "MLP", "--skip-opacus", "--skip-memory"],
