@@ -1,20 +1,19 @@
 """``privguard mark text``: set up a profile, write marked text, detect it, and drill it.
 
-Input is JSON lines (one object with ``text``, ``tokens`` or, for writing, ``prompt`` per line) or plain text (one
-document per file); ``-`` is standard input.
+Input is JSON lines (one object with ``text``, ``tokens`` or, for writing, ``prompt`` per line), Parquet with such
+columns, or plain text (one document per file); ``-`` is standard input.
 """
 
 import json
-import sys
-from collections.abc import Iterable, Iterator
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from privguard.cli._output import AsJson, emit, progress, stderr
+from privguard.cli._output import AsJson, emit, progress, require_place, stderr
 from privguard.cli._recording import recorded
+from privguard.cli._text_files import load_tokenizer, log10_of, read_rows, tokens_of
 
 app = typer.Typer(help="Marks in text: setup, write, detect, drill.", no_args_is_help=True)
 
@@ -44,9 +43,13 @@ def setup(
     scheme: Annotated[SchemeName, typer.Option("--scheme", help="How the mark is written.")] = SchemeName.GUMBEL,
     context_width: Annotated[int, typer.Option("--context", help="Tokens of context: 4 resists stealing.")] = 4,
     subkeys: Annotated[int, typer.Option("--subkeys", help="Sub-keys that sequences are written under.")] = 16,
+    model: Annotated[str | None, typer.Option("--model-name", help="Sets models of one tokenizer apart.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make (or read) a secret and a signing key, and write the signed profile that writer and detector share."""
+    """Make (or read) a secret and a signing key, and write the signed profile that writer and detector share.
+
+    A profile that is there is never replaced: texts may be marked under it.
+    """
     import dataclasses
 
     from privguard.attest.statement import SigningKey
@@ -54,17 +57,22 @@ def setup(
     from privguard.watermark.text.profile import Profile
     from privguard.watermark.text.scheme import SCHEMES
 
+    public = profile.with_suffix(".pem")
+    for place in (profile, public):
+        if place.exists():
+            raise ValueError(f"{place}: exists, and texts may be marked under it; name another place for a new profile")
+        require_place(place)
+    reader, own = load_tokenizer(tokenizer), Secret.read(secret) if secret.exists() else Secret.generate()
+    made = Profile.for_tokenizer(
+        reader, own, logits_width=logits_width, scheme=SCHEMES[scheme.value](), model=model or ""
+    )
+    made = dataclasses.replace(made, context_width=context_width, subkeys=subkeys)
     if not secret.exists():
-        Secret.generate().write(secret)
+        own.write(secret)
     if not sign_with.exists():
         SigningKey.generate().write(sign_with)
     key = SigningKey.read(sign_with)
-    made = Profile.for_tokenizer(
-        load_tokenizer(tokenizer), Secret.read(secret), logits_width=logits_width, scheme=SCHEMES[scheme.value]()
-    )
-    made = dataclasses.replace(made, context_width=context_width, subkeys=subkeys)
     made.write(profile, by=key)
-    public = profile.with_suffix(".pem")
     key.identity.write(public)
     emit(made, as_json=as_json, lines=[f"profile {profile}, signed by {key.identity}", f"trust   {public}"])
 
@@ -136,14 +144,13 @@ def detect(
     A mark that was found is also attributed to one writer, unless many sub-keys agree with the text, as in a mixture or
     a forgery learnt from many texts; one honest text in twenty is not attributed by chance.
     """
-    import math
-
     from privguard.attest.statement import Identity
     from privguard.watermark.secret import Secret
     from privguard.watermark.text.profile import Profile
     from privguard.watermark.text.reading.detect import Detector
     from privguard.watermark.text.reading.ngrams import Documents
 
+    log10_level = log10_of(level)
     known = Profile.read(profile, by=Identity.read(trust))
     detector = Detector(known, Secret.read(secret), user=user)
     reader = None if tokenizer is None else load_tokenizer(tokenizer)
@@ -152,10 +159,9 @@ def detect(
     documents: list[list[int]] = []
     with progress() as bar:
         rows = list(read_rows(inputs))
-        documents = [tokens_of(row, reader) for row in bar.track(rows, description="reading")]
-    found = detector.detect(Documents.of_lists(documents))
+        documents = [tokens_of(row, reader, width=known.logits_width) for row in bar.track(rows, description="reading")]
+    found = detector.detect(Documents.of_lists(documents).below(known.logits_width))
     verdicts = [found.verdict(i, tests=max(1, len(documents))) for i in range(len(documents))]
-    log10_level = math.log10(level)
     hits = [v.log10_p_corrected <= log10_level for v in verdicts]
     owned = [bool(one) and hit for one, hit in zip(found.accepted(log10_level=log10_level), hits, strict=True)]
     if report is not None:
@@ -188,8 +194,6 @@ def drill(
     as_json: AsJson = False,
 ) -> None:
     """Edit and dilute marked texts in every standard way and show what survives."""
-    import math
-
     import numpy as np
 
     from privguard.attest.statement import Identity
@@ -198,9 +202,10 @@ def drill(
     from privguard.watermark.text.profile import Profile
     from privguard.watermark.text.reading.detect import Detector
 
+    log10_level = log10_of(level)
     known = Profile.read(profile, by=Identity.read(trust))
     reader = None if tokenizer is None else load_tokenizer(tokenizer)
-    texts = [np.array(tokens_of(row, reader), np.int64) for row in read_rows([marked])]
+    texts = [np.array(tokens_of(row, reader, width=known.logits_width), np.int64) for row in read_rows([marked])]
     clean = np.array(tokens_of({"text": plain.read_text(encoding="utf-8")}, reader), np.int64)
     usable = np.setdiff1d(np.arange(known.logits_width), known.special_ids)
     attacks = drills.standard_attacks(usable, clean, tokenizer=reader)
@@ -208,64 +213,13 @@ def drill(
     with progress() as bar:
         table = []
         for name, attack in bar.track(attacks.items(), description="attacking"):
-            table += drills.run_drill(detector, texts, {name: attack}, log10_level=math.log10(level))
+            table += drills.run_drill(detector, texts, {name: attack}, log10_level=log10_level)
     if picture is not None:
         picture.write_text(drills.survival_picture(table), encoding="utf-8")
     lines = [
         f"{row.attack:20s} {row.accepted:6.1%} survive   median log10 p = {row.median_log10_p:8.2f}" for row in table
     ]
     emit(table, as_json=as_json, lines=lines)
-
-
-def load_tokenizer(folder: Path) -> Any:
-    """The tokenizer in a local folder.
-
-    Raises:
-        ValueError: there is none.
-    """
-    from transformers import AutoTokenizer
-
-    if not folder.is_dir():
-        raise ValueError(f"{folder}: expected a local folder with a tokenizer, as save_pretrained writes it")
-    try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{folder}: expected a folder with a tokenizer; {str(error).splitlines()[0]}") from None
-
-
-def read_rows(inputs: Iterable[str]) -> Iterator[dict[str, Any]]:
-    """One object per JSON line, or one per plain-text file."""
-    for name in inputs:
-        try:
-            content = sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8")
-        except UnicodeDecodeError:
-            raise ValueError(f"{name}: expected text in UTF-8, or JSON lines") from None
-        if name.endswith(".jsonl") or (name == "-" and content.lstrip().startswith("{")):
-            lines = enumerate(content.splitlines(), 1)
-            yield from (_row(line, f"{name}, line {number}") for number, line in lines if line.strip())
-        else:
-            yield {"text": content, "prompt": content}
-
-
-def _row(line: str, where: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise ValueError(f"{where}: expected one JSON object; {error}") from None
-    if not isinstance(row, dict) or not {"text", "tokens", "prompt"} & set(row):
-        raise ValueError(f"{where}: expected a JSON object with 'text', 'tokens' or 'prompt'")
-    return row
-
-
-def tokens_of(row: dict[str, Any], tokenizer: Any) -> list[int]:
-    """The ids of one row: as given, or by the tokenizer."""
-    if "tokens" in row:
-        return [int(token) for token in row["tokens"]]
-    if tokenizer is None:
-        raise ValueError("tokenizer=None: expected the folder of the tokenizer for text input; pass --tokenizer")
-    if "text" not in row:
-        raise ValueError(f"row={sorted(row)}: expected 'text' or 'tokens'; a prompt alone has nothing to read")
-    return list(tokenizer.encode(row["text"], add_special_tokens=False))
 
 
 def write_reports(
@@ -279,7 +233,11 @@ def write_reports(
     for number, ids in enumerate(documents):
         words = [f"{i} " for i in ids] if tokenizer is None else words_of_tokens(tokenizer, ids)
         made = report(
-            detector, Documents.of_lists([ids]), words=words, log10_level=log10_level, tests=max(1, len(documents))
+            detector,
+            Documents.of_lists([ids]).below(detector.profile.logits_width),
+            words=words,
+            log10_level=log10_level,
+            tests=max(1, len(documents)),
         )
         (folder / f"document-{number}.html").write_text(made.to_html(), encoding="utf-8")
         (folder / f"document-{number}.json").write_text(json.dumps(made.to_json(), indent=2, ensure_ascii=False) + "\n")

@@ -50,7 +50,12 @@ class Profile(Record):
     none; ``logits_width`` is the width of the model's logits, which may exceed the vocabulary; ``context_width`` is
     how many tokens before a token choose its words (4 resists stealing, 1 or 2 survives editing); ``subkeys`` is M:
     each sequence is written under one of M sub-keys, and detection pays a factor M for trying them all; ``special_ids``
-    are never scored. ``key_id`` names the secret.
+    are never scored. ``key_id`` names the secret. ``model`` names the model, such as its weights' digest, where one
+    secret marks several that share a tokenizer: vocabulary, width and model are part of every key, so no two models
+    ever read alike.
+
+    ``free_start`` leaves the first ``context_width`` tokens of each text to ordinary chance: their context lies in the
+    prompt, which in a chat is one template, so the mark would favour the same few openings in all chats.
     """
 
     scheme: Scheme = field(default_factory=Gumbel)
@@ -61,6 +66,8 @@ class Profile(Record):
     prf: str = "aes256-v1"
     subkeys: int = 16
     mask_repeats: bool = True
+    free_start: bool = True
+    model: str = ""
     special_ids: tuple[int, ...] = ()
     deduplication: str = DEDUPLICATION
     version: str = VERSION
@@ -76,15 +83,16 @@ class Profile(Record):
 
     @classmethod
     def for_tokenizer(
-        cls, tokenizer: Tokenizer, secret: Secret, *, logits_width: int, scheme: Scheme | None = None
+        cls, tokenizer: Tokenizer, secret: Secret, *, logits_width: int, scheme: Scheme | None = None, model: str = ""
     ) -> Self:
-        """The default profile for this tokenizer, secret and width of the model's logits."""
+        """The default profile for this tokenizer, secret and width of the model's logits; ``model`` as above."""
         return cls(
             scheme=Gumbel() if scheme is None else scheme,
             key_id=secret.key_id,
             vocabulary=vocabulary_digest(tokenizer),
             logits_width=logits_width,
             special_ids=tuple(sorted(tokenizer.all_special_ids)),
+            model=model,
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -160,7 +168,9 @@ class Profile(Record):
         """As :meth:`stream`, for a decoy: a secret that is not the profile's, to see what chance alone gives."""
         _check.require(subkey in range(self.subkeys), "subkey", subkey, wanted=f"0 to {self.subkeys - 1}")
         owner = secret if user is None else secret.child("user", user)
-        family = json.dumps([VERSION, self.scheme.name, _canon.to_json(self.scheme), self.prf, self.context_width])
+        model = [self.vocabulary, self.logits_width, self.model]
+        numbers = _canon.to_json(self.scheme)
+        family = json.dumps([VERSION, self.scheme.name, numbers, self.prf, self.context_width, *model])
         return STREAMS[self.prf](owner.derive(VERSION, family, subkey))
 
 

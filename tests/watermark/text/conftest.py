@@ -33,13 +33,14 @@ def scheme(request):
 
 
 def make_profile(secret: Secret, scheme=None, **changes) -> Profile:
-    fields = {"vocabulary": "tiny", "logits_width": VOCABULARY, "subkeys": 4, "special_ids": (0,), **changes}
+    fields = {"vocabulary": "tiny", "logits_width": VOCABULARY, "subkeys": 4, "special_ids": (0,)}
+    fields |= {"free_start": False, **changes}  # so that one sub-key and one prompt give one text
     return Profile(scheme=scheme or Gumbel(), key_id=secret.key_id, **fields)
 
 
 @pytest.fixture(scope="session")
 def profile_for():
-    """``profile_for(secret, scheme, **changes)``: a small profile; four sub-keys, id 0 special."""
+    """``profile_for(secret, scheme, **changes)``: a small profile; four sub-keys, id 0 special, every token marked."""
     return make_profile
 
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 from transformers import LogitsProcessorList
 
 from privguard.errors import MarkError, ProfileMismatchError
@@ -223,3 +224,30 @@ def test_largest_is_the_top_k(k):
         wanted = np.sort(values[values > -np.inf])[::-1][:k]
         assert np.sort(values[top])[::-1].tolist() == wanted.tolist()
         assert len(set(top.tolist())) == len(top)
+
+
+def test_the_first_tokens_are_left_to_chance_and_never_scored(model, prompts, secret, scheme, profile_for):
+    """One sub-key, one prompt: with a free start texts differ from the first token on and are read behind it."""
+    profile = profile_for(secret, scheme, subkeys=1, free_start=True)
+    same = prompts[:1].repeat(6, 1)
+    text = write(model, same, MarkedGeneration(profile, secret), max_new_tokens=60)
+    assert len({tuple(row) for row in text[:, 8:12].tolist()}) > 1
+    found = Detector(profile, secret).detect(Documents.of_batch(text, prompt=8))
+    assert (found.scored <= 56).all()
+    assert np.median(found.log10_p) < -3
+    whole = Detector(profile_for(secret, scheme, subkeys=1), secret).detect(Documents.of_batch(text, prompt=8))
+    assert (whole.scored > found.scored).all()
+
+
+def test_a_free_start_takes_tokens_with_the_models_own_chance(secret, profile_for):
+    """The first token over 3,000 texts of one template, under one sub-key: chi-square against the model at 1e-6."""
+    profile = profile_for(secret, Gumbel(), subkeys=1, free_start=True)
+    logits = torch.tensor([[0.0, 1.0, 2.0, 0.5] + [-torch.inf] * (VOCABULARY - 4)])
+    ids, chosen = torch.tensor([[9, 8, 7, 6, 5]]), np.zeros(4)
+    torch.manual_seed(0)
+    for _ in range(3000):
+        chosen[int(one_step(profile, secret, logits, ids=ids, prompt=5))] += 1
+    expected = torch.softmax(logits[0, :4], -1).numpy() * 3000
+    assert stats.chisquare(chosen, expected).pvalue > 1e-6
+    later = {int(one_step(profile, secret, logits, ids=ids, prompt=1)) for _ in range(5)}
+    assert len(later) == 1  # behind the start the key chooses

@@ -97,7 +97,7 @@ def test_vllm_golden_scores(case):
 def test_vllm_text_is_read_with_its_key_alone():
     tokens = np.array(GOLDEN["key42-cw4"][-1].split(), int)
     own, other = (read_vllm_gumbel(Documents.of_lists([tokens]), key=key)[0] for key in (42, 43))
-    assert own.log10_p < -50
+    assert own.log10_p == pytest.approx(-64 * np.log10(2))
     assert own.trials == 60
     assert other.log10_p > -3
     assert own.scheme.startswith("insecure-key/")
@@ -110,12 +110,14 @@ def test_transformers_green_list_is_read_and_agrees_with_its_detector(model, pro
     text = model.generate(prompts, watermarking_config=config, do_sample=True, top_k=0, max_new_tokens=60)[:, 8:]
     found = read_transformers_green_list(Documents.of_batch(text.numpy()), config=config, vocabulary_size=512)
     theirs = WatermarkDetector(model.config, "cpu", config, ignore_repeated_ngrams=True)(text, return_dict=True)
-    assert [v.trials for v in found] == theirs.num_tokens_scored.tolist()
-    assert [v.matches for v in found] == theirs.num_green_tokens.tolist()
+    if seeding == "lefthash":  # under selfhash many n-grams share a seed and a token, which they count again
+        assert [v.trials for v in found] == theirs.num_tokens_scored.tolist()
+        assert [v.matches for v in found] == theirs.num_green_tokens.tolist()
     expected = stats.binom.logsf(
         np.array([v.matches for v in found]) - 1, np.array([v.trials for v in found]), 0.25
     ) / np.log(10)
-    assert [v.log10_p for v in found] == pytest.approx(expected)
+    least = -np.log10(2) * (64 if seeding == "selfhash" else 32)  # one key among so many
+    assert [v.log10_p for v in found] == pytest.approx(np.maximum(expected, least))
     assert np.median([v.log10_p for v in found]) < -3
     wrong = WatermarkingConfig(bias=4.0, seeding_scheme=seeding, context_width=width, hashing_key=54321)
     assert (

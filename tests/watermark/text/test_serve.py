@@ -36,9 +36,9 @@ def some_logits(rows, seed=0):
 
 
 @pytest.mark.parametrize("width", [1, 2, 4])
-def test_a_context_is_repeated_if_it_chose_a_token_of_this_text_before(width):
+def test_a_context_is_repeated_if_it_chose_a_token_of_this_text_before(width, secret, profile_for):
     """Against the definition, over texts of two letters, where most contexts come again."""
-    rng = np.random.default_rng(width)
+    rng, profile = np.random.default_rng(width), profile_for(secret, context_width=width)
     found = set()
     for _ in range(200):
         prompt, ids = int(rng.integers(0, 6)), rng.integers(1, 3, 14).tolist()
@@ -48,7 +48,7 @@ def test_a_context_is_repeated_if_it_chose_a_token_of_this_text_before(width):
             used = [padded[i : i + width] for i in range(prompt, end)]
             context = padded[end : end + width]
             assert text.context().tolist() == context
-            assert text.repeated() == (context in used)
+            assert text.left_to_chance(profile) == (context in used)
             found.add(context in used)
             text.follow(ids[prompt : end + 1])
     assert found == {True, False}

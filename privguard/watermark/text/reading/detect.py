@@ -21,7 +21,7 @@ from privguard.watermark.statistics import tails
 from privguard.watermark.statistics.tails import Floats
 from privguard.watermark.text.prf.streams import ContextStream, Ids, Lookup
 from privguard.watermark.text.profile import Profile
-from privguard.watermark.text.reading.ngrams import Documents, Ngrams, unique_in_corpus, unique_ngrams
+from privguard.watermark.text.reading.ngrams import Documents, Ngrams, scored_ngrams
 from privguard.watermark.text.scheme import Payload
 
 MIXED = -1.3  # log10 of 5 %: below it, the other sub-keys together no longer look like chance
@@ -122,7 +122,7 @@ class Detector:
 
     def detect(self, documents: Documents) -> Detections:
         """One result per document, each n-gram counted once in its document."""
-        ngrams = unique_ngrams(documents.without(self.profile.special_ids), width=self.profile.context_width)
+        ngrams = scored_ngrams(self.profile, documents)
         return self.judge(ngrams)
 
     def detect_corpus(self, documents: Documents) -> Detections:
@@ -130,7 +130,7 @@ class Detector:
 
         For templated text, where the same n-grams come back in every document.
         """
-        ngrams = unique_in_corpus(documents.without(self.profile.special_ids), width=self.profile.context_width)
+        ngrams = scored_ngrams(self.profile, documents, corpus=True)
         return self.judge(Ngrams(ngrams.contexts, ngrams.tokens, np.zeros_like(ngrams.document), ngrams.place, 1))
 
     def detect_text(self, texts: Sequence[str], tokenizer: Any) -> Detections:
@@ -179,12 +179,14 @@ def _judge(profile: Profile, sums: Floats, count: NDArray[np.int64]) -> Detectio
 def decoy_ranks(profile: Profile, secret: Secret, documents: Documents, *, decoys: int = 999) -> Floats:
     """p-value per document from the rank of the true key among ``decoys`` other keys on the same text.
 
-    Exact whatever the text looks like, because the true key is exchangeable with the decoys where there is no mark. Its
-    smallest value is 1/(decoys+1). The decoys come from the secret, so the result is repeatable.
+    Whatever the text looks like, the true key is exchangeable with the decoys where there is no mark, so over secrets
+    the rank is uniform. For one given secret it is not: a template that all documents share gives all of them the same
+    rank, as it gives them the same p-value; only :meth:`Detector.detect_corpus` counts a template once. Its smallest
+    value is 1/(decoys+1). The decoys come from the secret, so the result is repeatable.
     """
     _check.count("decoys", decoys)
     scheme = _scoring(profile)
-    ngrams = unique_ngrams(documents.without(profile.special_ids), width=profile.context_width)
+    ngrams = scored_ngrams(profile, documents)
 
     true = [profile.stream(secret, subkey=j) for j in range(profile.subkeys)]
     lookup = scheme.lookup(ngrams.contexts, ngrams.tokens, block_bytes=true[0].block_bytes)
@@ -198,9 +200,13 @@ def decoy_ranks(profile: Profile, secret: Secret, documents: Documents, *, decoy
 
 
 def encode(texts: Sequence[str], tokenizer: Any, *, profile: Profile) -> Documents:
-    """Token ids of texts, without special tokens, after checking that the tokenizer is the profile's."""
+    """Token ids of texts, without special tokens, after checking that the tokenizer is the profile's.
+
+    Ids that lie beyond the model's logits, which it cannot have written, break a window and are not scored.
+    """
     profile.require_tokenizer(tokenizer)
-    return Documents.of_lists([tokenizer.encode(text, add_special_tokens=False) for text in texts])
+    lists = [tokenizer.encode(text, add_special_tokens=False) for text in texts]
+    return Documents.of_lists(lists).below(profile.logits_width)
 
 
 def _scoring(profile: Profile) -> _ScoringScheme:

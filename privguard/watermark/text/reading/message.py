@@ -21,7 +21,7 @@ from privguard.watermark.statistics.tails import Floats
 from privguard.watermark.text.prf.streams import ContextStream
 from privguard.watermark.text.profile import Profile, rotation
 from privguard.watermark.text.reading.detect import NOTES
-from privguard.watermark.text.reading.ngrams import Documents, Ngrams, slice_of, unique_ngrams
+from privguard.watermark.text.reading.ngrams import Documents, Ngrams, scored_ngrams, slice_of
 from privguard.watermark.text.scheme import Payload, exponential
 from privguard.watermark.text.writing import host
 
@@ -53,7 +53,7 @@ def read(profile: Profile, secret: Secret, documents: Documents, *, user: str | 
         ProfileMismatchError: the secret is not the profile's.
     """
     scheme = _scheme(profile)
-    ngrams = unique_ngrams(documents.without(profile.special_ids), width=profile.context_width)
+    ngrams = scored_ngrams(profile, documents)
     streams = [profile.stream(secret, subkey=j, user=user) for j in range(profile.subkeys)]
     out: list[Message] = []
     for document in range(ngrams.documents):
@@ -74,7 +74,7 @@ def expect(
     """
     scheme = _scheme(profile)
     _check.require(0 <= message < 1 << scheme.bits, "message", message, wanted=f"a number of {scheme.bits} bits")
-    ngrams = unique_ngrams(documents.without(profile.special_ids), width=profile.context_width)
+    ngrams = scored_ngrams(profile, documents)
     out: list[Verdict] = []
     for document in range(ngrams.documents):
         own = slice_of(ngrams, ngrams.document == document)

@@ -6,14 +6,16 @@ text, so nothing can forget it.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, final
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from privguard import _check
+from privguard.errors import ProfileMismatchError
 from privguard.watermark.text.prf.streams import FILLER, Ids
+from privguard.watermark.text.profile import Profile
 
 _SHORT = 256  # up to this length numpy sorts rows in vector registers
 _PAD = np.uint64(0xFFFFFFFFFFFFFFFF)
@@ -71,7 +73,17 @@ class Documents:
         usable = self.usable
         for special in special_ids:
             usable = usable & (self.tokens != special)
-        return Documents(self.tokens, self.lengths, usable, self.target)
+        return replace(self, usable=usable)
+
+    def below(self, width: int) -> "Documents":
+        """The same documents with ids of ``width`` and above made unusable: no model of that width wrote them."""
+        return replace(self, usable=self.usable & (self.tokens < width))
+
+    def behind_start(self, width: int) -> "Documents":
+        """The same documents in which a token is only a target when the one ``width`` before it is one too."""
+        target = self.target.copy()
+        target[width:] &= self.target[: max(0, len(target) - width)]
+        return replace(self, target=target)
 
     @property
     def owner(self) -> NDArray[np.int64]:
@@ -101,6 +113,28 @@ class Ngrams:
         return len(self.tokens)
 
 
+def scored_ngrams(profile: Profile, documents: Documents, *, corpus: bool = False) -> Ngrams:
+    """What a profile's readers score: unique n-grams without special ids, once per document or once per ``corpus``.
+
+    Where the profile leaves the start of a text to chance, the first tokens behind a prompt are not scored.
+
+    Raises:
+        ProfileMismatchError: an id that the profile's model cannot have written. Such ids would be read all the same,
+            some as others (a residue of the width), so a list made of them could look marked without any key.
+    """
+    strange = documents.usable & (documents.tokens >= profile.logits_width)
+    if strange.any():
+        at = int(np.flatnonzero(strange)[0])
+        raise ProfileMismatchError(
+            f"token id {documents.tokens[at]} in document {documents.owner[at]}: expected below "
+            f"{profile.logits_width}, the profile's width of the logits; encode with the tokenizer of the profile"
+        )
+    found = documents.without(profile.special_ids)
+    if profile.free_start:
+        found = found.behind_start(profile.context_width)
+    return (unique_in_corpus if corpus else unique_ngrams)(found, width=profile.context_width)
+
+
 def unique_ngrams(documents: Documents, *, width: int) -> Ngrams:
     """The n-grams of ``width`` context tokens and one token, each once per document, in the order of the text.
 
@@ -117,7 +151,10 @@ def unique_in_corpus(documents: Documents, *, width: int) -> Ngrams:
 def _unique(documents: Documents, width: int, *, owner: NDArray[np.int64]) -> Ngrams:
     document = documents.owner
     inside = np.zeros(len(document), np.bool_)
-    inside[width:] = document[width:] == document[: max(0, len(document) - width)]
+    if len(document) <= width:
+        none = np.empty(0, np.int64)
+        return Ngrams(none.reshape(0, width), none, none, none, len(documents))
+    inside[width:] = document[width:] == document[: len(document) - width]
     for back in range(width + 1):
         inside[width:] &= documents.usable[width - back : len(document) - back]
     place = np.flatnonzero(inside)
@@ -225,4 +262,4 @@ def slice_of(ngrams: Ngrams, chosen: NDArray[np.bool_]) -> Ngrams:
     )
 
 
-__all__ = ["Documents", "Ids", "Ngrams", "slice_of", "unique_in_corpus", "unique_ngrams"]
+__all__ = ["Documents", "Ids", "Ngrams", "scored_ngrams", "slice_of", "unique_in_corpus", "unique_ngrams"]

@@ -13,7 +13,7 @@ import numpy as np
 
 from privguard.records import Record, Verdict
 from privguard.watermark.text.reading.detect import Detector
-from privguard.watermark.text.reading.ngrams import Documents, unique_ngrams
+from privguard.watermark.text.reading.ngrams import Documents, scored_ngrams
 from privguard.watermark.text.reading.window import Window, find_windows
 
 NOT_PROVEN = (
@@ -101,7 +101,7 @@ def report(
     if len(documents) != 1 or len(words) != len(documents.tokens):
         raise ValueError(f"len(words)={len(words)}: expected one per token of one document, {len(documents.tokens)}")
     profile, found = detector.profile, detector.detect(documents)
-    ngrams = unique_ngrams(documents.without(profile.special_ids), width=profile.context_width)
+    ngrams = scored_ngrams(profile, documents)
     scores = detector.scores(ngrams)[int(found.subkey[0])]
     null = profile.scheme.null
     quantiles: list[float | None] = [None] * len(words)

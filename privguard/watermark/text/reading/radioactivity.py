@@ -17,12 +17,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from privguard import _check
+from privguard.errors import ProfileMismatchError
 from privguard.records import Verdict
 from privguard.watermark.secret import Secret
 from privguard.watermark.statistics.null import verdict
 from privguard.watermark.text.profile import Profile
 from privguard.watermark.text.reading.detect import Detector
-from privguard.watermark.text.reading.ngrams import Documents, Ngrams, unique_in_corpus
+from privguard.watermark.text.reading.ngrams import Documents, Ngrams, scored_ngrams
 
 NOTES = (
     "A small p-value says that the model learnt from text under this key, at first hand or through another model.",
@@ -36,7 +37,7 @@ def closed_access(profile: Profile, secret: Secret, documents: Documents) -> Ver
     Raises:
         ProfileMismatchError: the secret is not the profile's.
     """
-    ngrams = unique_in_corpus(documents.without(profile.special_ids), width=profile.context_width)
+    ngrams = scored_ngrams(profile, documents, corpus=True)
     return _judge(profile, secret, ngrams, access="closed")
 
 
@@ -55,7 +56,7 @@ def open_access(
 
     Raises:
         ValueError: a document and its predictions differ in length.
-        ProfileMismatchError: the secret is not the profile's.
+        ProfileMismatchError: the secret is not the profile's, or an id lies beyond the profile's width.
     """
     rows: list[NDArray[np.int64]] = []
     width, special = profile.context_width, set(profile.special_ids)
@@ -71,6 +72,9 @@ def open_access(
                 rows.append(np.array(gram, np.int64))
             before.add(tuple(text[i - width : i + 1]))
     grams = np.array(rows, np.int64).reshape(-1, width + 1)
+    largest = int(grams.max(initial=0))
+    if largest >= profile.logits_width:
+        raise ProfileMismatchError(f"token id {largest}: expected below {profile.logits_width}, the profile's width")
     zeros = np.zeros(len(grams), np.int64)
     return _judge(profile, secret, Ngrams(grams[:, :-1], grams[:, -1], zeros, np.arange(len(grams)), 1), access="open")
 

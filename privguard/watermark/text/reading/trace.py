@@ -15,7 +15,7 @@ from privguard.records import Verdict
 from privguard.watermark.secret import Secret
 from privguard.watermark.text.profile import Profile
 from privguard.watermark.text.reading.detect import Detector
-from privguard.watermark.text.reading.ngrams import Documents, unique_ngrams
+from privguard.watermark.text.reading.ngrams import Documents, scored_ngrams
 
 
 @final
@@ -42,7 +42,7 @@ def trace(profile: Profile, secret: Secret, documents: Documents, *, users: Sequ
         ProfileMismatchError: the secret is not the profile's.
     """
     _check.require(len(users) > 0 and len(set(users)) == len(users), "users", len(users), wanted="distinct names")
-    ngrams = unique_ngrams(documents.without(profile.special_ids), width=profile.context_width)
+    ngrams = scored_ngrams(profile, documents)
     best = Detector(profile, secret, user=users[0]).judge(ngrams)
     lookup, number = Detector(profile, secret).lookup(ngrams), np.zeros(len(documents), np.int64)
     second = np.zeros(len(documents))

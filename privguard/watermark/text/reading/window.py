@@ -12,7 +12,7 @@ import numpy as np
 from privguard import _check
 from privguard.watermark.statistics import tails
 from privguard.watermark.text.reading.detect import Detector
-from privguard.watermark.text.reading.ngrams import Documents, unique_ngrams
+from privguard.watermark.text.reading.ngrams import Documents, scored_ngrams
 
 SHORTEST = 50
 
@@ -37,7 +37,7 @@ def find_windows(detector: Detector, document: Documents, *, log10_level: float 
     """
     _check.require(len(document) == 1, "len(document)", len(document), wanted="one document")
     profile = detector.profile
-    ngrams = unique_ngrams(document.without(profile.special_ids), width=profile.context_width)
+    ngrams = scored_ngrams(profile, document)
     if not len(ngrams):
         return []
     sums = np.concatenate([np.zeros((profile.subkeys, 1)), detector.scores(ngrams).cumsum(1)], 1)

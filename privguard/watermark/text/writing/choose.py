@@ -46,10 +46,11 @@ def mark(
     """Marked rows of (B, V) final logits: green tokens raised, or one-hot rows of the tokens that the mark chose.
 
     ``contexts`` (B, h) are the tokens before, ``repeated`` (B,) the rows that ordinary chance decides (see
-    :func:`repeats`). ``generator``, on the device of the scores, is that chance; torch's own by default.
+    :func:`left_to_chance`). ``generator``, on the device of the scores, is that chance; torch's own by default.
     """
     if isinstance(profile.scheme, GreenList):
-        return _raise_green(scores, contexts, pens, scheme=profile.scheme)
+        raised = _raise_green(scores, contexts, pens, scheme=profile.scheme)
+        return scores.where(torch.from_numpy(repeated).to(scores.device)[:, None], raised)
     if scores.device.type == "cpu":
         chosen = _choose_on_host(scores, contexts, repeated, pens=pens, generator=generator)
     else:
@@ -71,6 +72,20 @@ def repeats(ids: NDArray[np.int64], *, prompt: int, width: int) -> NDArray[np.bo
     out = np.zeros(len(ids), np.bool_)
     out[rows] = True
     return out
+
+
+def left_to_chance(profile: Profile, ids: NDArray[np.int64], *, prompt: int) -> NDArray[np.bool_]:
+    """Rows whose next token the mark leaves alone: at a free start, and where :func:`repeats` says so.
+
+    ``ids`` (B, width + T) and ``prompt`` as there. The green list chooses nothing, so its repetitions are marked alike.
+    """
+    width = profile.context_width
+    start = prompt + width if profile.free_start else prompt
+    if ids.shape[1] - width < start:
+        return np.ones(len(ids), np.bool_)
+    if profile.mask_repeats and profile.scheme.samples:
+        return repeats(ids, prompt=start, width=width)
+    return np.zeros(len(ids), np.bool_)
 
 
 def piece_of(stream: ContextStream, context: NDArray[np.int64], pieces: int) -> int:

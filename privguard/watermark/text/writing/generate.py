@@ -7,6 +7,7 @@ transformers' own. Its state is ``input_ids`` alone.
 """
 
 import copy
+from dataclasses import replace
 from random import SystemRandom
 from typing import Any, TypeAlias, final
 
@@ -22,7 +23,7 @@ from privguard.watermark.secret import Secret
 from privguard.watermark.text.prf.streams import FILLER, ContextStream
 from privguard.watermark.text.profile import Profile
 from privguard.watermark.text.scheme import GreenList
-from privguard.watermark.text.writing.choose import Pen, choosers_of, mark, pieces_of, repeats
+from privguard.watermark.text.writing.choose import Pen, choosers_of, left_to_chance, mark, pieces_of
 
 Context: TypeAlias = NDArray[np.int64]
 _chance = SystemRandom()
@@ -122,11 +123,9 @@ class MarkProcessor(LogitsProcessor):
         if not bool(torch.isfinite(scores.amax(-1)).all()):
             raise MarkError("logits: a row holds NaN or no finite value; look at the model and at the other processors")
         ids = self._history(input_ids)
-        width = self.profile.context_width
-        repeated = np.zeros(len(ids), np.bool_)
-        if self.profile.mask_repeats and self.profile.scheme.samples:
-            repeated = repeats(ids, prompt=self._prompt, width=width)
-        return mark(scores, ids[:, ids.shape[1] - width :], repeated, profile=self.profile, pens=self._pens)
+        alone = left_to_chance(self.profile, ids, prompt=self._prompt)
+        context = ids[:, ids.shape[1] - self.profile.context_width :]
+        return mark(scores, context, alone, profile=self.profile, pens=self._pens)
 
     def _history(self, input_ids: torch.Tensor) -> NDArray[np.int64]:
         """Ids on the host with fillers before each row and in place of its left padding."""
@@ -151,7 +150,8 @@ class GreenListProcessor(LogitsProcessor):
     def __init__(self, profile: Profile, secret: Secret, *, user: str | None = None, subkey: int | None = None) -> None:
         _check.require(isinstance(profile.scheme, GreenList), "scheme", profile.scheme.name, wanted="green-list")
         number = _chance.randrange(profile.subkeys) if subkey is None else subkey
-        self._profile, self._stream = profile, profile.stream(secret, subkey=number, user=user)
+        self._profile = replace(profile, free_start=False)  # a plain processor is not told where the prompt ends
+        self._stream = profile.stream(secret, subkey=number, user=user)
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """(B, T) ids and (B, V) logits to (B, V) logits with the green ones raised."""

@@ -20,7 +20,7 @@ from privguard.watermark.secret import Prf, Secret
 from privguard.watermark.text.prf.streams import FILLER
 from privguard.watermark.text.profile import Profile
 from privguard.watermark.text.scheme import GreenList
-from privguard.watermark.text.writing.choose import Pen, choosers_of, mark, pieces_of, repeats
+from privguard.watermark.text.writing.choose import Pen, choosers_of, left_to_chance, mark, pieces_of
 from privguard.watermark.text.writing.filters import Filters, final_logits
 
 _REMEMBERED = 1024  # requests at least, running or put aside, whose sub-key is known
@@ -89,9 +89,9 @@ class Text:
         """The tokens that choose the next one's words, (h,)."""
         return self._ids[self._end - self._width : self._end]
 
-    def repeated(self) -> bool:
-        """Whether this context has already chosen a token of this text."""
-        return bool(repeats(self._ids[None, : self._end], prompt=self.prompt, width=self._width)[0])
+    def left_to_chance(self, profile: Profile) -> bool:
+        """Whether the mark leaves the next token alone: at a free start, or where this context chose one before."""
+        return bool(left_to_chance(profile, self._ids[None, : self._end], prompt=self.prompt)[0])
 
     def begins(self, other: "Text") -> bool:
         """Whether the other text goes on from this one, in which at least one token was chosen."""
@@ -164,16 +164,14 @@ class Desk:
         """
         contexts = np.stack([request.text.context() for request in requests])
         pens, filters = [request.pen for request in requests], [request.filters for request in requests]
-        repeated = np.zeros(len(requests), np.bool_)
+        alone = np.array([request.text.left_to_chance(self.profile) for request in requests], np.bool_)
         if isinstance(self.profile.scheme, GreenList):
             heat = torch.tensor([each.temperature for each in filters], device=logits.device)[:, None]
-            return mark(logits / heat, contexts, repeated, profile=self.profile, pens=pens) * heat
-        if self.profile.mask_repeats:
-            repeated[:] = [request.text.repeated() for request in requests]
+            return mark(logits / heat, contexts, alone, profile=self.profile, pens=pens) * heat
         final = final_logits(logits, filters)
         sound = torch.isfinite(final.amax(-1, keepdim=True))
         marked = mark(
-            final.where(sound, 0.0), contexts, repeated, profile=self.profile, pens=pens, generator=self._generator
+            final.where(sound, 0.0), contexts, alone, profile=self.profile, pens=pens, generator=self._generator
         )
         return marked.where(sound, logits)
 
