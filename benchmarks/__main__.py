@@ -40,6 +40,7 @@ QUICK: Mapping[str, list[str]] = {
     "seal": ["--rounds", "1", "--mib", "16"],
     "step": ["--rounds", "2", "--model", "MLP", "--skip-opacus", "--skip-memory"],
     "text_mark": [],
+    "text_pieces": ["--documents", "10", "--keys", "2"],
     "text_null": ["--trials", "1e4"],
     "trainer": ["--rounds", "1", "--tiny"],
 }

@@ -141,8 +141,8 @@ def detect(
 ) -> None:
     """Detect the mark in each document; exit code 1 when it was found in none.
 
-    A mark that was found is also attributed to one writer, unless many sub-keys agree with the text, as in a mixture or
-    a forgery learnt from many texts; one honest text in twenty is not attributed by chance.
+    A mark that was found is also attributed, to one sub-key or to one for each stretch, unless many sub-keys agree with
+    the same words, as in a forgery learnt from many texts; one honest text in twenty is not attributed by chance.
     """
     from privguard.attest.statement import Identity
     from privguard.watermark.secret import Secret
@@ -171,7 +171,7 @@ def detect(
     ]
     lines = [
         f"{'found    ' if hit else 'not found'}  log10 p = {v.log10_p_corrected:8.2f}  {v.trials:5d} n-grams  #{i}"
-        + ("  not attributed: many sub-keys agree" if hit and not one else "")
+        + _standing(found, i, hit=hit, owned=one, log10_level=log10_level)
         for i, (v, hit, one) in enumerate(zip(verdicts, hits, owned, strict=True))
     ]
     emit(values, as_json=as_json, lines=lines)
@@ -220,6 +220,18 @@ def drill(
         f"{row.attack:20s} {row.accepted:6.1%} survive   median log10 p = {row.median_log10_p:8.2f}" for row in table
     ]
     emit(table, as_json=as_json, lines=lines)
+
+
+def _standing(found: Any, document: int, *, hit: bool, owned: bool, log10_level: float) -> str:
+    """Who wrote a text that was found, as far as that can be said."""
+    stretches = found.stretches[document]
+    if owned and len(stretches) > 1:
+        return f"  {len(stretches)} stretches under {len({s.subkey for s in stretches})} sub-keys"
+    if not hit or owned:
+        return ""
+    if bool(found.mixed(log10_level=log10_level)[document]):
+        return "  not attributed: many sub-keys agree with the same words"
+    return "  not attributed: its pieces are too short"
 
 
 def write_reports(

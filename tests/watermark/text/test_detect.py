@@ -120,7 +120,8 @@ def test_scores_equal_a_slow_reference(secret, profile_for, scheme, prf):
     assert found.score[0] == pytest.approx(max(sums))
     assert found.subkey[0] == int(np.argmax(sums))
     single = profile.scheme.null.log10_tail(max(sums), 26)
-    assert found.log10_p[0] == pytest.approx(min(0, float(single) + np.log10(4)))
+    assert found.log10_p_best[0] == pytest.approx(min(0, float(single) + np.log10(4)))
+    assert found.log10_p[0] == pytest.approx(min(0, min(found.log10_p_best[0], found.log10_p_along[0]) + np.log10(2)))
 
 
 def repetitive(rng, rows):
@@ -139,7 +140,9 @@ def test_p_values_are_true_on_repetitive_text(scheme, profile_for, width):
     p, naive = [], []
     grams = unique_ngrams(documents, width=width)
     windows = np.lib.stride_tricks.sliding_window_view(text[0], width + 1)
-    everything = ngrams.Ngrams(windows[:, :-1], windows[:, -1], np.zeros(len(windows), int), np.arange(len(windows)), 1)
+    everything = ngrams.Ngrams(
+        windows[:, :-1], windows[:, -1], np.zeros(len(windows), int), np.arange(len(windows)), np.zeros(1, int)
+    )
     for key in range(4000):
         secret = Secret(key.to_bytes(32, "big"))
         detector = Detector(profile_for(secret, scheme, context_width=width, subkeys=1), secret)
@@ -162,7 +165,7 @@ def test_the_p_value_that_pays_for_subkeys_is_valid(profile_for):
         p.append((10.0 ** found.log10_p[0], 10.0 ** found.log10_e[0]))
     p, e = np.array(p).T
     assert (p <= 0.05).sum() <= stats.binom.isf(1e-5, 3000, 0.05)
-    assert (p <= 0.05).mean() > 0.03
+    assert (p <= 0.05).mean() > 0.015  # half of it is the price of reading along the text
     assert (e >= 20).sum() <= stats.binom.isf(1e-5, 3000, 0.05)
     assert np.minimum(e, 20).mean() <= 1  # an e-value's mean is at most 1: 0.56 here, 2.0 for the best sub-key's
 

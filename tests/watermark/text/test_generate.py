@@ -247,7 +247,7 @@ def test_a_free_start_takes_tokens_with_the_models_own_chance(secret, profile_fo
     torch.manual_seed(0)
     for _ in range(3000):
         chosen[int(one_step(profile, secret, logits, ids=ids, prompt=5))] += 1
-    expected = torch.softmax(logits[0, :4], -1).numpy() * 3000
+    expected = torch.softmax(logits[0, :4].double(), -1).numpy() * 3000
     assert stats.chisquare(chosen, expected).pvalue > 1e-6
     later = {int(one_step(profile, secret, logits, ids=ids, prompt=1)) for _ in range(5)}
     assert len(later) == 1  # behind the start the key chooses

@@ -6,7 +6,7 @@ it are paid for by whoever tests them (:meth:`Detections.verdict`).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any, Protocol, final
 
@@ -21,9 +21,11 @@ from privguard.watermark.statistics import tails
 from privguard.watermark.statistics.tails import Floats
 from privguard.watermark.text.prf.streams import ContextStream, Ids, Lookup
 from privguard.watermark.text.profile import Profile
+from privguard.watermark.text.reading.along import Stretch, read_along
 from privguard.watermark.text.reading.ngrams import Documents, Ngrams, scored_ngrams
 from privguard.watermark.text.scheme import Payload
 
+_AT_ONCE = 100_000  # n-grams whose scores under all sub-keys are held
 MIXED = -1.3  # log10 of 5 %: below it, the other sub-keys together no longer look like chance
 NOTES = (
     "A small p-value says that the text was written under this key or copied from such text; it does not say by whom.",
@@ -37,38 +39,57 @@ NOTES = (
 class Detections:
     """What was found, one row per document; all arrays have shape (D,).
 
-    ``log10_p`` is exact for the best sub-key after Bonferroni over all ``profile.subkeys``; ``log10_e`` averages the
-    e-values of the sub-keys, so it needs no correction and may be watched while a text grows; ``others`` is the sum of
-    all other sub-keys' scores.
+    ``log10_p`` is the smaller of two p-values, doubled: ``log10_p_best``, exact for the best sub-key of the whole text
+    after Bonferroni over all ``profile.subkeys``, and ``log10_p_along``, which follows pieces under different sub-keys.
+    ``log10_e`` is an e-value, the mean of the two kinds of bets on the whole text; it may be watched while a text grows
+    and averaged or multiplied. ``stretches`` says which sub-keys wrote what of each document.
     """
 
     profile: Profile
     log10_p: Floats
+    log10_p_best: Floats
+    log10_p_along: Floats
     log10_e: Floats
     score: Floats
     others: Floats
+    beside: Floats
+    compared: NDArray[np.int64]
     scored: NDArray[np.int64]
     subkey: NDArray[np.int64]
+    stretches: tuple[tuple[Stretch, ...], ...]
 
     @cached_property
     def log10_p_others(self) -> Floats:
-        """The exact tail of all other sub-keys' scores together, (D,); 0 where there is one sub-key."""
+        """The exact tail of the scores of all sub-keys but the best one, over the whole text, (D,)."""
         return self.profile.scheme.null.log10_tail(self.others, self.scored * (self.profile.subkeys - 1))
 
-    def accepted(self, *, log10_level: float) -> NDArray[np.bool_]:
-        """Whether one sub-key fires at the level and the others together look like chance: the rule for attribution.
+    @cached_property
+    def log10_p_beside(self) -> Floats:
+        """The same for a text of several pieces: of all sub-keys but the one that wrote each stretch, (D,)."""
+        return self.profile.scheme.null.log10_tail(self.beside, self.compared)
 
-        Guarantee: under the null, P(accepted) ≤ level; of text written under the profile, 5 % is lost to the second
-        condition (its detection is not; on average over secrets). Text of one sub-key is chance to all others; a
-        forgery learnt from texts under many agrees a little with all of them (arXiv 2507.07871), which their sum shows
-        long before any single one does. With one sub-key the rule is the p-value's alone.
+    def accepted(self, *, log10_level: float) -> NDArray[np.bool_]:
+        """Whether the mark is found at the level and written by one sub-key at a time: the rule for attribution.
+
+        One sub-key fires for the whole text, or some are named for stretches of it, and all others together look like
+        chance. Guarantee: under the null, P(accepted) ≤ level; of text written under the profile about 5 % is lost to
+        the second condition (its detection is not; on average over secrets), and texts whose pieces are too short to
+        name anybody. Text of one sub-key is chance to all others, whatever stands beside it; a forgery learnt from
+        texts under many agrees a little with all of them at once (arXiv 2507.07871), which their sum shows long before
+        any single one does. With one sub-key the rule is the p-value's alone.
         """
-        return (self.log10_p <= log10_level) & (self.log10_p_others > MIXED)
+        whole = (self.log10_p_best <= log10_level) & (self.log10_p_others > MIXED)
+        named = np.array([len(stretches) > 0 for stretches in self.stretches], np.bool_)
+        return (self.log10_p <= log10_level) & (whole | (named & (self.log10_p_beside > MIXED)))
+
+    def mixed(self, *, log10_level: float) -> NDArray[np.bool_]:
+        """Whether many sub-keys agree with a text that is found, beyond what its stretches explain: as in a forgery."""
+        found = self.log10_p <= log10_level
+        return found & ~self.accepted(log10_level=log10_level) & (self.log10_p_beside <= MIXED)
 
     def verdict(self, document: int, *, tests: float = 1.0) -> Verdict:
         """The verdict on one document; ``tests`` is how many documents and keys were tested beside it."""
         row = int(document)
-        log10_m = np.log10(self.profile.subkeys)
         return Verdict(
             scheme=f"text/{self.profile.scheme.name}",
             null_model=f"text written without the secret; per unique n-gram: {self.profile.scheme.null.sentence}",
@@ -76,34 +97,37 @@ class Detections:
             trials=int(self.scored[row]),
             matches=float(self.score[row]),
             multiplicity=float(tests),
-            bound="exact" if self.profile.subkeys == 1 else "bonferroni over sub-keys",
+            bound="twice the smaller of: bonferroni over sub-keys; Ville along the text",
             log10_e=float(self.log10_e[row]),
             details={
                 "profile": self.profile.digest(),
                 "key_id": self.profile.key_id,
                 "subkeys_tried": self.profile.subkeys,
-                "log10_p_before_subkeys": float(self.log10_p[row] - log10_m) if self.log10_p[row] < 0 else 0.0,
+                "log10_p_best_subkey": float(self.log10_p_best[row]),
+                "log10_p_along_the_text": float(self.log10_p_along[row]),
+                "stretches": [stretch.to_json() for stretch in self.stretches[row]],
                 "other_subkeys_log10_p": float(self.log10_p_others[row]),
+                "beside_stretches_log10_p": float(self.log10_p_beside[row]),
                 "mean_score": float(self.score[row] / max(1, self.scored[row])),
                 "mean_without_mark": self.profile.scheme.null.mean,
             },
             notes=NOTES,
         )
 
-    def where(self, chosen: NDArray[np.bool_], other: "Detections") -> "Detections":
-        """These rows where ``chosen`` (D,) is set, the rows of ``other`` elsewhere; same profile, same documents."""
-        names = ("log10_p", "log10_e", "score", "others", "scored", "subkey")
-        return Detections(self.profile, *(np.where(chosen, getattr(self, n), getattr(other, n)) for n in names))
-
     def __len__(self) -> int:
         return len(self.log10_p)
 
 
-class _ScoringScheme(Protocol):
+class ScoringScheme(Protocol):
     """A scheme whose n-grams have scores without knowing a message."""
 
-    def lookup(self, contexts: Ids, tokens: Ids, *, block_bytes: int) -> Lookup: ...
-    def scores(self, words: Any, /) -> Floats: ...
+    def lookup(self, contexts: Ids, tokens: Ids, *, block_bytes: int) -> Lookup:
+        """Where the words of n-grams stand in a stream."""
+        ...
+
+    def scores(self, words: Any, /) -> Floats:
+        """What the words are worth."""
+        ...
 
 
 @final
@@ -130,8 +154,7 @@ class Detector:
 
         For templated text, where the same n-grams come back in every document.
         """
-        ngrams = scored_ngrams(self.profile, documents, corpus=True)
-        return self.judge(Ngrams(ngrams.contexts, ngrams.tokens, np.zeros_like(ngrams.document), ngrams.place, 1))
+        return self.judge(scored_ngrams(self.profile, documents, corpus=True).as_one())
 
     def detect_text(self, texts: Sequence[str], tokenizer: Any) -> Detections:
         """Tokenize with the profile's tokenizer (no special tokens added), then :meth:`detect`.
@@ -150,30 +173,73 @@ class Detector:
         lookup = self.lookup(ngrams)
         return np.stack([self._scheme.scores(lookup.read(stream)) for stream in self._streams])
 
-    def judge(self, ngrams: Ngrams, *, lookup: Lookup | None = None) -> Detections:
-        """Sum the scores of unique n-grams per document and find the best sub-key."""
-        sums = _sums(self._scheme, self._streams, ngrams, lookup or self.lookup(ngrams))
-        return _judge(self.profile, sums, ngrams.count())
+    def best(self, ngrams: Ngrams, *, lookup: Lookup) -> Floats:
+        """log10 p of the best sub-key of each document, after all sub-keys: what tracing compares users by, (D,)."""
+        sums = sums_of(self._scheme, self._streams, ngrams, lookup)
+        return best_subkey(self.profile, sums, ngrams.count())[0]
+
+    def judge(self, ngrams: Ngrams) -> Detections:
+        """Score unique n-grams, some documents at a time, for the best sub-key of each and along its text."""
+        counts, starts = ngrams.count(), np.searchsorted(ngrams.document, np.arange(ngrams.documents + 1))
+        group = (np.cumsum(counts) - counts) // _AT_ONCE
+        cuts = [*(np.flatnonzero(np.diff(group)) + 1).tolist(), ngrams.documents]
+        parts: list[Detections] = []
+        for first, last in zip([0, *cuts[:-1]], cuts, strict=True):
+            part = ngrams.part(first, last, rows=slice(int(starts[first]), int(starts[last])))
+            parts.append(_judge(self.profile, self.scores(part), part))
+        return _joined(self.profile, parts)
 
 
-def _sums(scheme: _ScoringScheme, streams: Sequence[ContextStream], ngrams: Ngrams, lookup: Lookup) -> Floats:
+def best_subkey(profile: Profile, sums: Floats, count: NDArray[np.int64]) -> tuple[Floats, NDArray[np.int64]]:
+    """From sums per sub-key and document (M, D): log10 p of the best, paid for, and which it is."""
+    best = sums.argmax(0)
+    top = sums[best, np.arange(sums.shape[1])]
+    return tails.bonferroni(profile.scheme.null.log10_tail(top, count), len(sums)), best
+
+
+def sums_of(scheme: ScoringScheme, streams: Sequence[ContextStream], ngrams: Ngrams, lookup: Lookup) -> Floats:
     """Sum of scores per sub-key and document, (M, D)."""
-    out = np.zeros((len(streams), ngrams.documents))
+    return np.stack([_reduced(scheme.scores(lookup.read(stream))[None], ngrams)[0] for stream in streams])
+
+
+def _reduced(scores: Floats, ngrams: Ngrams) -> Floats:
+    out = np.zeros((len(scores), ngrams.documents))
     some, starts = np.unique(ngrams.document, return_index=True)  # n-grams stand in the order of their documents
     if some.size:
-        for row, stream in zip(out, streams, strict=True):
-            row[some] = np.add.reduceat(scheme.scores(lookup.read(stream)), starts)
+        out[:, some] = np.add.reduceat(scores, starts, axis=1)
     return out
 
 
-def _judge(profile: Profile, sums: Floats, count: NDArray[np.int64]) -> Detections:
-    null, subkeys = profile.scheme.null, len(sums)
-    best = sums.argmax(0)
-    top = sums[best, np.arange(sums.shape[1])]
-    log10_p = tails.bonferroni(null.log10_tail(top, count), subkeys)
-    rest = np.maximum(sums.sum(0) - top, 0.0)
-    log10_e = tails.log10_mean_exp(null.log10_e(sums, count).T / tails.LOG10_E)
-    return Detections(profile, log10_p, log10_e, top, rest, count, best)
+def _judge(profile: Profile, scores: Floats, ngrams: Ngrams) -> Detections:
+    null, sums, count = profile.scheme.null, _reduced(scores, ngrams), ngrams.count()
+    log10_best, best = best_subkey(profile, sums, count)
+    along = read_along(profile, scores, ngrams, log10_p=log10_best)
+    log10_p = tails.bonferroni(np.minimum(log10_best, along.log10_p), 2)
+    bets = [tails.log10_mean_exp(null.log10_e(sums, count).T / tails.LOG10_E), along.log10_e]
+    log10_e = tails.log10_mean_exp(np.stack(bets, 1) / tails.LOG10_E)
+    top = sums[best, np.arange(ngrams.documents)]
+    return Detections(
+        profile=profile,
+        log10_p=log10_p,
+        log10_p_best=log10_best,
+        log10_p_along=along.log10_p,
+        log10_e=log10_e,
+        score=top,
+        others=np.maximum(sums.sum(0) - top, 0.0),
+        beside=along.beside,
+        compared=along.compared,
+        scored=count,
+        subkey=best,
+        stretches=along.stretches,
+    )
+
+
+def _joined(profile: Profile, parts: Sequence[Detections]) -> Detections:
+    """Parts one after another."""
+    names = [entry.name for entry in fields(Detections) if entry.name not in {"profile", "stretches"}]
+    arrays = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
+    stretches = tuple(found for part in parts for found in part.stretches)
+    return Detections(profile=profile, stretches=stretches, **arrays)
 
 
 def decoy_ranks(profile: Profile, secret: Secret, documents: Documents, *, decoys: int = 999) -> Floats:
@@ -190,12 +256,12 @@ def decoy_ranks(profile: Profile, secret: Secret, documents: Documents, *, decoy
 
     true = [profile.stream(secret, subkey=j) for j in range(profile.subkeys)]
     lookup = scheme.lookup(ngrams.contexts, ngrams.tokens, block_bytes=true[0].block_bytes)
-    own = _sums(scheme, true, ngrams, lookup).max(0)
+    own = sums_of(scheme, true, ngrams, lookup).max(0)
     at_least = np.zeros(len(own))
     for i in range(decoys):
         decoy = secret.child("decoy", i)
         streams = [profile.stream_of_any(decoy, subkey=j) for j in range(profile.subkeys)]
-        at_least += _sums(scheme, streams, ngrams, lookup).max(0) >= own
+        at_least += sums_of(scheme, streams, ngrams, lookup).max(0) >= own
     return (1 + at_least) / (1 + decoys)
 
 
@@ -209,7 +275,7 @@ def encode(texts: Sequence[str], tokenizer: Any, *, profile: Profile) -> Documen
     return Documents.of_lists(lists).below(profile.logits_width)
 
 
-def _scoring(profile: Profile) -> _ScoringScheme:
+def _scoring(profile: Profile) -> ScoringScheme:
     if isinstance(profile.scheme, Payload):
         raise MarkError(
             "profile: its mark carries a payload; read it with privguard.watermark.text.reading.message.read"

@@ -90,6 +90,11 @@ class Documents:
         """The document of each token, (T,)."""
         return np.repeat(np.arange(len(self.lengths)), self.lengths)
 
+    @property
+    def offset(self) -> NDArray[np.int64]:
+        """Where each document begins in the flat tokens, (D,)."""
+        return np.cumsum(self.lengths) - self.lengths
+
     def __len__(self) -> int:
         return len(self.lengths)
 
@@ -97,13 +102,36 @@ class Documents:
 @final
 @dataclass(frozen=True)
 class Ngrams:
-    """Unique n-grams: ``contexts`` (N, h), ``tokens`` (N,), their document (N,) and place in the flat tokens (N,)."""
+    """Unique n-grams: ``contexts`` (N, h), ``tokens`` (N,), their document (N,) and place in the flat tokens (N,).
+
+    ``offset`` (D,) is where each document begins in the flat tokens.
+    """
 
     contexts: NDArray[np.int64]
     tokens: NDArray[np.int64]
     document: NDArray[np.int64]
     place: NDArray[np.int64]
-    documents: int
+    offset: NDArray[np.int64]
+
+    @property
+    def documents(self) -> int:
+        """How many documents there are, with or without n-grams."""
+        return len(self.offset)
+
+    def part(self, first: int, last: int, *, rows: slice) -> "Ngrams":
+        """The documents from ``first`` up to ``last``, whose n-grams are ``rows``."""
+        document = self.document[rows] - first
+        return Ngrams(self.contexts[rows], self.tokens[rows], document, self.place[rows], self.offset[first:last])
+
+    def only(self, document: int) -> "Ngrams":
+        """One document alone, of which all n-grams here are."""
+        return Ngrams(
+            self.contexts, self.tokens, np.zeros_like(self.document), self.place, self.offset[document : document + 1]
+        )
+
+    def as_one(self) -> "Ngrams":
+        """All n-grams as those of one document."""
+        return Ngrams(self.contexts, self.tokens, np.zeros_like(self.document), self.place, np.zeros(1, np.int64))
 
     def count(self) -> NDArray[np.int64]:
         """How many n-grams each document has, (D,)."""
@@ -153,7 +181,7 @@ def _unique(documents: Documents, width: int, *, owner: NDArray[np.int64]) -> Ng
     inside = np.zeros(len(document), np.bool_)
     if len(document) <= width:
         none = np.empty(0, np.int64)
-        return Ngrams(none.reshape(0, width), none, none, none, len(documents))
+        return Ngrams(none.reshape(0, width), none, none, none, documents.offset)
     inside[width:] = document[width:] == document[: len(document) - width]
     for back in range(width + 1):
         inside[width:] &= documents.usable[width - back : len(document) - back]
@@ -165,7 +193,7 @@ def _unique(documents: Documents, width: int, *, owner: NDArray[np.int64]) -> Ng
         np.stack([column[first] for column in columns[1:-1]], 1) if len(first) else np.empty((0, width), np.int64)
     )
     place = place[first]
-    return Ngrams(contexts, documents.tokens[place], document[place], place, len(documents))
+    return Ngrams(contexts, documents.tokens[place], document[place], place, documents.offset)
 
 
 def _first_of_equal(columns: list[NDArray[np.int64]]) -> NDArray[np.int64]:
@@ -258,7 +286,7 @@ def _in_range(ids: NDArray[np.int64]) -> NDArray[np.int64]:
 def slice_of(ngrams: Ngrams, chosen: NDArray[np.bool_]) -> Ngrams:
     """Only the chosen n-grams."""
     return Ngrams(
-        ngrams.contexts[chosen], ngrams.tokens[chosen], ngrams.document[chosen], ngrams.place[chosen], ngrams.documents
+        ngrams.contexts[chosen], ngrams.tokens[chosen], ngrams.document[chosen], ngrams.place[chosen], ngrams.offset
     )
 
 

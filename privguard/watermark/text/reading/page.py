@@ -10,9 +10,12 @@ from dataclasses import dataclass
 from typing import Any, final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from privguard.records import Record, Verdict
-from privguard.watermark.text.reading.detect import Detector
+from privguard.watermark.statistics.tails import Floats
+from privguard.watermark.text.reading.along import Stretch
+from privguard.watermark.text.reading.detect import Detections, Detector
 from privguard.watermark.text.reading.ngrams import Documents, scored_ngrams
 from privguard.watermark.text.reading.window import Window, find_windows
 
@@ -38,8 +41,10 @@ class Report(Record):
     verdict: Verdict
     log10_level: float
     accepted: bool
+    mixed: bool
     tokens: tuple[tuple[str, float | None], ...]
     windows: tuple[Window, ...]
+    stretches: tuple[Stretch, ...]
     does_not_prove: tuple[str, ...] = NOT_PROVEN
 
     @property
@@ -54,7 +59,9 @@ class Report(Record):
         found = f"The mark was found: text without it agrees this well with the key with probability {_odds(p)}."
         if self.accepted:
             return found
-        return f"{found} But many sub-keys agree with this text, as in a forgery or a mixture: no attribution is made."
+        if self.mixed:
+            return f"{found} But many sub-keys agree with the same words, as in a forgery: no attribution is made."
+        return f"{found} Its pieces are too short to say which sub-key wrote which: no attribution is made."
 
     def to_html(self) -> str:
         """One self-contained page."""
@@ -64,6 +71,10 @@ class Report(Record):
         parts = "".join(
             f"<li>tokens {w.start} to {w.stop}: probability {_odds(w.log10_p)} after all windows</li>"
             for w in self.windows
+        )
+        parts += "".join(
+            f"<li>tokens {s.start} to {s.stop}: written under sub-key {s.subkey}, {s.scored} counted</li>"
+            for s in self.stretches
         )
         parts = f"<h2>Marked parts</h2><ul>{parts}</ul>" if parts else ""
         return _PAGE.format(
@@ -102,7 +113,7 @@ def report(
         raise ValueError(f"len(words)={len(words)}: expected one per token of one document, {len(documents.tokens)}")
     profile, found = detector.profile, detector.detect(documents)
     ngrams = scored_ngrams(profile, documents)
-    scores = detector.scores(ngrams)[int(found.subkey[0])]
+    scores = _own_scores(detector.scores(ngrams), ngrams.place, found)
     null = profile.scheme.null
     quantiles: list[float | None] = [None] * len(words)
     for place, score in zip(ngrams.place.tolist(), scores.tolist(), strict=True):
@@ -114,8 +125,18 @@ def report(
         log10_level=log10_level,
         accepted=alone and verdict.log10_p_corrected <= log10_level,
         tokens=tuple(zip(words, quantiles, strict=True)),
+        mixed=bool(found.mixed(log10_level=log10_level)[0]),
+        stretches=found.stretches[0],
         windows=tuple(find_windows(detector, documents, log10_level=log10_level)),
     )
+
+
+def _own_scores(scores: Floats, place: NDArray[np.int64], found: Detections) -> Floats:
+    """Each token's score under the sub-key of its stretch, or under the best one of the text."""
+    keys = np.full(len(place), int(found.subkey[0]))
+    for stretch in found.stretches[0]:
+        keys[(place >= stretch.start) & (place < stretch.stop)] = stretch.subkey
+    return scores[keys, np.arange(len(place))]
 
 
 def words_of_tokens(tokenizer: Any, ids: Sequence[int]) -> list[str]:

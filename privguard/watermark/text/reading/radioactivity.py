@@ -76,7 +76,18 @@ def open_access(
     if largest >= profile.logits_width:
         raise ProfileMismatchError(f"token id {largest}: expected below {profile.logits_width}, the profile's width")
     zeros = np.zeros(len(grams), np.int64)
-    return _judge(profile, secret, Ngrams(grams[:, :-1], grams[:, -1], zeros, np.arange(len(grams)), 1), access="open")
+    return _judge(
+        profile,
+        secret,
+        Ngrams(
+            grams[:, :-1],
+            grams[:, -1],
+            zeros,
+            np.arange(len(grams)),
+            zeros[:1] if len(zeros) else np.zeros(1, np.int64),
+        ),
+        access="open",
+    )
 
 
 def predict(model: Any, documents: Sequence[ArrayLike]) -> list[NDArray[np.int64]]:

@@ -15,7 +15,7 @@ from privguard.records import Verdict
 from privguard.watermark.secret import Secret
 from privguard.watermark.text.profile import Profile
 from privguard.watermark.text.reading.detect import Detector
-from privguard.watermark.text.reading.ngrams import Documents, scored_ngrams
+from privguard.watermark.text.reading.ngrams import Documents, scored_ngrams, slice_of
 
 
 @final
@@ -43,15 +43,18 @@ def trace(profile: Profile, secret: Secret, documents: Documents, *, users: Sequ
     """
     _check.require(len(users) > 0 and len(set(users)) == len(users), "users", len(users), wanted="distinct names")
     ngrams = scored_ngrams(profile, documents)
-    best = Detector(profile, secret, user=users[0]).judge(ngrams)
-    lookup, number = Detector(profile, secret).lookup(ngrams), np.zeros(len(documents), np.int64)
-    second = np.zeros(len(documents))
-    for place, user in enumerate(users[1:], 1):
-        found = Detector(profile, secret, user=user).judge(ngrams, lookup=lookup)
-        better = found.log10_p < best.log10_p
-        second = np.minimum(second, np.where(better, best.log10_p, found.log10_p))
-        best, number = found.where(better, best), np.where(better, place, number)
-    return [
-        Trace(users[int(number[row])], best.verdict(row, tests=len(users)), float(second[row]))
-        for row in range(len(documents))
-    ]
+    lookup, rows = Detector(profile, secret).lookup(ngrams), np.arange(ngrams.documents)
+    log10_p = np.zeros((2, ngrams.documents))  # of the best user so far and of the second
+    number = np.zeros(ngrams.documents, np.int64)
+    for place, user in enumerate(users):
+        found = Detector(profile, secret, user=user).best(ngrams, lookup=lookup)
+        better = found < log10_p[0]
+        log10_p[1] = np.where(better, log10_p[0], np.minimum(log10_p[1], found))
+        log10_p[0], number = np.where(better, found, log10_p[0]), np.where(better, place, number)
+    out: list[Trace] = []
+    for row in rows.tolist():
+        user = users[int(number[row])]
+        own = slice_of(ngrams, ngrams.document == row).only(row)
+        told = Detector(profile, secret, user=user).judge(own).verdict(0, tests=len(users))
+        out.append(Trace(user, told, float(log10_p[1, row])))
+    return out
