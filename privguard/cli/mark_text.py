@@ -230,7 +230,7 @@ def _standing(found: Any, document: int, *, hit: bool, owned: bool, log10_level:
     if not hit or owned:
         return ""
     if bool(found.mixed(log10_level=log10_level)[document]):
-        return "  not attributed: many sub-keys agree with the same words"
+        return "  not attributed: many sub-keys agree (many short pieces, or a forgery)"
     return "  not attributed: its pieces are too short"
 
 

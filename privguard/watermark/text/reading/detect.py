@@ -83,7 +83,7 @@ class Detections:
         return (self.log10_p <= log10_level) & (whole | (named & (self.log10_p_beside > MIXED)))
 
     def mixed(self, *, log10_level: float) -> NDArray[np.bool_]:
-        """Whether many sub-keys agree with a text that is found, beyond what its stretches explain: as in a forgery."""
+        """Whether many sub-keys agree with a text beyond what its stretches explain: short pieces, or a forgery."""
         found = self.log10_p <= log10_level
         return found & ~self.accepted(log10_level=log10_level) & (self.log10_p_beside <= MIXED)
 

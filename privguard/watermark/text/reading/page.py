@@ -60,7 +60,10 @@ class Report(Record):
         if self.accepted:
             return found
         if self.mixed:
-            return f"{found} But many sub-keys agree with the same words, as in a forgery: no attribution is made."
+            return (
+                f"{found} But many sub-keys agree beyond what its stretches explain, as in a text of many short pieces "
+                "or in a forgery: no attribution is made."
+            )
         return f"{found} Its pieces are too short to say which sub-key wrote which: no attribution is made."
 
     def to_html(self) -> str:
