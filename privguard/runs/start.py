@@ -141,7 +141,8 @@ def resume(plan: Plan, setup: RunSetup, *, snapshot: Path | None = None) -> Priv
 def _mechanism(plan: Plan, setup: RunSetup) -> dict[str, Any]:
     """The facts of sum and noise; PrivacyError where they do not fit the numbers that hold them."""
     parameters = trainable(setup.model)
-    return mechanism(plan, parameters, processes=setup.ranks.size, noise=setup.options.performance.noise)
+    noise, shape = setup.options.performance.noise, setup.clipper.shape_term
+    return mechanism(plan, parameters, processes=setup.ranks.size, noise=noise, shape_term=shape)
 
 
 def _commitment(loader: DataLoader[Any] | None, streams: Stream) -> str | None:

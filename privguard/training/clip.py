@@ -55,9 +55,12 @@ class Clipper(Protocol):
 
     Attributes:
         rows: how many rows may go forward at once, or None for as many as fit in memory.
+        shape_term: by how much of its norm a record's gradient changed with the batch's shape, where a probe measured
+            it (:mod:`privguard.training.probes.shape`), else None.
     """
 
     rows: int | None
+    shape_term: float | None
 
     def begin(self, mask: Tensor, *, rows_each: int = 1) -> None:
         """Announce that ``B`` units are about to go forward; ``mask`` is bool (B,), False where a unit is padding.
@@ -297,6 +300,7 @@ class OneByOne:
     """
 
     rows: int | None = 1
+    shape_term: float | None = 0.0  # every batch has one record
 
     def __init__(self, model: nn.Module, *, max_grad_norm: float) -> None:
         self._bound = float(_check.positive("max_grad_norm", max_grad_norm))

@@ -100,6 +100,7 @@ class EqualShares:
     def __init__(self, each: Clipper, *, most: int) -> None:
         self._each, self._most = each, most
         self.rows = each.rows
+        self.shape_term = each.shape_term
 
     def begin(self, mask: Tensor, *, rows_each: int = 1) -> None:
         """See :meth:`~privguard.training.clip.Clipper.begin`; a unit is a record."""

@@ -5,6 +5,7 @@ import threading
 
 import pytest
 import torch
+from torch.nn import functional
 from torch.utils.data import DataLoader
 
 from privguard._random import Stream
@@ -29,6 +30,7 @@ def test_the_record_states_the_sensitivity_that_noise_is_scaled_to(small):
     assert facts["specification"] == "mechanism-v1"
     assert facts["noise"] == "exact"
     assert facts["coordinates"] == d
+    assert 0 <= facts["shape_term"] < 1e-5
     bound, step = 0.5 * (1 + ROUNDING), 2.0 ** facts["grid_exponent"]
     assert facts["sensitivity"] == pytest.approx(bound + d**0.5 * step, rel=1e-12)
     assert d**0.5 * step <= 1e-4 * bound
@@ -63,6 +65,29 @@ def test_what_the_numbers_cannot_hold_is_refused_before_anything_is_written(smal
     assert not small.folder.exists()
 
 
+class DependsOnShape(torch.nn.Module):
+    """As a kernel that is chosen by the number of rows; far below what counts as a mix of examples."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.layer(x) * (1 + 2e-6 * len(x))
+
+
+def test_what_a_batchs_shape_does_to_a_records_gradient_is_measured_and_printed(small):
+    small.model = DependsOnShape()
+    small.optimizer = torch.optim.SGD(small.model.parameters(), lr=0.1)
+    private = small.start(
+        losses=lambda batch: functional.cross_entropy(small.model(batch[0]), batch[1], reduction="none")
+    )
+    private.close()
+    facts = read_manifest(small.folder)
+    assert 3e-6 < facts.mechanism["shape_term"] < 3e-5  # 8e-6, and what the loss makes of larger logits
+    assert any(f"changed by up to {facts.mechanism['shape_term']:.1e}" in line for line in guarantee.assumptions(facts))
+
+
 def steps(folder, *, idle, monkeypatch, count=4):
     """Weights after some steps of a seeded private step, with noise made ahead or not."""
     monkeypatch.setattr("privguard.training.step.has_idle_core", lambda: idle)
@@ -85,7 +110,7 @@ def test_noise_made_ahead_is_the_same_noise(tmp_path, monkeypatch):
     now = steps(tmp_path, idle=False, monkeypatch=monkeypatch)
     assert made == []
     assert torch.equal(now, steps(tmp_path, idle=True, monkeypatch=monkeypatch))
-    assert len(made) == 4  # also for the step that never came
+    assert len(made) in {3, 4}  # the last one, for a step that never came, may not have begun
     assert all(name.startswith("privguard-noise") for name in made)
 
 

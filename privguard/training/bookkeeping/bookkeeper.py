@@ -44,6 +44,7 @@ class BookKeeper:
     """
 
     rows: int | None = None  # as many as fit in memory
+    shape_term: float | None = None
 
     def __init__(self, model: nn.Module, *, max_grad_norm: float, budget: int = BUDGET) -> None:
         self._bound = float(_check.positive("max_grad_norm", max_grad_norm))

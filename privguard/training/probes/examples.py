@@ -37,6 +37,7 @@ from privguard.training.probes.gradients import (
     untouched,
     without_dropout,
 )
+from privguard.training.probes.shape import shape_term
 
 SAME = 1e-5  # relative change of an example's float32 gradient that kernels for another batch size may cause
 _SAME_IN_16_BITS = 1e-4  # of a 16-bit one when another record is exchanged; what was measured is 0
@@ -82,6 +83,8 @@ def probe(model: nn.Module, clipper: Clipper, losses: Losses, structure: Structu
             clipped(clipper, losses, make(structure, size, seed=size, device=device), only(size), rows_each)
         if clipper.rows is None:
             _check_exact(model, clipper, losses, first, rows_each)
+            beside = make(structure, _SIZES[0], seed=4, device=device)
+            clipper.shape_term = shape_term(model, losses, beside, _SIZES)
 
 
 def clipper_for(
