@@ -7,6 +7,7 @@
     │   ├── BudgetExceededError      the next step would spend more than the plan or the data set allows
     │   ├── UnknownEventError        an event that no accountant here can price
     │   ├── SensitivityError         one example could move the sum by more than the clipping norm
+    │   │   └── InteractionError     examples were found to interact while training; steps released before have no claim
     │   └── ResumeError              a run cannot go on from what was found on disk
     ├── UnsupportedModelError        a module mixes examples, or has no exact per-example gradient
     ├── TamperedError                a ledger, a sealed file, a signature or a record is not what was written
@@ -43,6 +44,10 @@ class UnknownEventError(PrivacyError):
 
 class SensitivityError(PrivacyError):
     """One example could move the clipped sum by more than the clipping norm."""
+
+
+class InteractionError(SensitivityError):
+    """Examples were found to interact in a batch of the training; what was released before rests on no bound."""
 
 
 class ResumeError(PrivacyError):

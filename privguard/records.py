@@ -72,7 +72,7 @@ class Claim(Measurement):
     ``epsilon`` is an upper bound at ``delta`` under ``relation`` for one ``unit``; ``replace_one`` is the same
     history's ε when one record is replaced instead of added or removed; ``cross_check`` is the RDP figure, which may
     exceed but never undercut the truth. ``interval`` is the grid of the privacy-loss distribution. ``events`` counts
-    the priced events, ``unproven`` names every assumption that the figure rests on.
+    the priced events, ``unchecked`` names every assumption that the figure rests on.
     """
 
     epsilon: float
@@ -85,7 +85,7 @@ class Claim(Measurement):
     events: int = 0
     replace_one: float | None = None
     cross_check: float | None = None
-    unproven: tuple[str, ...] = ()
+    unchecked: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         _check.require(self.epsilon >= 0, "epsilon", self.epsilon, wanted="0 or above, and never NaN")
@@ -158,7 +158,7 @@ class Manifest(Record):
     ``plan`` holds the plan's facts, ``model`` its class and sizes, ``data`` what is public about the data (a salted
     commitment, never a plain digest: that would tell a record's presence to whoever knows all others), ``recipients``
     who can open the checkpoints, ``noise`` and ``precision`` how the arithmetic was done. ``insecure`` means that a
-    seed was given, so the run has no claim. ``mechanism`` holds the numbers of the sum and its noise. ``unproven``
+    seed was given, so the run has no claim. ``mechanism`` holds the numbers of the sum and its noise. ``unchecked``
     names what its claim rests on beyond what every run's does.
     """
 
@@ -175,7 +175,7 @@ class Manifest(Record):
     software: dict[str, str]
     mechanism: dict[str, Any]
     insecure: bool = False
-    unproven: tuple[str, ...] = ()
+    unchecked: tuple[str, ...] = ()
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "Manifest":
@@ -189,7 +189,7 @@ class Manifest(Record):
             set(value) - {"record"} == names, "manifest", sorted(value), wanted=f"the fields {sorted(names)}"
         )
         given: dict[str, Any] = {name: value[name] for name in names}
-        given["recipients"], given["unproven"] = tuple(given["recipients"]), tuple(given["unproven"])
+        given["recipients"], given["unchecked"] = tuple(given["recipients"]), tuple(given["unchecked"])
         return cls(**given)
 
 

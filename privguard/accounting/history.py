@@ -5,7 +5,8 @@ So a changed byte, a missing, a doubled or a moved line shows at that line; a cu
 was kept elsewhere (a sealed snapshot, a signed report). The format is written down in ``docs/spec/ledger-v1.md``.
 
 Records: ``open`` (facts), ``reserve`` (an event, how often, from which position), ``settle`` (a clean stop: so many
-positions were used), ``resume`` (a writer came back; what was reserved and not settled stays spent).
+positions were used), ``resume`` (a writer came back; what was reserved and not settled stays spent), ``void`` (a
+reason why nothing recorded here has a claim), ``checks`` (of so many steps, so many were checked for interactions).
 """
 
 import copy
@@ -46,7 +47,9 @@ class History:
     free ledger position; ``size`` the number of lines and ``head`` (hexadecimal) their Merkle head; ``settled``
     whether the last writer stopped cleanly; ``torn`` how many bytes of an unfinished last line were left aside: such a
     line was never acknowledged, so no step has taken effect on it; ``crashed`` whether a writer before the last one
-    ended without settling what it had reserved: that stays spent, and may not have taken effect.
+    ended without settling what it had reserved: that stays spent, and may not have taken effect. ``void`` holds the
+    reasons, if any, why the run has no claim whatever it spent, and ``checked`` how many steps were checked while
+    training, None where no writer said.
     """
 
     facts: Mapping[str, Any]
@@ -56,6 +59,8 @@ class History:
     settled: bool
     torn: int = 0
     crashed: bool = False
+    void: tuple[str, ...] = ()
+    checked: int | None = None
 
     @property
     def size(self) -> int:
@@ -66,6 +71,14 @@ class History:
     def head(self) -> str:
         """Merkle head over all lines, 64 hexadecimal characters."""
         return self.heads[-1]
+
+    @property
+    def unchecked(self) -> tuple[str, ...]:
+        """What the checks while training leave open, in words."""
+        if self.checked is None:
+            return ()
+        share = f"{self.checked:,} of {self.position:,} steps were checked for examples that interact"
+        return (f"While training, {share}; one that is rare, or that two random halves do not part, can pass.",)
 
     def spent(self) -> "list[tuple[DpEvent, int]]":
         """(event, times) in ledger order: all that was reserved, less what a clean stop gave back."""
@@ -117,6 +130,8 @@ class Replay:
         self.settled = False
         self.torn = torn
         self.crashed = False
+        self.void: list[str] = []
+        self.checked: int | None = None
         self.heads: list[str] = []
         self.bytes = 0
         self._frontier = merkle.Frontier()
@@ -124,7 +139,17 @@ class Replay:
     def history(self) -> History:
         """A frozen copy."""
         entries, heads = tuple(self.entries), tuple(self.heads)
-        return History(self.facts, entries, self.position, heads, self.settled, self.torn, self.crashed)
+        return History(
+            facts=self.facts,
+            entries=entries,
+            position=self.position,
+            heads=heads,
+            settled=self.settled,
+            torn=self.torn,
+            crashed=self.crashed,
+            void=tuple(self.void),
+            checked=self.checked,
+        )
 
     def line(self, record: Mapping[str, Any]) -> bytes:
         """The next line (without its newline) that would carry this record; changes nothing."""
@@ -151,11 +176,19 @@ class Replay:
         kind = record["kind"]
         if (kind == "open") != (not self.heads):
             raise ValueError("a ledger opens once, on its first line")
-        take = {"open": self._open, "reserve": self._reserve, "settle": self._settle, "resume": self._resume}
+        take = {
+            "open": self._open,
+            "reserve": self._reserve,
+            "settle": self._settle,
+            "resume": self._resume,
+            "void": self._void,
+            "checks": self._checks,
+        }
         if kind not in take:
             raise ValueError(f"kind={kind!r}: expected one of {sorted(take)}")
         take[kind](record)
-        self.settled = kind == "settle"
+        if kind not in {"void", "checks"}:
+            self.settled = kind == "settle"
 
     def _open(self, record: Mapping[str, Any]) -> None:
         if record["format"] != FORMAT:
@@ -188,6 +221,17 @@ class Replay:
             raise ValueError(f"position={record['position']}: expected {self.position}")
         self.crashed |= self.position > self.floor
         self.floor = self.position
+
+    def _void(self, record: Mapping[str, Any]) -> None:
+        if type(record["reason"]) is not str:
+            raise ValueError(f"reason={record['reason']!r}: expected text")
+        self.void.append(record["reason"])
+
+    def _checks(self, record: Mapping[str, Any]) -> None:
+        checked = record["checked"]
+        if type(checked) is not int or checked < 0:
+            raise ValueError(f"checked={checked!r}: expected a count")
+        self.checked = (self.checked or 0) + checked
 
 
 def _why(error: Exception) -> str:

@@ -156,6 +156,14 @@ class Ledger:
         _check.require(inside, "used", used, wanted=f"a position between {low} and {high}")
         self._record({"kind": "settle", "used": used})
 
+    def void(self, reason: str) -> None:
+        """Record why nothing in this ledger has a claim, whatever it cost; the report prints no ε."""
+        self._record({"kind": "void", "reason": reason})
+
+    def note_checks(self, checked: int) -> None:
+        """Record how many more steps were checked for examples that interact."""
+        self._record({"kind": "checks", "checked": checked})
+
     def close(self) -> None:
         """Close the file and let the lock go; harmless when done twice."""
         self._file.close()

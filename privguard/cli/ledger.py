@@ -36,12 +36,19 @@ def show(
     claim = spent(history, delta=_delta(history) if delta is None else delta, relation=relation, unit=unit)
     events = [{"first": entry.first, "times": entry.times, "event": entry.event} for entry in history.entries]
     lines = [
-        str(claim),
+        *(f"VOID, no claim can be made: {reason}" for reason in history.void),
+        str(claim) if not history.void else f"the events cost {claim}",
         f"replace one: {'not known' if claim.replace_one is None else f'ε={claim.replace_one:.4f}'}",
         f"{history.position} events in {history.size} lines; {_stop(history)}",
         f"head {history.head}",
     ]
-    record = {"claim": claim.to_json(), "events": events, "facts": history.facts, **_identity(history)}
+    record = {
+        "claim": None if history.void else claim.to_json(),
+        "void": list(history.void),
+        "events": events,
+        "facts": history.facts,
+        **_identity(history),
+    }
     emit(record, as_json=as_json, lines=lines)
 
 

@@ -44,7 +44,7 @@ _CLIPPED = {
     DPOptimizerFastGradientClipping: "flat, ghost norms",
     DPPerLayerOptimizer: "one norm for each parameter, whose root of summed squares is the bound",
 }
-_UNPROVEN = (
+_UNCHECKED = (
     (
         "The first {taken} steps were counted by Opacus in memory: a step whose count was lost, in a crash or with "
         "another accountant, is not in this ledger."
@@ -167,7 +167,7 @@ def take_over(  # noqa: PLR0913 — Opacus' four objects, and what a person deci
         snapshot = folder / "checkpoints" / f"step-{taken:08d}.sealed"
         snapshot.parent.mkdir(exist_ok=True)
         write_snapshot(snapshot, state, audience, ledger=ledger, signer=signer)
-    claim = None if facts.insecure else replace(spent(events, delta=delta), unproven=facts.unproven)
+    claim = None if facts.insecure else replace(spent(events, delta=delta), unchecked=facts.unchecked)
     return TakenOver(plan=plan, claim=claim, folder=folder, snapshot=snapshot)
 
 
@@ -268,9 +268,9 @@ def _honest(facts: Manifest, engine: PrivacyEngine, optimizer: DPOptimizer, take
         if given
         else "by torch from its default generator (secure mode off)"
     )
-    unproven = [*facts.unproven, *(sentence.format(taken=f"{taken:,}") for sentence in _UNPROVEN)]
+    unchecked = [*facts.unchecked, *(sentence.format(taken=f"{taken:,}") for sentence in _UNCHECKED)]
     if not engine.secure_mode:
-        unproven.append(
+        unchecked.append(
             f"The noise of those steps was drawn {drawn}, which is not a cipher: whoever learns its seed or its state "
             "can take the noise away."
         )
@@ -280,5 +280,5 @@ def _honest(facts: Manifest, engine: PrivacyEngine, optimizer: DPOptimizer, take
         "ones as the engine that resumes the run does it",
         noise=f"first {taken:,} steps Gaussian, {drawn}; later ones by Box–Muller from AES-256-CTR",
         insecure=given,
-        unproven=tuple(unproven),
+        unchecked=tuple(unchecked),
     )

@@ -27,7 +27,7 @@ from privguard.runs.options import RunOptions, RunSetup
 from privguard.runs.progress import Meter
 from privguard.runs.run import PrivateRun
 from privguard.runs.signals import Interrupts
-from privguard.training.batches import PoissonLoader, check_rows, examples_of, to_device
+from privguard.training.batches import PoissonLoader, check_rows, examples_of, shapes_of, to_device
 from privguard.training.plan import Plan
 from privguard.training.probes.gradients import Losses
 from privguard.training.probes.loader import probed_clipper
@@ -148,8 +148,9 @@ class PrivateLoop:
         Raises:
             ValueError: a scalar, or a wrong length; pass ``reduction="none"``.
             SensitivityError: the examples were counted already.
+            InteractionError: a loss reaches rows of another example; where steps were released, the claim is void.
         """
-        self._clipper.backward(losses)
+        self._run.backward(losses)
         self._meter.loss(losses)
 
     def step(self) -> bool:
@@ -197,7 +198,7 @@ class PrivateLoop:
 
     def _begin(self, batch: PhysicalBatch, fetched: Any) -> Any:
         check_rows(fetched, batch)
-        self._clipper.begin(torch.from_numpy(batch.mask))
+        self._clipper.begin(torch.from_numpy(batch.mask), shapes=shapes_of(fetched))
         return self._move(fetched)
 
     def _check_stepped(self, batch: PhysicalBatch) -> None:

@@ -83,7 +83,7 @@ def assemble(folder: str | os.PathLike[str], *, sources: Sources | None = None) 
         data_name=sources.data_name,
         claim=claim,
         contradictions=priced.contradictions,
-        summary=_summary(claim, profile),
+        summary=_summary(claim, profile, void=history.void),
         figures=_figures(claim),
         groups=_groups(events, claim),
         curve=_curve(events, claim),
@@ -101,7 +101,7 @@ def assemble(folder: str | os.PathLike[str], *, sources: Sources | None = None) 
         checkpoints=checkpoints,
         access=None if sources.journal is None else findings.access(sources.journal, checkpoints),
         not_covered=tuple(guarantee.not_covered(manifest)),
-        assumptions=tuple(guarantee.assumptions(manifest)),
+        assumptions=tuple(guarantee.assumptions(manifest, history.unchecked)),
         supports=supports.table(journal=sources.journal is not None),
     )
 
@@ -120,14 +120,22 @@ def _run(folder: Path) -> tuple[Manifest, History]:
 
 def _claim(manifest: Manifest, history: History) -> Claim | None:
     """The claim under the relation and for the unit that the run was planned with."""
-    if manifest.insecure:
+    if manifest.insecure or history.void:
         return None
     plan = manifest.plan
     claim = spent(history, delta=plan["delta"], relation=Relation(plan["relation"]), unit=Unit(plan["unit"]))
-    return replace(claim, unproven=manifest.unproven)
+    return replace(claim, unchecked=(*manifest.unchecked, *history.unchecked))
 
 
-def _summary(claim: Claim | None, profile: guarantee.Profile) -> tuple[str, ...]:
+_VOID = (
+    "while it was training, examples were found to interact, so the steps that were released before rest on no bound, "
+    "whatever they cost by the ledger"
+)
+
+
+def _summary(claim: Claim | None, profile: guarantee.Profile, *, void: tuple[str, ...]) -> tuple[str, ...]:
+    if void:
+        return (f"This run has no claim: {_VOID}.", *void)
     if claim is None:
         return (
             (

@@ -127,9 +127,10 @@ def not_covered(manifest: Manifest) -> Iterator[str]:
         yield f"The size of the data set, {manifest.data['examples']:,}, is treated as public."
 
 
-def assumptions(manifest: Manifest) -> Iterator[str]:
-    """What the claim rests on and no part of this report has checked."""
-    yield from manifest.unproven
+def assumptions(manifest: Manifest, unchecked: Sequence[str] = ()) -> Iterator[str]:
+    """What the claim rests on and no part of this report has checked; ``unchecked`` is what the training left open."""
+    yield from manifest.unchecked
+    yield from unchecked
     yield (
         "Each record of the data set belongs to one unit of privacy, no record was put in twice, and what the data set "
         "gives for a record is made from that record alone."
@@ -181,7 +182,7 @@ def _probe(probed: str) -> str:
     missing, _, why = probed.partition("nothing: ")
     if not missing and why:
         return f"Nothing looked for leaks between examples before the first step: {why}."
-    return f"Before the first step a probe on made-up records found no leak between examples; it covered {probed}."
+    return f"Before the first step a probe on synthetic records found no leak between examples; it covered {probed}."
 
 
 def factor(epsilon: float) -> str:

@@ -137,11 +137,12 @@ class Membership(Record):
 class Report(Record):
     """What a privacy officer signs.
 
-    ``claim`` is None for a run with an insecure seed, which has no guarantee. ``data_name`` is whose data it was, in
-    the words of who made the report. ``profile`` holds (ε, δ) pairs that all hold, ``trade_off`` (false-positive rate,
-    highest true-positive rate) pairs that follow from them, ``curve`` (steps, ε) pairs that never fall. ``reserved``
-    counts all events that are priced; ``settled`` says whether the run stopped cleanly, so that all of them took
-    effect, or crashed, so that some may not have. ``other_evidence`` names the files in ``evidence/`` that none of the
+    ``claim`` is None for a run without a guarantee: with an insecure seed, or void; ``summary`` says which.
+    ``data_name`` is whose data it was, in the words of who made the report. ``profile`` holds (ε, δ) pairs that all
+    hold, ``trade_off`` (false-positive rate, highest true-positive rate) pairs that follow from them, ``curve``
+    (steps, ε) pairs that never fall. ``reserved`` counts all events that are priced; ``settled`` says whether the run
+    stopped cleanly, so that all of them took effect, or crashed, so that some may not have. ``other_evidence`` names
+    the files in ``evidence/`` that none of the
     fields before it holds. ``access`` is None where no journal was at hand.
     """
 

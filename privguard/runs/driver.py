@@ -12,7 +12,7 @@ from privguard.errors import PrivacyError
 from privguard.runs.options import RunSetup
 from privguard.runs.progress import SpentSoFar
 from privguard.runs.run import PrivateRun
-from privguard.training.batches import PoissonLoader, check_rows, unit_losses
+from privguard.training.batches import PoissonLoader, check_rows, shapes_of, unit_losses
 from privguard.training.probes.fields import Structure
 from privguard.training.sample import PhysicalBatch
 from privguard.training.users import Users
@@ -91,7 +91,7 @@ class Underway:
         mask, rows = torch.from_numpy(batch.mask), len(batch.records) // len(batch.mask)
         if self._apart and batch.kept is not None:
             mask, rows = mask.repeat_interleave(rows) & torch.from_numpy(batch.kept), 1
-        self.setup.clipper.begin(mask, rows_each=rows * choices)
+        self.setup.clipper.begin(mask, rows_each=rows * choices, shapes=shapes_of(fetched))
 
     def backward(self, batch: PhysicalBatch, losses: Tensor) -> Tensor:
         """Clip and add up the gradients of a physical batch, and return the losses that were used, detached.
@@ -99,5 +99,5 @@ class Underway:
         ``losses`` is (rows,). Where a user is the unit, the rows of each user are averaged first: (users,).
         """
         losses = losses if self._apart else unit_losses(losses, batch)
-        self.setup.clipper.backward(losses)
+        self.run.backward(losses)
         return losses.detach()

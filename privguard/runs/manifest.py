@@ -57,7 +57,7 @@ def describe(  # noqa: PLR0913 — one argument for each thing described
         mechanism=mechanism,
         software=software(),
         insecure=streams.insecure,
-        unproven=(FLOAT32_NOISE,) if mechanism["noise"] == "float32" else (),
+        unchecked=(FLOAT32_NOISE,) if mechanism["noise"] == "float32" else (),
     )
 
 

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import final
 
+from torch import Tensor
 from torch.optim import Optimizer
 
 from privguard._random import Stream
@@ -64,6 +65,8 @@ class PrivateRun:
         self._saved = -1 if came_from is None else came_from.step
         self._generators = [] if came_from is None else came_from.generators["ranks"]  # of each rank
         self._held: str | None = None
+        if setup.clipper.checks is not None:
+            setup.clipper.checks.seed(facts.run)  # public, and the same on all ranks
         self._charge = setup.charge if setup.ranks.lead else None
         self._step = PrivateStep(
             plan,
@@ -107,6 +110,15 @@ class PrivateRun:
             BudgetExceededError: the plan is used up, or the data set's limit was lowered below what is spent.
         """
         return self._step.position()
+
+    def backward(self, losses: Tensor) -> None:
+        """Clip and add up the gradients of a physical batch.
+
+        Raises:
+            InteractionError: a loss reaches rows of another example; where steps were released, the claim is void.
+        """
+        with self._step.voiding():
+            self._setup.clipper.backward(losses)
 
     def release(self) -> None:
         """End a logical batch: put the noisy gradient into each parameter's ``grad``; the wrapper's optimizer moves.
@@ -156,7 +168,8 @@ class PrivateRun:
         """What the ledger costs by now: all reserved events count.
 
         Raises:
-            PrivacyError: the run was started with an insecure seed, or this rank does not hold the ledger.
+            PrivacyError: the run was started with an insecure seed, examples were found to interact after steps had
+                been released, or this rank does not hold the ledger.
         """
         if self.manifest.insecure:
             raise PrivacyError(
@@ -164,9 +177,11 @@ class PrivateRun:
             )
         if isinstance(self._ledger, Follower):
             raise PrivacyError("claim: only the leading process holds the ledger; ask for it where rank == 0")
-        plan = self.plan
-        claim = spent(self._ledger.spent(), delta=plan.delta, relation=plan.relation, unit=plan.unit)
-        return replace(claim, unproven=self.manifest.unproven)
+        plan, history = self.plan, self._step.history(self._ledger)
+        if history.void:
+            raise PrivacyError(f"claim: void, since steps were released before this was found: {history.void[0]}")
+        claim = spent(history, delta=plan.delta, relation=plan.relation, unit=plan.unit)
+        return replace(claim, unchecked=(*self.manifest.unchecked, *history.unchecked))
 
     def save(self) -> Path:
         """Seal a snapshot of everything that resuming needs, return its path, and remove all but the newest two."""

@@ -165,6 +165,11 @@ def rows_of(fetched: Any) -> int | None:
     return next((len(tensor) for tensor in structure.tensors(fetched) if tensor.ndim), None)
 
 
+def shapes_of(fetched: Any) -> tuple[tuple[int, ...], ...]:
+    """The shapes of the tensors in a batch, without dimension 0; public, as the shapes of records are."""
+    return tuple(tuple(tensor.shape[1:]) for tensor in structure.tensors(fetched))
+
+
 def check_rows(fetched: Any, batch: PhysicalBatch) -> None:
     """Refuse data that does not have one row for each record that was drawn."""
     rows = rows_of(fetched)

@@ -7,7 +7,7 @@ A :class:`Clipper` goes through *begin → forward → backward* once for every 
 Source: Abadi et al. 2016, "Deep Learning with Differential Privacy", Algorithm 1.
 """
 
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Generator, Hashable, Iterable, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol, cast, final
@@ -50,6 +50,20 @@ class ClippedSum:
         return f"ClippedSum(l2_bound={self.l2_bound}, parameters={len(self.gradients)})"  # never the values
 
 
+class Checks(Protocol):
+    """Which steps of a run are checked for examples that interact.
+
+    Attributes:
+        checked: how many were, since the clipper was attached.
+    """
+
+    checked: int
+
+    def seed(self, seed: str) -> None:
+        """Draw the steps by a public word that all ranks share."""
+        ...
+
+
 class Clipper(Protocol):
     """What a private step needs: from the losses of a batch to the sum of its clipped gradients.
 
@@ -57,16 +71,18 @@ class Clipper(Protocol):
         rows: how many rows may go forward at once, or None for as many as fit in memory.
         shape_term: by how much of its norm a record's gradient changed with the batch's shape, where a probe measured
             it (:mod:`privguard.training.probes.shape`), else None.
+        checks: the checks while training, or None where single examples leave nothing to check.
     """
 
     rows: int | None
     shape_term: float | None
+    checks: "Checks | None"
 
-    def begin(self, mask: Tensor, *, rows_each: int = 1) -> None:
+    def begin(self, mask: Tensor, *, rows_each: int = 1, shapes: Hashable = ()) -> None:
         """Announce that ``B`` units are about to go forward; ``mask`` is bool (B,), False where a unit is padding.
 
         A unit is an example, or one of ``rows_each`` rows that lie side by side: the choices of one question, the
-        records of one user.
+        records of one user. ``shapes`` are those of what goes forward, without the examples' dimension.
         """
         ...
 
@@ -301,6 +317,7 @@ class OneByOne:
 
     rows: int | None = 1
     shape_term: float | None = 0.0  # every batch has one record
+    checks: Checks | None = None
 
     def __init__(self, model: nn.Module, *, max_grad_norm: float) -> None:
         self._bound = float(_check.positive("max_grad_norm", max_grad_norm))
@@ -313,7 +330,7 @@ class OneByOne:
         self._turn, self._total = Turn(), Total(self._parameters)
         self._alarm = EscapeAlarm(model, self._parameters)
 
-    def begin(self, mask: Tensor, *, rows_each: int = 1) -> None:  # noqa: ARG002 — one graph, however many rows it has
+    def begin(self, mask: Tensor, *, rows_each: int = 1, shapes: Hashable = ()) -> None:  # noqa: ARG002 — one graph, however many rows it has
         """See :meth:`Clipper.begin`; one unit."""
         self._alarm.begin()
         self._turn.begin(mask)

@@ -6,7 +6,9 @@ that the ledger has durably reserved, and only the noisy sum moves the weights.
 
 import math
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import final
 
 import torch
@@ -14,8 +16,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from privguard._random import Stream
+from privguard.accounting.history import History
 from privguard.accounting.ledger import Ledger
-from privguard.errors import BudgetExceededError, PrivacyError
+from privguard.errors import BudgetExceededError, InteractionError, PrivacyError
 from privguard.training import shards
 from privguard.training.ahead import Ahead, has_idle_core
 from privguard.training.clip import ClippedSum, Clipper
@@ -63,6 +66,7 @@ class PrivateStep:
         self._next = ledger.position
         self._process = os.getpid()
         self._unsettled = False
+        self._noted = 0  # checked steps that the ledger knows
 
     @property
     def taken(self) -> int:
@@ -144,11 +148,39 @@ class PrivateStep:
         self.release(parameters)
         optimizer.step()
 
+    @contextmanager
+    def voiding(self) -> Generator[None]:
+        """Inside, an interaction between examples that is found after a step was released voids the ledger's claim.
+
+        Raises:
+            InteractionError: the one that was found, after the ledger has it.
+        """
+        try:
+            yield
+        except InteractionError as found:
+            if self._next > 0:
+                self._ledger.void(str(found))
+            raise
+
     def settle(self) -> None:
         """A clean stop: the ledger learns how many of the reserved events took effect, and gives the others back."""
         if self._unsettled:
+            self._note_checks()
             self._ledger.settle(self._next)
             self._unsettled = False
+
+    def history(self, ledger: Ledger) -> History:
+        """What the ledger says, with the checks that it will be told of when the run stops."""
+        history, checks = ledger.history, self._clipper.checks
+        if checks is None:
+            return history
+        return replace(history, checked=(history.checked or 0) + checks.checked - self._noted)
+
+    def _note_checks(self) -> None:
+        checks = self._clipper.checks
+        if checks is not None:
+            self._ledger.note_checks(checks.checked - self._noted)
+            self._noted = checks.checked
 
 
 def hand_over(parameters: dict[str, nn.Parameter], noisy: NoisySum, *, denominator: float) -> None:
@@ -168,6 +200,12 @@ class Follower:
     def reserve(self, _event: object, *, times: int) -> None:
         """Count what the leading rank reserves on disk before it releases anything."""
         self.position += times
+
+    def void(self, reason: str) -> None:
+        """Nothing: the leading rank finds the same and records it."""
+
+    def note_checks(self, checked: int) -> None:
+        """Nothing: the leading rank checks the same steps."""
 
     def settle(self, position: int) -> None:
         """Count what the leading rank gives back."""

@@ -99,12 +99,12 @@ class EqualShares:
 
     def __init__(self, each: Clipper, *, most: int) -> None:
         self._each, self._most = each, most
-        self.rows = each.rows
+        self.rows, self.checks = each.rows, each.checks
         self.shape_term = each.shape_term
 
-    def begin(self, mask: Tensor, *, rows_each: int = 1) -> None:
+    def begin(self, mask: Tensor, *, rows_each: int = 1, shapes: Hashable = ()) -> None:
         """See :meth:`~privguard.training.clip.Clipper.begin`; a unit is a record."""
-        self._each.begin(mask, rows_each=rows_each)
+        self._each.begin(mask, rows_each=rows_each, shapes=shapes)
 
     def backward(self, losses: Tensor) -> None:
         """See :meth:`~privguard.training.clip.Clipper.backward`; one loss for each record."""

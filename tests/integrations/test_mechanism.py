@@ -35,7 +35,7 @@ def test_the_record_states_the_sensitivity_that_noise_is_scaled_to(small):
     assert facts["sensitivity"] == pytest.approx(bound + d**0.5 * step, rel=1e-12)
     assert d**0.5 * step <= 1e-4 * bound
     small.go(private, steps=2)
-    assert private.claim().unproven == ()
+    assert not any("float32" in line for line in private.claim().unchecked)
     private.close()
     said = " ".join(guarantee.assumptions(read_manifest(small.folder)))
     assert "1.0010" in said
@@ -46,7 +46,7 @@ def test_the_record_states_the_sensitivity_that_noise_is_scaled_to(small):
 def test_noise_in_float32_is_said_by_claim_and_report_and_stays_so(small):
     private = small.start(performance=Performance(noise="float32"))
     small.go(private, steps=2)
-    assert any("float32, by choice" in line for line in private.claim().unproven)
+    assert any("float32, by choice" in line for line in private.claim().unchecked)
     assert any("float32, by choice" in line for line in guarantee.assumptions(read_manifest(small.folder)))
     private.close()
     small.renew()

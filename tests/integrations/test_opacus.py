@@ -92,7 +92,7 @@ def test_its_report_says_what_nobody_can_know(tmp_path):
     assert report.settled
     assert report.reserved == 5
     said = " ".join(report.assumptions)
-    assert set(taken.claim.unproven) <= set(report.assumptions)
+    assert set(taken.claim.unchecked) <= set(report.assumptions)
     for unknown in ("counted by Opacus in memory", "word of whoever trained", "default generator (secure mode off)"):
         assert unknown in said
     assert "Nothing looked for leaks between examples before the first step: the steps were taken before" in said
@@ -123,7 +123,7 @@ def test_its_state_is_sealed_and_our_engine_goes_on_with_it(tmp_path):
     history = Ledger.read(tmp_path / "run" / "ledger.jsonl").spent()
     assert sum(times for _, times in history) == 12
     assert private.claim().epsilon == spent([(dp_sgd(sample_rate=0.2, noise_multiplier=1.1), 12)], delta=1e-3).epsilon
-    assert private.claim().unproven == taken.claim.unproven
+    assert private.claim().unchecked == taken.claim.unchecked
 
 
 def test_the_objects_of_the_run_itself_go_on_under_our_engine(tmp_path):

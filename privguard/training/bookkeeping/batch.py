@@ -1,7 +1,7 @@
 """One physical batch, and what is heard in it."""
 
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter, defaultdict
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
 from math import inf
 from typing import Any, ClassVar, final
@@ -53,13 +53,17 @@ class Batch:
 
     root: ClassVar[Tensor] = torch.zeros((), requires_grad=True)
 
-    def __init__(self, mask: Tensor, rows_each: int = 1) -> None:
+    def __init__(self, mask: Tensor, rows_each: int = 1, shapes: Hashable = ()) -> None:
         self.mask = mask
         self.size = len(mask)
         self.rows = len(mask) * rows_each
         self.collecting = False  # true only while its own backward runs
-        self.alone: int | None = None  # while one example's loss is sent backward to see where it reaches
-        self.reaches: list[tuple[str, Tensor]] = []  # by module: it reached others' rows, its own are not finite
+        self.shapes = shapes  # of what went forward, without the examples' dimension
+        self.forward = True  # until the losses are sent backward
+        self.half: Tensor | None = None  # while the losses of these examples are sent backward to see where they reach
+        self.reaches: list[tuple[str, Tensor]] = []  # by module, whether they reached rows of others
+        self.uses = Counter[str]()
+        self.rows_at: dict[tuple[str, int], int] = {}  # by module and number of its use, its rows
         self.factors: dict[Part, list[Factor]] = defaultdict(list)
         self.reached: set[str] = set()
 
@@ -181,8 +185,16 @@ class Heard:
     batch: Batch
 
     def shared(self, x: Tensor) -> Tensor:
-        """One row for each example, where the whole batch shares a single one."""
-        return x.expand(self.batch.rows, *x.shape[1:]) if x.dim() > 0 and len(x) == 1 < self.batch.rows else x
+        """One row for each example, where the whole batch shares a single one.
+
+        Whether it does is what the layout says where the probe ran; where it did not, the first steps are checked as
+        those of packed rows are: a loop over single records looks the same.
+        """
+        if not (x.dim() > 0 and len(x) == 1 < self.batch.rows):
+            return x
+        if not self.tapped.layout.learned:
+            self.note_rows(1)
+        return x.expand(self.batch.rows, *x.shape[1:])
 
     def tap(
         self,
@@ -199,7 +211,7 @@ class Heard:
         tapped, batch = self.tapped, self.batch
 
         def collect(kept: Tensor, g: Tensor) -> None:
-            if batch.alone is None and not batch.collecting:
+            if batch.half is None and not batch.collecting:
                 raise SensitivityError(
                     f"module={tapped.name!r}: a gradient came outside its own backward; call private.backward(losses) "
                     "once for each batch and nothing else"
@@ -207,8 +219,8 @@ class Heard:
             if axis > 0:
                 kept, g = kept.movedim(axis, 0), g.movedim(axis, 0)
             self.check_rows(g, shared=axis == SHARED)  # not in the forward: what is detached may have any shape
-            if batch.alone is not None:
-                self.note_reach(g, batch.alone)
+            if batch.half is not None:
+                self.note_reach(g, batch.half)
                 return
             if not g.numel():  # a parameter without elements has nothing to find
                 return
@@ -218,17 +230,23 @@ class Heard:
                     part = key if isinstance(key, Part) else Part(tapped.names[key])
                     batch.factors[part].append(factor.lean() if isinstance(factor, Outer) else factor)
 
+        if batch.forward and axis >= 0:
+            self.note_rows(output.shape[axis] if output.dim() else 0)
         return tap(output, kept=kept, root=batch.root, collect=collect)
 
-    def note_reach(self, g: Tensor, example: int) -> None:
-        """Note whether the gradient of one example's loss is not zero in rows of others, or not finite in its own.
+    def note_rows(self, rows: int) -> None:
+        """Note how many rows this use of the module gives."""
+        batch, name = self.batch, self.tapped.name
+        batch.rows_at[name, batch.uses[name]] = rows
+        batch.uses[name] += 1
 
-        What is not finite elsewhere says nothing: zero times a record that is not finite is NaN.
+    def note_reach(self, g: Tensor, half: Tensor) -> None:
+        """Note whether the gradient of the losses of one half is not zero in rows of the other.
+
+        What is not finite says nothing: zero times a record that is not finite is NaN.
         """
-        each = g.detach().unflatten(0, (self.batch.size, -1)).flatten(1)
-        others = torch.cat([each[:example], each[example + 1 :]])
-        reached, broken = (others != 0) & others.isfinite(), ~each[example].isfinite()
-        self.batch.reaches.append((self.tapped.name, torch.stack([reached.any(), broken.any()])))
+        others = g.detach().unflatten(0, (self.batch.size, -1))[~half]
+        self.batch.reaches.append((self.tapped.name, ((others != 0) & others.isfinite()).any()))
 
     def check_rows(self, g: Tensor, *, shared: bool = False) -> None:
         """Refuse an output whose dimension 0 cannot be the example, or that all examples have in common."""

@@ -5,7 +5,7 @@ per example over all parameters, one clip factor, and one weighted sum per param
 """
 
 import itertools
-from collections.abc import Collection, Generator, Iterable
+from collections.abc import Collection, Generator, Hashable, Iterable
 from contextlib import contextmanager
 from typing import final
 
@@ -18,9 +18,10 @@ from privguard.training import shards
 from privguard.training.bookkeeping.batch import Batch, Desk, Part, Tapped
 from privguard.training.bookkeeping.factors import gather
 from privguard.training.bookkeeping.gradients import Gradient, Inputs
+from privguard.training.bookkeeping.halves import HalfChecks
 from privguard.training.bookkeeping.norms import example_norms
 from privguard.training.bookkeeping.precision import exact, uncast
-from privguard.training.bookkeeping.reach import check_leaves, check_rows
+from privguard.training.bookkeeping.reach import check_leaves
 from privguard.training.bookkeeping.rules import listen_to
 from privguard.training.bookkeeping.shared import (
     is_of_all_windows,
@@ -28,8 +29,9 @@ from privguard.training.bookkeeping.shared import (
     repeats_a_prompt,
     shared_method,
 )
-from privguard.training.clip import NO_BOUND, ClippedSum, EscapeAlarm, Total, Turn, clip_factors, trainable
+from privguard.training.clip import NO_BOUND, Checks, ClippedSum, EscapeAlarm, Total, Turn, clip_factors, trainable
 from privguard.training.probes.modules import refuse_mixing
+from privguard.training.ranks import Ranks
 
 _HEAP_BLOCK = (32 << 20) - (8 << 10)  # bytes of the largest block that teaches glibc's malloc
 BUDGET = 1 << 27  # numbers of per-example gradients that may be held at once: 512 MiB
@@ -53,7 +55,9 @@ class BookKeeper:
         self._cut = {name: p for name, p in self._parameters.items() if shards.is_cut(p)}
         self._budget = budget
         self._turn, self._total, self._desk = Turn(), Total(self._parameters), Desk()
-        self._all_reached = self._apart = False
+        self._all_reached = False
+        self._halves, self._new_step = HalfChecks(), True
+        self.checks: Checks | None = self._halves
         tapped = tapped_modules(model, self._parameters, self._desk)
         ways = [listen_to(t.name, t.module) for t in tapped]  # everything is checked before anything is changed
         for one, way in zip(tapped, ways, strict=True):
@@ -62,12 +66,15 @@ class BookKeeper:
         self._alarm = EscapeAlarm(model, self._parameters)
         _keep_heap()
 
-    def begin(self, mask: Tensor, *, rows_each: int = 1) -> None:
+    def begin(self, mask: Tensor, *, rows_each: int = 1, shapes: Hashable = ()) -> None:
         """See :meth:`~privguard.training.clip.Clipper.begin`."""
         self._alarm.begin()
         self._turn.begin(mask)
         self._total.count(len(mask))
-        self._desk.batch = Batch(mask, rows_each)
+        self._desk.batch = Batch(mask, rows_each, shapes)
+        if self._new_step and self._bound != NO_BOUND:
+            self._halves.begin_step()
+            self._new_step = False
 
     def backward(self, losses: Tensor) -> None:
         """See :meth:`~privguard.training.clip.Clipper.backward`."""
@@ -77,6 +84,7 @@ class BookKeeper:
         device = next(iter(self._parameters.values())).device  # the model's: losses may have been moved
         try:
             with uncast(device):
+                batch.forward = False
                 self._check_reach(losses, batch)
                 batch.collecting = True
                 torch.autograd.backward(losses, mask.to(losses.dtype))
@@ -92,6 +100,7 @@ class BookKeeper:
     def take(self) -> ClippedSum:
         """See :meth:`~privguard.training.clip.Clipper.take`."""
         self._turn.end()
+        self._new_step = True
         return self._total.take(self._bound)
 
     def close(self) -> None:
@@ -125,14 +134,16 @@ class BookKeeper:
     def _check_reach(self, losses: Tensor, batch: Batch) -> None:
         """What the probe asks of made-up data, of the losses that are really sent backward; not in the probe itself.
 
-        A model that is cut over ranks goes backward once, since all ranks do it together, and exchanges its parameters
-        in every forward, so that the alarm alone tells its own from others.
+        A model that is cut over ranks exchanges its parameters in every forward, so that the alarm alone tells its own
+        from others.
         """
-        if self._bound == NO_BOUND or self._cut:
+        if self._bound == NO_BOUND:
             return
-        check_leaves(losses, batch, self._parameters.values())
-        if not self._apart:
-            self._apart = check_rows(losses, batch)
+        if not self._cut:
+            check_leaves(losses, batch, self._parameters.values())
+        together = Ranks.current().size > 1
+        if self._halves.wanted(batch, together=together):
+            self._halves.check(losses, batch, together=together)
 
     def _check_reached(self, batch: Batch) -> None:
         if self._all_reached or not batch.mask.any():

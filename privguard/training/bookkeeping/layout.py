@@ -32,6 +32,11 @@ class Layout:
         self._seen.pop(size, None)
         self._learned = None
 
+    @property
+    def learned(self) -> bool:
+        """Whether two sizes were seen."""
+        return len(self._seen) >= _SIZES
+
     def note(self, size: int, taken: Any, given: Any) -> None:
         """One call of the module in a batch of ``size`` examples."""
         self._seen.setdefault(size, []).append((_shapes(taken), _shapes(given)))

@@ -6,7 +6,6 @@ its graph: a fault of the program shows in any batch, so a refusal tells nothing
 
 from collections.abc import Collection, Iterator
 
-import torch
 from torch import Tensor, nn
 
 from privguard.errors import SensitivityError
@@ -33,39 +32,6 @@ def check_leaves(losses: Tensor, batch: Batch, own: Collection[Tensor]) -> None:
                 "model, with neither clip nor noise; make it a parameter of the model (a submodule, before privatizing "
                 "it), or detach() it"
             )
-
-
-def check_rows(losses: Tensor, batch: Batch) -> bool:
-    """Refuse losses of which one reaches rows of other examples; True once that has been looked at.
-
-    One more backward pass, from a single loss. It cannot be seen in a batch of one, nor by an example that is not
-    finite, nor where the graph can be walked through only once (compiled parts, re-entrant checkpoints).
-
-    Raises:
-        SensitivityError: with the name of the module.
-    """
-    if batch.size == 1 or not batch.mask.any():
-        return False
-    example = int(batch.mask.nonzero()[0])
-    batch.alone = example
-    try:
-        torch.autograd.grad(losses[example], batch.root, retain_graph=True, allow_unused=True)
-    except RuntimeError:
-        return True
-    finally:
-        batch.alone = None
-    if not batch.reaches:
-        return True
-    found = torch.stack([seen for _, seen in batch.reaches]).tolist()
-    for (module, _), (reached, _) in zip(batch.reaches, found, strict=True):
-        if reached:
-            raise SensitivityError(
-                f"module={module!r}: the loss of example {example} reaches rows of other examples; use no negatives "
-                "and no means from the batch, and put several rows of one example side by side "
-                "(x.repeat_interleave(2, 0), not torch.cat([x, x])); or pass losses= where the run begins, so that "
-                "the probe can choose a slower way"
-            )
-    return not any(broken for _, broken in found)
 
 
 def _leaves(losses: Tensor) -> Iterator[Tensor]:
