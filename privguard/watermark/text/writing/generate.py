@@ -1,12 +1,13 @@
 """Writing the mark with transformers: ``model.generate(..., custom_generate=MarkedGeneration(profile, secret))``.
 
 A plain logits processor runs before temperature, top-k and top-p and cannot see beams, so the mark enters as a
-``custom_generate`` callable, which appends itself after all of them. For the sampling schemes it takes the token itself
-and hands on a one-hot row, so transformers' argmax keeps it; caches, left padding, stopping and scores stay
-transformers' own. Its state is ``input_ids`` alone.
+``custom_generate`` object, which :mod:`~privguard.watermark.text.writing.hooks` puts behind all of them. For the
+sampling schemes it takes the token itself and hands on a one-hot row, so transformers' argmax keeps it; caches, left
+padding, streaming, stopping and scores stay transformers' own. Its state is ``input_ids`` alone.
 """
 
 import copy
+from collections.abc import Callable
 from dataclasses import replace
 from random import SystemRandom
 from typing import Any, TypeAlias, final
@@ -14,7 +15,7 @@ from typing import Any, TypeAlias, final
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteriaList
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 from transformers.generation.configuration_utils import GenerationMode
 
 from privguard import _check
@@ -23,6 +24,7 @@ from privguard.watermark.secret import Secret
 from privguard.watermark.text.prf.streams import FILLER, ContextStream
 from privguard.watermark.text.profile import Profile
 from privguard.watermark.text.scheme import GreenList
+from privguard.watermark.text.writing import hooks
 from privguard.watermark.text.writing.choose import Pen, choosers_of, left_to_chance, mark, pieces_of
 
 Context: TypeAlias = NDArray[np.int64]
@@ -49,22 +51,24 @@ class MarkedGeneration:
         self._streams = [profile.stream(secret, subkey=j, user=user) for j in range(profile.subkeys)]
         self._messages = pieces_of(profile, message)
 
-    def __call__(
-        self,
-        model: Any,
-        input_ids: torch.Tensor,
-        logits_processor: LogitsProcessorList,
-        stopping_criteria: StoppingCriteriaList,
-        generation_config: GenerationConfig,
-        **model_kwargs: Any,
-    ) -> Any:
-        """What transformers calls instead of its own sampling loop.
+    def __call__(self, model: Any, input_ids: torch.Tensor, **options: Any) -> Any:
+        """What transformers calls where a model brings a ``generate`` of its own: its sampling loop, marked.
+
+        Raises:
+            MarkError: as :meth:`run`.
+        """
+        return self.run(model._sample, input_ids, **options)  # noqa: SLF001 — the loop generate() would call here
+
+    def run(self, loop: Callable[..., Any], input_ids: torch.Tensor, **options: Any) -> Any:
+        """Run transformers' sampling ``loop`` with the mark behind all its processors.
 
         Raises:
             MarkError: beams, assisted decoding, or greedy decoding under a scheme that needs sampling.
         """
-        mode = _refuse_unmarkable(generation_config, self.profile)
-        pad = getattr(generation_config, "_pad_token_tensor", None)
+        config: GenerationConfig = options.pop("generation_config")
+        processors = options.pop("logits_processor")
+        mode = _refuse_unmarkable(config, self.profile)
+        pad = getattr(config, "_pad_token_tensor", None)
         processor = MarkProcessor(
             self.profile,
             streams=self._rows(len(input_ids)),
@@ -73,15 +77,10 @@ class MarkedGeneration:
             messages=self._messages,
         )
         if self.profile.scheme.samples and mode == GenerationMode.SAMPLE:
-            generation_config = copy.deepcopy(generation_config)
-            generation_config.do_sample = False  # the row is one-hot: argmax takes the token that the mark chose
-        return model._sample(  # noqa: SLF001 — the loop that generate() itself would call here
-            input_ids,
-            logits_processor=LogitsProcessorList([*logits_processor, processor]),
-            stopping_criteria=stopping_criteria,
-            generation_config=generation_config,
-            **model_kwargs,
-        )
+            config = copy.deepcopy(config)
+            config.do_sample = False  # the row is one-hot: argmax takes the token that the mark chose
+        marked = LogitsProcessorList([*processors, processor])
+        return loop(input_ids, logits_processor=marked, generation_config=config, **options)
 
     def _rows(self, rows: int) -> list[ContextStream]:
         order: list[int] = []
@@ -172,3 +171,6 @@ def _refuse_unmarkable(config: GenerationConfig, profile: Profile) -> Generation
             "decoding makes none; pass do_sample=True, or use a profile with scheme=GreenList()"
         )
     return mode
+
+
+hooks.install(MarkedGeneration)
