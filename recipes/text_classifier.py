@@ -101,6 +101,9 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--run", type=Path, default=Path("runs/sst2"))
     options.add_argument("--data", type=Path, help="folder with SST-2 in TSV; without it, and without --tiny, the hub")
+    options.add_argument(
+        "--examples", type=int, default=6_920, help="with --data: the published size of its train file"
+    )
     options.add_argument("--model", default="FacebookAI/roberta-base")
     options.add_argument("--tiny", action="store_true")
     given = options.parse_args()
@@ -110,7 +113,7 @@ def main() -> None:
         found = train(given.run, model=small_bert(100, 16, 1), **sets, **settings)
     elif given.data:
         train_set, test_set = words_as_numbers(read(given.data, "train"), read(given.data, "dev"))
-        sets = {"train_set": train_set, "test_set": test_set, "examples": 67_349}
+        sets = {"train_set": train_set, "test_set": test_set, "examples": given.examples}
         settings = {
             "per_device_train_batch_size": 64,
             "gradient_accumulation_steps": 16,

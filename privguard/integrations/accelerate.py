@@ -28,12 +28,13 @@ from torch.utils.data import DataLoader, RandomSampler
 
 from privguard.checkpoint.key import To
 from privguard.errors import PrivacyError, ResumeError
+from privguard.integrations.settled import COMPILED, CUT, ENGINE, SPLIT, refuse_environment, refuse_state
 from privguard.records import Claim
 from privguard.runs import start
 from privguard.runs.driver import Underway
-from privguard.runs.options import RunOptions, RunSetup
+from privguard.runs.options import RunOptions, RunSetup, audience_of
 from privguard.runs.run import PrivateRun
-from privguard.training.batches import examples_of, to_device
+from privguard.training.batches import examples_of, rows_at_once, to_device
 from privguard.training.plan import Plan, steps_in
 from privguard.training.probes.gradients import Losses
 from privguard.training.probes.loader import probed_clipper
@@ -44,24 +45,18 @@ SEALED = "state.sealed"
 _REFUSED = {
     "gradient_accumulation_steps": "how often a step accumulates follows from its Poisson sample; leave it away",
     "gradient_accumulation_plugin": "how often a step accumulates follows from its Poisson sample; leave it away",
-    "deepspeed_plugin": "its engine owns the backward pass and the gradients",
-    "fsdp_plugin": "on a CPU accelerate ignores it without a word; cut the model with torch's fully_shard, make the "
-    "optimizer, and hand both to prepare",
-    "megatron_lm_plugin": "its engine owns the backward pass and the gradients",
-    "parallelism_config": "tensor, context and sequence parallelism split examples",
-    "dynamo_backend": "each trained layer breaks the graph, so it gains nothing; your own `model.compile()` is exact",
-    "dynamo_plugin": "each trained layer breaks the graph, so it gains nothing; your own `model.compile()` is exact",
+    "deepspeed_plugin": ENGINE,
+    "fsdp_plugin": CUT,
+    "megatron_lm_plugin": ENGINE,
+    "parallelism_config": SPLIT,
+    "dynamo_backend": COMPILED,
+    "dynamo_plugin": COMPILED,
 }
 
 _LOOPS_OWN = {
     "checkpoint_every": "call save_state where the loop wants a checkpoint",
     "show_private_loss": "print it in the loop, knowing that no guarantee covers it",
     "quiet": "the loop shows its own progress",
-}
-_ENVIRONMENT = {  # what `accelerate launch` sets, and a CPU run ignores
-    "ACCELERATE_USE_FSDP": "fsdp_plugin",
-    "ACCELERATE_USE_DEEPSPEED": "deepspeed_plugin",
-    "ACCELERATE_USE_MEGATRON_LM": "megatron_lm_plugin",
 }
 
 
@@ -99,15 +94,10 @@ class PrivateAccelerator(Accelerator):
         for name, reason in _REFUSED.items():
             if accelerator.get(name) is not None:
                 raise PrivacyError(f"{name}={accelerator[name]!r}: {reason}")
-        if str(accelerator.get("mixed_precision")) in {"fp16", "fp8"}:
-            raise PrivacyError(
-                f"mixed_precision={accelerator['mixed_precision']!r}: loss scaling skips steps on overflow, which "
-                "depends on the data; use bf16"
-            )
-        for name, plugin in _ENVIRONMENT.items():
-            if os.environ.get(name, "false").lower() in {"1", "true", "yes"}:
-                raise PrivacyError(f"{name}={os.environ[name]}: {_REFUSED[plugin]}")
+        audience_of(seal_to, self._options)
+        refuse_environment()
         super().__init__(**accelerator)
+        refuse_state(self)
         self.plan = plan
         self._folder, self._seal_to, self._losses = Path(run), seal_to, losses
         self._setup: RunSetup | None = None
@@ -263,7 +253,7 @@ class PrivateAccelerator(Accelerator):
             options=self._options,
             also={**self._options.also, **schedules},
             every=0,
-            rows=loader.batch_size,
+            rows=rows_at_once(loader),
             ranks=Ranks.current(),
             charge=self._options.charge(),
         )

@@ -23,11 +23,18 @@ from privguard.checkpoint.key import To
 from privguard.errors import PrivacyError
 from privguard.records import Claim
 from privguard.runs import start
-from privguard.runs.options import RunOptions, RunSetup
+from privguard.runs.options import RunOptions, RunSetup, audience_of
 from privguard.runs.progress import Meter
 from privguard.runs.run import PrivateRun
 from privguard.runs.signals import Interrupts
-from privguard.training.batches import PoissonLoader, check_rows, examples_of, shapes_of, to_device
+from privguard.training.batches import (
+    PoissonLoader,
+    check_rows,
+    examples_of,
+    rows_at_once,
+    shapes_of,
+    to_device,
+)
 from privguard.training.plan import Plan
 from privguard.training.probes.gradients import Losses
 from privguard.training.probes.loader import probed_clipper
@@ -75,6 +82,7 @@ def privatize(  # noqa: PLR0913 — the loop's own objects, and what everybody s
     options = options or RunOptions()
     charge = options.charge()
     examples_of(train_loader)
+    audience_of(seal_to, options)
     device = next(model.parameters()).device
     probed = probed_clipper(model, train_loader, max_grad_norm=plan.max_grad_norm, losses=losses)
     setup = RunSetup(
@@ -87,7 +95,7 @@ def privatize(  # noqa: PLR0913 — the loop's own objects, and what everybody s
         options=options,
         also=options.also,
         every=options.checkpoint_every,
-        rows=train_loader.batch_size,
+        rows=rows_at_once(train_loader),
         charge=charge,
     )
     try:

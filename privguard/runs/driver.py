@@ -37,6 +37,22 @@ class Head:
     structure: Structure
     choices: bool = False
 
+
+@final
+@dataclass(frozen=True)
+class Objective:
+    """What a wrapper minimises, where it computes the losses itself.
+
+    Attributes:
+        losses: from a collated batch to the losses of its examples, (B,); the forward pass is part of it.
+        structure: made-up batches for the probe, of public shapes and types.
+        choices: as in :class:`Head`.
+    """
+
+    losses: Callable[[Batch], Tensor]
+    structure: Structure
+    choices: bool = False
+
     def rows_each(self, batch: Batch) -> int:
         """How many rows one example becomes inside the model."""
         return batch["input_ids"].shape[1] if self.choices else 1
@@ -46,14 +62,20 @@ class Head:
 class Underway:
     """A private run together with the loader of its records, as PrivateTrainer and PrivateAccelerator drive it.
 
-    ``head`` says how losses are computed where the wrapper computes them, and is None where the user's loop does.
+    ``objective`` is what the wrapper minimises, and None where the user's loop computes the losses.
     ``users`` groups the records where a user is the unit of privacy. ``spent`` maps a number of steps to ε.
     """
 
     def __init__(
-        self, run: PrivateRun, setup: RunSetup, head: Head | None, data: DataLoader[Any], *, users: Users | None
+        self,
+        run: PrivateRun,
+        setup: RunSetup,
+        objective: Objective | None,
+        data: DataLoader[Any],
+        *,
+        users: Users | None,
     ) -> None:
-        self.run, self.setup, self.head = run, setup, head
+        self.run, self.setup, self.objective = run, setup, objective
         self.spent = SpentSoFar(run.plan)
         self._apart = users is not None and users.apart
         self.saved = -1  # ledger position of the newest checkpoint
@@ -87,7 +109,7 @@ class Underway:
             ValueError: the collated data does not have one row for each record that was drawn.
         """
         check_rows(fetched, batch)
-        choices = 1 if self.head is None else self.head.rows_each(fetched)
+        choices = 1 if self.objective is None else self.objective.rows_each(fetched)
         mask, rows = torch.from_numpy(batch.mask), len(batch.records) // len(batch.mask)
         if self._apart and batch.kept is not None:
             mask, rows = mask.repeat_interleave(rows) & torch.from_numpy(batch.kept), 1

@@ -122,7 +122,7 @@ class RunSetup:
 
     def audience(self) -> Audience:
         """Who may open the run's snapshots, and for what."""
-        return Audience.of(as_list(self.seal_to), as_list(self.options.auditors))
+        return audience_of(self.seal_to, self.options)
 
     def opening_key(self) -> Key:
         """The key that opens the run's snapshots; see :func:`key_for`."""
@@ -136,6 +136,15 @@ class RunSetup:
     def signers(self) -> tuple[str, ...]:
         """Key ids of those whose snapshots the run goes on from, as the leading process knows them."""
         return self.ranks.from_lead(lambda: self.options.trust.signers(self.opening_key()))
+
+
+def audience_of(seal_to: To, options: RunOptions) -> Audience:
+    """Who may open a run's snapshots, and for what; asked early too, so that a missing file shows before any work.
+
+    Raises:
+        NoRecipientError: nobody could open them, or a file of a recipient is not there.
+    """
+    return Audience.of(as_list(seal_to), as_list(options.auditors))
 
 
 def as_list(to: To) -> list[Any]:

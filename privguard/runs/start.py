@@ -7,10 +7,12 @@ result, or its error, is sent to the others (:meth:`privguard.training.ranks.Ran
 import json
 import logging
 import secrets
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from privguard._random import Stream
@@ -260,9 +262,24 @@ def _restore(snapshot: Snapshot, setup: RunSetup) -> None:
     here = setup.model.state_dict()
     weights = {name: shards.cut_like(value, here.get(name)) for name, value in snapshot.weights.items()}
     setup.model.load_state_dict(weights)
+    _require_same_settings(snapshot.optimizer, setup.optimizer)
     setup.optimizer.load_state_dict(shards.cut_state(snapshot.optimizer, setup.optimizer.param_groups))
     for name, thing in setup.also.items():
         thing.load_state_dict(snapshot.extra[name])
+
+
+def _require_same_settings(saved: Mapping[str, Any], optimizer: Optimizer) -> None:
+    """Refuse an optimizer of another kind than the one whose state was saved, as its settings tell."""
+    here = [set(group) for group in optimizer.param_groups]
+    there = [set(group) for group in saved["param_groups"]]
+    if [names - {"initial_lr", "param_names"} for names in here] != [
+        names - {"initial_lr", "param_names"} for names in there
+    ]:
+        other = sorted(set().union(*here) ^ set().union(*there)) or [f"{len(here)} groups for {len(there)}"]
+        raise ResumeError(
+            f"optimizer={type(optimizer).__name__}: the run was begun with another kind of optimizer or other groups "
+            f"({', '.join(other)}), whose state it cannot go on from; give the one that it began with"
+        )
 
 
 def _stream(secret: bytes, setup: RunSetup) -> Stream:

@@ -103,6 +103,16 @@ def fetch(loader: DataLoader[Any], records: Iterator[Sequence[int]]) -> Iterator
     )
 
 
+def refuse_stream(dataset: object) -> None:
+    """Raise PrivacyError for a data set whose records cannot be chosen by number."""
+    if isinstance(dataset, IterableDataset) or not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
+        raise PrivacyError(
+            f"dataset={type(dataset).__name__}: its length is unknown or its records come in an order of their own, so "
+            "no record can be in a batch with a known probability; use a data set with __len__ and __getitem__ "
+            "(datasets.Dataset.from_generator makes one of a stream)"
+        )
+
+
 def _index(tensors: Sequence[Tensor], records: Iterator[Sequence[int]], *, pin: bool) -> Iterator[list[Tensor]]:
     for chosen in records:
         index = torch.as_tensor(chosen)
@@ -118,11 +128,7 @@ def examples_of(loader: DataLoader[Any]) -> int:
         replaced.
     """
     dataset: Dataset[Any] = loader.dataset
-    if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
-        raise PrivacyError(
-            f"dataset={type(dataset).__name__}: its length is unknown, so no record can be in a batch with a known "
-            "probability; use a data set with __len__ and __getitem__"
-        )
+    refuse_stream(dataset)
     sampler = loader.sampler
     shuffled = isinstance(sampler, RandomSampler) and not sampler.replacement
     if not (shuffled or isinstance(sampler, SequentialSampler)) or not _plain_batches(loader):
@@ -132,6 +138,11 @@ def examples_of(loader: DataLoader[Any]) -> int:
         )
     _refuse_doubles(dataset)
     return len(dataset)  # type: ignore[arg-type] — checked above
+
+
+def rows_at_once(loader: DataLoader[Any]) -> int | None:
+    """The batch size of a loader, also where it is that of the ``batch_sampler`` which it was given."""
+    return loader.batch_size or getattr(loader.batch_sampler, "batch_size", None)
 
 
 def _refuse_doubles(dataset: Any) -> None:

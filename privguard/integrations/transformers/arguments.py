@@ -14,6 +14,7 @@ from transformers import TrainingArguments
 from privguard import _check
 from privguard.accounting.calibrate import Budget, least_noise
 from privguard.errors import PrivacyError
+from privguard.integrations.settled import COMPILED, ENGINE, LOSS_SCALING, SPLIT
 from privguard.records import Unit as Kind
 from privguard.runs.privacy_unit import Unit
 from privguard.training.plan import Plan, steps_in
@@ -77,10 +78,10 @@ def _on(value: Any) -> bool:
 
 
 REFUSED: dict[str, Refusal] = {
-    "fp16": (_on, "loss scaling skips steps on overflow, which depends on the data; use bf16=True"),
+    "fp16": (_on, f"{LOSS_SCALING}=True"),
     "torch_compile": (
         _on,
-        "each trained layer breaks the graph, so it gains nothing; your own `model.compile()` is exact",
+        COMPILED,
     ),
     "use_liger_kernel": (_on, "fused losses are means over the batch's tokens, which couple the examples"),
     "neftune_noise_alpha": (
@@ -108,9 +109,9 @@ REFUSED: dict[str, Refusal] = {
         lambda value: bool(getattr(value, "gradient_accumulation_kwargs", None)),
         "accumulation is the sampler's; leave gradient_accumulation_kwargs away",
     ),
-    "parallelism_config": (lambda value: value is not None, "tensor, context and sequence parallelism split examples"),
+    "parallelism_config": (lambda value: value is not None, SPLIT),
     "fsdp": (_on, "a model that is cut over ranks trains with PrivateAccelerator; here use one full copy on each rank"),
-    "deepspeed": (lambda value: value is not None, "its engine owns the backward pass and the gradients"),
+    "deepspeed": (lambda value: value is not None, ENGINE),
     "debug": (_on, "underflow_overflow prints activations of private examples"),
     "skip_memory_metrics": (lambda value: not value, "peak memory tells the size of the largest batch"),
 }
@@ -186,19 +187,11 @@ def private(args: TrainingArguments, plan: Plan) -> TrainingArguments:
     """A copy of ``args`` with which ``Trainer``'s own loop does one thing per step: hand the step to us."""
     ours = copy.copy(args)
     ours.gradient_accumulation_steps = 1  # a step is one item of the loader, however many batches that takes
+    ours.average_tokens_across_devices = False  # each example's loss is its own
     ours.max_grad_norm = 0.0  # the clipping of the sum is off, that of each example is the plan's
     if args.max_steps <= 0:
         ours.max_steps = plan.steps
     return ours
-
-
-def refuse_scalar_loss(trainer: Mapping[str, Any]) -> None:
-    """Raise PrivacyError where Trainer is given a loss over the whole batch."""
-    if trainer.get("compute_loss_func") is not None:
-        raise PrivacyError(
-            "compute_loss_func: returns one number for the whole batch, which couples the examples; pass "
-            "per_example_loss, a function of (outputs, batch) that returns one loss for each example"
-        )
 
 
 def refuse_overlap(train: object, evaluation: object) -> None:

@@ -37,6 +37,12 @@ def write(run: PrivateRun, state: TrainerState, *, output: Path, lead: bool) -> 
         raise
 
 
+def sweep(output: Path) -> None:
+    """Remove what a process that was killed while it saved has left behind; the run's ledger is held meanwhile."""
+    for unfinished in output.glob(".checkpoint-*"):
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
 def steps_done(checkpoint: str) -> int:
     """The number of steps that Trainer's state file beside the seal says were taken."""
     return json.loads(Path(checkpoint, STATE).read_text())["global_step"]

@@ -30,29 +30,37 @@ def head_of(model: nn.Module, *, label_smoothing: float = 0.0) -> Head:
     Raises:
         UnsupportedModelError: the head is not known; the message names the way out.
     """
-    bare = cast("Any", _bare(model))
-    name = type(bare).__name__
+    inner = cast("Any", bare(model))
+    name = type(inner).__name__
     for ending, (make, labels) in _HEADS.items():
         if name.endswith(ending):
             choices = ending == "ForMultipleChoice"
-            structure = {**_inputs(bare, choices=choices), **labels(bare.config)}
-            return Head(make(bare, label_smoothing), structure, choices)
+            structure = {**_inputs(inner, choices=choices), **labels(inner.config)}
+            return Head(make(inner, label_smoothing), structure, choices)
     raise UnsupportedModelError(
         f"model={name}: no per-example loss is known for its head; pass per_example_loss, a function of "
         "(outputs, batch) that returns one loss for each example"
     )
 
 
+def known_head(model: nn.Module) -> Head | None:
+    """The head of :func:`head_of`; None where it is not known."""
+    try:
+        return head_of(model)
+    except UnsupportedModelError:
+        return None
+
+
 def inputs_for(model: nn.Module, batch: Batch, *, labels: list[str]) -> dict[str, Any]:
     """What goes forward: the batch without its labels, with the decoder's inputs made from them where it has one."""
     inputs = {name: value for name, value in batch.items() if name not in labels}
-    bare = cast("Any", _bare(model))
-    if "labels" in batch and "decoder_input_ids" not in inputs and _is_sequence_to_sequence(bare):
-        inputs["decoder_input_ids"] = bare.prepare_decoder_input_ids_from_labels(labels=batch["labels"])
+    inner = cast("Any", bare(model))
+    if "labels" in batch and "decoder_input_ids" not in inputs and _is_sequence_to_sequence(inner):
+        inputs["decoder_input_ids"] = inner.prepare_decoder_input_ids_from_labels(labels=batch["labels"])
     return inputs
 
 
-def _bare(model: nn.Module) -> nn.Module:
+def bare(model: nn.Module) -> nn.Module:
     """The transformers model inside peft's wrapper."""
     inner = getattr(model, "get_base_model", None)
     return cast("nn.Module", inner()) if callable(inner) else model

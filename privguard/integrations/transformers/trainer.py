@@ -26,20 +26,24 @@ from privguard.accounting.calibrate import Budget
 from privguard.accounting.ledger import Ledger
 from privguard.checkpoint.key import To
 from privguard.errors import PrivacyError
+from privguard.integrations.settled import refuse_environment, refuse_state
 from privguard.integrations.transformers import arguments as training_arguments
 from privguard.integrations.transformers import checkpoint as trainer_checkpoint
 from privguard.integrations.transformers.arguments import plan_for
 from privguard.integrations.transformers.checkpoint import SEALED, StepInTheSeal
 from privguard.integrations.transformers.losses import inputs_for
-from privguard.integrations.transformers.parts import training_clipper, training_head, training_loader
+from privguard.integrations.transformers.overrides import refuse_replaced
+from privguard.integrations.transformers.parts import training_clipper, training_loader, training_objective
 from privguard.records import Claim
 from privguard.runs import start
-from privguard.runs.driver import Head, PerExampleLoss, Underway
-from privguard.runs.options import RunOptions, RunSetup, as_list, key_for
+from privguard.runs.driver import Objective, PerExampleLoss, Underway
+from privguard.runs.options import RunOptions, RunSetup, as_list, audience_of, key_for
 from privguard.runs.privacy_unit import ByUser, Unit
 from privguard.runs.progress import SpentSoFar, public
 from privguard.runs.signals import Interrupts
+from privguard.training.batches import refuse_stream
 from privguard.training.plan import Plan, steps_in
+from privguard.training.probes.modules import refuse_mixing
 from privguard.training.ranks import Ranks
 
 _ARGS_OWN = {
@@ -89,7 +93,8 @@ class PrivateTrainer(Trainer):
         self._options = options or RunOptions()
         self._options.refuse(_ARGS_OWN)
         training_arguments.refuse(args)
-        training_arguments.refuse_scalar_loss(trainer)
+        refuse_replaced(self)
+        refuse_environment()
         self._unit = Unit(users)
         self.plan = plan or plan_for(args, budget=budget, examples=examples, unit=self._unit)
         self._unit.agrees(self.plan)
@@ -101,7 +106,10 @@ class PrivateTrainer(Trainer):
         self._claim: Claim | None = None
         if args.load_best_model_at_end:
             key_for(as_list(self._seal_to), self._options.key)
+        audience_of(self._seal_to, self._options)
         super().__init__(model, training_arguments.private(args, self.plan), **trainer)
+        refuse_state(self.accelerator, self.model)
+        refuse_stream(self.train_dataset)
         training_arguments.refuse_overlap(self.train_dataset, self.eval_dataset)
 
     def train(
@@ -204,7 +212,7 @@ class PrivateTrainer(Trainer):
         for batch, fetched in private.step():
             data = self._prepare_inputs(fetched)
             private.begin(batch, data)
-            losses = private.backward(batch, cast("Head", private.head).losses(self._forward(model, data), data))
+            losses = private.backward(batch, cast("Objective", private.objective).losses(data))
             if self._options.show_private_loss and sys.stderr.isatty():
                 print(f"un-noised loss {losses.mean().item():.3f}", file=sys.stderr)  # noqa: T201 — asked for by name
         private.run.release()
@@ -309,14 +317,14 @@ class PrivateTrainer(Trainer):
         model = self._bare
         data = training_loader(self)
         self._unit.read(self.train_dataset)
-        smoothing = self.args.label_smoothing_factor
-        head = training_head(model, data, own_loss=self._own_loss, label_smoothing=smoothing)
-        forward, bound = partial(self._forward, model), self.plan.max_grad_norm
+        refuse_mixing(model)
+        refuse_replaced(self)
+        objective = training_objective(self, model, partial(self._forward, model), data, own_loss=self._own_loss)
         own = {"schedule": cast("Any", self.lr_scheduler), "trainer": StepInTheSeal(self)}
         setup = RunSetup(
             model=model,
             optimizer=cast("Any", self.optimizer),
-            clipper=training_clipper(model, head, forward, data, unit=self._unit, max_grad_norm=bound),
+            clipper=training_clipper(model, objective, data, unit=self._unit, max_grad_norm=self.plan.max_grad_norm),
             folder=self._folder,
             seal_to=self._seal_to,
             options=self._options,
@@ -331,7 +339,9 @@ class PrivateTrainer(Trainer):
                 run = start.start(self.plan, setup)
             else:
                 run = start.resume(self.plan, setup, snapshot=Path(checkpoint, SEALED))
-            return Underway(run, setup, head, data, users=self._unit.users)
+                if setup.ranks.lead:
+                    trainer_checkpoint.sweep(self._folder)
+            return Underway(run, setup, objective, data, users=self._unit.users)
         except BaseException:
             setup.clipper.close()
             raise

@@ -15,3 +15,9 @@ def _one_thread():
     torch.set_num_threads(1)
     hf.logging.set_verbosity_error()
     hf.logging.disable_progress_bar()
+
+
+@pytest.fixture
+def fine_grid(monkeypatch):
+    """Rounds sums 1,000 times finer than a run does, for comparisons with sums that nobody has rounded."""
+    monkeypatch.setattr("privguard.training.grid._SHARE", 1e-7)

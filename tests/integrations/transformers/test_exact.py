@@ -7,6 +7,8 @@ import torch
 from drive import both, distance
 from zoo import ZOO
 
+pytestmark = pytest.mark.usefixtures("fine_grid")
+
 ONE_BY_ONE = {"deberta-sequence"}  # relative positions are a table that all examples share
 
 

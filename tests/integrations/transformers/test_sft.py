@@ -129,6 +129,7 @@ CASES = {
 }
 
 
+@pytest.mark.usefixtures("fine_grid")
 @pytest.mark.parametrize("name", CASES)
 def test_one_step_is_sft_trainers_with_a_mean_over_examples(name, tmp_path):
     make, data, args = CASES[name]
@@ -136,6 +137,7 @@ def test_one_step_is_sft_trainers_with_a_mean_over_examples(name, tmp_path):
     assert distance(step_of(exact(make(), data(), tmp_path / "private", args=args)), theirs) < 1e-5
 
 
+@pytest.mark.usefixtures("fine_grid")
 def test_adapters_are_sft_trainers_own(tmp_path):
     peft = pytest.importorskip("peft")
 
