@@ -11,9 +11,12 @@
     │   └── ResumeError              a run cannot go on from what was found on disk
     ├── UnsupportedModelError        a module mixes examples, or has no exact per-example gradient
     ├── TamperedError                a ledger, a sealed file, a signature or a record is not what was written
-    │   └── LedgerError              the ledger was truncated, reordered, edited, or is missing
+    │   ├── LedgerError              the ledger was truncated, reordered, edited, or is missing
+    │   │   └── NotALedgerError      a file of another kind; also a ValueError
+    │   └── UnrecognisedError        a file of another kind, or without its first bytes; also a ValueError
     ├── SealError                    a file cannot be sealed or opened for a reason that is not tampering
     │   ├── NoRecipientError         sealing for nobody
+    │   ├── NotAKeyError             a file that holds no key; also a ValueError
     │   ├── RollbackError            an older snapshot stands where a newer one is wanted
     │   └── PlainCheckpointError     a file in clear stands where a sealed one is expected
     ├── MarkError                    a watermark cannot be written or read as asked
@@ -21,8 +24,9 @@
     │   └── ProtocolInvalidError     a claim whose order of commitment, timestamp and beacon does not hold
     └── AuditError                   a design that could not show anything, or guesses that were not decided beforehand
 
-A bad argument is a ``ValueError`` or ``TypeError`` of Python's own; the tree above is for refusals. Every message says
-the name, the value, what was wanted and what to do. Secrets never appear in a message.
+A bad argument is a ``ValueError`` or ``TypeError`` of Python's own; the tree is for refusals. What is both, such as
+a file of another kind where a ledger is expected, is most likely a mistyped name. Every message says the name, the
+value, what was wanted and what to do. Secrets never appear in a message.
 """
 
 
@@ -66,12 +70,24 @@ class LedgerError(TamperedError):
     """The ledger was truncated, reordered or edited, or is missing."""
 
 
+class NotALedgerError(LedgerError, ValueError):
+    """A file whose first line does not open a ledger: another file, most likely, and nothing that was tampered with."""
+
+
+class UnrecognisedError(TamperedError, ValueError):
+    """A file that does not begin as its kind does: another file, or one whose first bytes were destroyed."""
+
+
 class SealError(PrivguardError):
     """A file cannot be sealed or opened for a reason that is not tampering."""
 
 
 class NoRecipientError(SealError):
     """Sealing without any recipient would lose the data for good."""
+
+
+class NotAKeyError(SealError, ValueError):
+    """A file that holds no key or recipient of privguard."""
 
 
 class RollbackError(SealError):

@@ -196,6 +196,11 @@ def _rounding(events: Events) -> float:
     return sum(_transforms(event) * times for event, times in events) * _ROUNDING
 
 
+def hidden_by_rounding(steps: int) -> float:
+    """What rounding in the composition of as many sampled steps may hide of δ; ε is infinite at or below it."""
+    return steps * _ROUNDING
+
+
 def _epsilon_at(accountant: Any, delta: float) -> float:
     """ε at δ; where exp(−ε) nears the smallest double, the library's formula overflows and its δ at ε is inverted."""
     with np.errstate(over="ignore", divide="ignore"):

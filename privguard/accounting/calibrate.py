@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 _SPEND = 0.9995  # the search aims between this share of the budget and all of it
 _LEAST_SPENT = 0.996  # the rest up to the promised 99.5 % is room for the grid
 _ENDS = (2.0**-60, 2.0**60)
+_PRACTICAL = (1e-4, 1e4)  # of ε: what a search answers in seconds
+_MOST_STEPS = 10**6
 
 
 @final
@@ -56,6 +58,7 @@ def least_noise(budget: Budget, *, sample_rate: float, steps: int) -> float:
     """
     _check.probability("sample_rate", sample_rate, one=True)
     _check.count("steps", steps)
+    _require_within_reach(budget, steps)
 
     def precision(value: float) -> Events:
         return [(dp_sgd(sample_rate=sample_rate, noise_multiplier=1 / value), steps)]
@@ -72,6 +75,7 @@ def highest_rate(budget: Budget, *, noise_multiplier: float, steps: int) -> floa
     """
     _check.positive("noise_multiplier", noise_multiplier)
     _check.count("steps", steps)
+    _require_within_reach(budget, steps)
 
     def rate(value: float) -> Events:
         return [(dp_sgd(sample_rate=value, noise_multiplier=noise_multiplier), steps)]
@@ -100,6 +104,29 @@ def most_steps(budget: Budget, event: "DpEvent", *, after: "accountant.Spending"
     goal = _Goal(budget.epsilon, 1 - 1e-6, stride=1.04, gap=1.0)
     sharp = _climb(lambda x: _cost(total(x), budget, like), goal, near, limit)
     return _last(fits, int(sharp), limit)
+
+
+def _require_within_reach(budget: Budget, steps: int) -> None:
+    """Refuse, by name and at once, what a search could only answer after minutes or not at all.
+
+    Raises:
+        ValueError: more steps or another ε than any run has.
+        BudgetExceededError: δ is not above what rounding in the composition of so many steps may hide of it.
+    """
+    least, most = _PRACTICAL
+    _check.require(
+        least <= budget.epsilon <= most,
+        "epsilon",
+        budget.epsilon,
+        wanted=f"between {least:g} and {most:g}",
+        remedy="below, no model learns anything; above, nothing is protected",
+    )
+    _check.require(steps <= _MOST_STEPS, "steps", steps, wanted=f"at most {_MOST_STEPS:,}; plan fewer, larger steps")
+    if budget.delta <= (hidden := accountant.hidden_by_rounding(steps)):
+        raise BudgetExceededError(
+            f"delta={budget.delta:g}: rounding in {steps:,} composed steps may hide {hidden:.1g} of it; "
+            "choose a larger delta"
+        )
 
 
 _Family: TypeAlias = Callable[[float], Events]

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, final
 from privguard import _canon
 from privguard.accounting import events
 from privguard.attest import merkle
-from privguard.errors import LedgerError, UnknownEventError
+from privguard.errors import LedgerError, NotALedgerError, UnknownEventError
 
 if TYPE_CHECKING:
     from dp_accounting import DpEvent
@@ -106,8 +106,9 @@ def replay(path: Path) -> "Replay":
     except FileNotFoundError:
         raise LedgerError(f"ledger={path}: missing; a run is resumed with its ledger or not at all") from None
     *lines, tail = data.split(b"\n")
+    _require_ledger(path, lines[0] if lines else tail)
     if not lines:
-        raise LedgerError(f"ledger={path}: no complete line; nothing was ever recorded here, so it may be removed")
+        raise LedgerError(f"ledger={path}: no complete line, so nothing was recorded here; start the run anew")
     state = Replay(torn=len(tail))
     for number, line in enumerate(lines, start=1):
         try:
@@ -117,6 +118,15 @@ def replay(path: Path) -> "Replay":
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise LedgerError(f"ledger={path}, line {number}: {_why(error)}") from error
     return state
+
+
+def _require_ledger(path: Path, first: bytes) -> None:
+    """Refuse a file that never was a ledger; one whose first line was damaged cannot be told from that by its bytes."""
+    if first and not first.startswith(b'{"facts":') and b'"kind":"open"' not in first:
+        raise NotALedgerError(
+            f"ledger={path}: does not begin as a ledger does, so it is another file (or its first line was destroyed); "
+            "name the run folder or its ledger.jsonl"
+        )
 
 
 class Replay:

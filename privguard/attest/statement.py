@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.hazmat.primitives.hashes import SHA256
 
 from privguard import _canon, _check
-from privguard.errors import TamperedError
+from privguard.errors import TamperedError, UnrecognisedError
 from privguard.records import Digest
 
 IN_TOTO = "application/vnd.in-toto+json"
@@ -271,8 +271,11 @@ class Envelope:
     @classmethod
     def read(cls, path: Path) -> "Envelope":
         """Read the envelope in ``path``; nothing in it is verified yet."""
+        data = path.read_bytes()
+        if not data.startswith(b"{"):
+            raise UnrecognisedError(f"{path}: expected a DSSE envelope in JSON; this is another file")
         try:
-            return cls.from_json(json.loads(path.read_bytes()))
+            return cls.from_json(json.loads(data))
         except ValueError:
             raise TamperedError(f"path={str(path)!r}: not a DSSE envelope in JSON") from None
 

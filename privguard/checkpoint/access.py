@@ -21,7 +21,7 @@ from privguard.checkpoint.archive import HEAD
 from privguard.checkpoint.envelope import Form, Secrets
 from privguard.checkpoint.folder import alone_in
 from privguard.checkpoint.key import Key, Kind, One, Recipient, To, recipients
-from privguard.checkpoint.opened import Head, head_of, head_path, left_over, refuse_plain
+from privguard.checkpoint.opened import Head, head_of, head_path, left_over, refuse_other
 from privguard.checkpoint.payload import one_failure
 from privguard.checkpoint.stanza import Role, Stanza
 from privguard.errors import NoRecipientError, SealError
@@ -101,7 +101,7 @@ def rewrap(
     path = Path(path)
     to, auditors = recipients(add) if add else (), recipients(add_auditors) if add_auditors else ()
     with _alone(path) as descriptor:
-        refuse_plain(descriptor, path)
+        refuse_other(descriptor, path)
         with journal.acting("rewrap", path) as act, contextlib.ExitStack() as grants:
             for one in (*to, *auditors):
                 grants.enter_context(journal.acting("grant", f"{path} to {one.kind.label} {one.id}"))

@@ -26,7 +26,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 from privguard import _check
 from privguard.attest.statement import SigningKey
 from privguard.checkpoint import durable
-from privguard.errors import NoRecipientError, SealError
+from privguard.errors import NoRecipientError, NotAKeyError, SealError
 
 ID_BYTES = 16
 
@@ -297,7 +297,7 @@ def _read(path: Path) -> tuple[str, Kind, bytes]:
     lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
     found = _KEY_LINE.fullmatch(lines[0]) if len(lines) == 1 else None
     if found is None:
-        raise SealError(f"{path}: expected a key or recipient file of privguard; make one with `privguard key new`")
+        raise NotAKeyError(f"{path}: expected a key or recipient file of privguard; make one with `privguard key new`")
     what, label, name, encoded = found.groups()
     kind = _LABELS.get(label, Kind.SERVICE)
     sizes = _SECRET_BYTES if what == "key" else _PUBLIC_BYTES

@@ -23,7 +23,7 @@ from privguard.checkpoint.envelope import MAGIC, PREAMBLE_BYTES, Form, Preamble
 from privguard.checkpoint.key import Key
 from privguard.checkpoint.payload import MalformedError, Place, Reader, one_failure, plain_size, sealed_size
 from privguard.checkpoint.stanza import Role
-from privguard.errors import PlainCheckpointError, SealError, TamperedError
+from privguard.errors import PlainCheckpointError, SealError, TamperedError, UnrecognisedError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -123,7 +123,7 @@ class Sealed:
         if self.path.is_dir():
             self._folder = Directory(self.path)
         descriptor = self._descriptor(head_path(self.path))
-        refuse_plain(descriptor, self.path)
+        refuse_other(descriptor, self.path)
         try:
             return Head.read(descriptor)
         except MalformedError:  # a re-wrap may have been seen half way; what is damaged stays so
@@ -409,13 +409,13 @@ def head_of(path: Path) -> Head:
     """
     descriptor = _os.open_regular(head_path(path))
     try:
-        refuse_plain(descriptor, path)
+        refuse_other(descriptor, path)
         with contextlib.suppress(MalformedError):
             return Head.read(descriptor)
         wait_for_writer(path)  # a re-wrap may have been seen half way; what is damaged stays so
         return Head.read(descriptor)
     except MalformedError:
-        raise TamperedError(f"{path}: is no sealed file of privguard, or its head is damaged or cut") from None
+        raise TamperedError(f"{path}: the head of this sealed file is damaged or truncated") from None
     finally:
         os.close(descriptor)
 
@@ -435,11 +435,21 @@ def head_path(path: Path) -> Path:
     return path / HEAD
 
 
-def refuse_plain(descriptor: int, path: Path) -> None:
-    """Raise ``PlainCheckpointError`` for a checkpoint in clear; other bytes are left to who reads the head."""
+def refuse_other(descriptor: int, path: Path) -> None:
+    """Refuse a file that does not begin as a sealed one does.
+
+    Raises:
+        PlainCheckpointError: a checkpoint in clear.
+        UnrecognisedError: another file, or one whose first bytes were destroyed.
+    """
     start = _os.read_all_at(descriptor, len(MAGIC), 0)
     if start.startswith(_PLAIN_STARTS) or start[8:9] == b"{":
         raise PlainCheckpointError(
             f"{path}: expected a sealed file and found one in clear (zip, pickle or safetensors); "
             "seal it with `privguard seal`, or pass allow_plain=True where you trust it"
+        )
+    if start != MAGIC:
+        raise UnrecognisedError(
+            f"{path}: does not begin as a sealed file does, so it is another file (or its first bytes were destroyed); "
+            "name a sealed file or folder"
         )

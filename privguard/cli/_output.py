@@ -51,11 +51,11 @@ def require_place(path: Path) -> None:
 
 def exit_code(error: Exception) -> int:
     """What a command exits with when it ends in this error."""
+    if isinstance(error, ValueError | OSError):
+        return USAGE
     if isinstance(error, TamperedError | ProtocolInvalidError):
         return TAMPERED
-    if isinstance(error, PrivguardError):
-        return REFUSED
-    return USAGE if isinstance(error, ValueError | OSError) else BUG
+    return REFUSED if isinstance(error, PrivguardError) else BUG
 
 
 def complain(error: Exception) -> None:

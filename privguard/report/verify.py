@@ -13,7 +13,7 @@ from typing import final
 from privguard.accounting.ledger import Ledger
 from privguard.attest import journal as journals
 from privguard.attest.statement import Identity, Statement
-from privguard.errors import LedgerError, PrivguardError, SealError, TamperedError
+from privguard.errors import LedgerError, PrivguardError, SealError, TamperedError, UnrecognisedError
 from privguard.records import Claim, Record
 from privguard.report import findings, holdings, kept, sign
 from privguard.report.assemble import price
@@ -67,6 +67,8 @@ def verify(
     path = _envelope(Path(path))
     try:
         said, report, signer = sign.check(sign.read(path), by=signers)
+    except UnrecognisedError:
+        raise
     except TamperedError as error:
         raise TamperedError(f"{path.name}: {error}") from None
     folder = kept.run_of(path.parent) if run is None else Path(run)

@@ -44,7 +44,7 @@ def test_something_in_clear_is_never_overwritten_by_a_seal_and_an_older_seal_is(
 
 
 def test_what_is_not_sealed_is_said_to_be_not_sealed(capsys):
-    assert "model.bin: is no sealed file" in refused(capsys, "inspect", "model.bin", code=3)
+    assert "model.bin: does not begin as a sealed file does" in refused(capsys, "inspect", "model.bin", code=2)
     for command in (("inspect", "run"), ("open", "run", "--key", "team.key", "-o", "out")):
         assert "one without privguard.seal; seal it with" in refused(capsys, *command, code=1)
 

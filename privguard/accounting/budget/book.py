@@ -87,7 +87,9 @@ class Book:
             LedgerError: there is no book, or a row was changed, moved or taken out.
         """
         if "://" not in str(place) and not Path(place).is_file():  # SQLite would make an empty one
-            raise LedgerError(f"book={str(place)!r}: is not there; create it, or name the right place")
+            raise FileNotFoundError(
+                f"book={str(place)!r}: no such book; create it (privguard ledger budget open), or name the right place"
+            )
         book = cls(place)
         book.verify()
         return book
