@@ -2,18 +2,19 @@
 
 import typer
 
-from privguard.cli import mark_image, mark_model, mark_text
+from privguard.cli import mark_image, mark_model, mark_text, read_text
 
 app = typer.Typer(
     help="""Write, read and test marks in models, in text and in pictures.
 
     A model, in this order: commit, embed, release it; for a suspect: challenge, trust, verify.
 
-    Text: text setup, text write, text detect.
+    Text: text setup, text write, text detect; text message, text trace.
 
     Pictures: image setup, image write, image detect.""",
     no_args_is_help=True,
 )
 app.add_typer(mark_model.app)
+mark_text.app.add_typer(read_text.app)
 app.add_typer(mark_text.app, name="text")
 app.add_typer(mark_image.app, name="image")

@@ -1,7 +1,8 @@
-"""``privguard mark text``: set up a profile, write marked text, detect it, and drill it.
+"""``privguard mark text``: set up a profile, write marked text, and drill it.
 
 Input is JSON lines (one object with ``text``, ``tokens`` or, for writing, ``prompt`` per line), Parquet with such
-columns, or plain text (one document per file); ``-`` is standard input.
+columns, or plain text (one document per file); ``-`` is standard input. What reads marks is in
+:mod:`privguard.cli.read_text`.
 """
 
 import json
@@ -11,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from privguard.cli._output import AsJson, emit, progress, require_place, stderr
+from privguard.cli._output import AsJson, emit, progress, require_place
 from privguard.cli._recording import recorded
 from privguard.cli._text_files import load_tokenizer, log10_of, read_rows, tokens_of
 
@@ -128,58 +129,6 @@ def write(
 
 
 @app.command()
-def detect(
-    inputs: Inputs,
-    profile: ProfilePath,
-    secret: SecretPath,
-    trust: TrustPath,
-    tokenizer: TokenizerPath = None,
-    level: Annotated[float, typer.Option("--level", help="Error probability, over all documents together.")] = 1e-5,
-    user: Annotated[str | None, typer.Option("--user", help="Read with this user's keys.")] = None,
-    report: Annotated[Path | None, typer.Option("--report", help="Folder for one HTML page per document.")] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Detect the mark in each document; exit code 1 when it was found in none.
-
-    A mark that was found is also attributed, to one sub-key or to one for each stretch, unless many sub-keys agree with
-    the same words, as in a forgery learnt from many texts; one honest text in twenty is not attributed by chance.
-    """
-    from privguard.attest.statement import Identity
-    from privguard.watermark.secret import Secret
-    from privguard.watermark.text.profile import Profile
-    from privguard.watermark.text.reading.detect import Detector
-    from privguard.watermark.text.reading.ngrams import Documents
-
-    log10_level = log10_of(level)
-    known = Profile.read(profile, by=Identity.read(trust))
-    detector = Detector(known, Secret.read(secret), user=user)
-    reader = None if tokenizer is None else load_tokenizer(tokenizer)
-    if reader is not None:
-        known.require_tokenizer(reader)
-    documents: list[list[int]] = []
-    with progress() as bar:
-        rows = list(read_rows(inputs))
-        documents = [tokens_of(row, reader, width=known.logits_width) for row in bar.track(rows, description="reading")]
-    found = detector.detect(Documents.of_lists(documents).below(known.logits_width))
-    verdicts = [found.verdict(i, tests=max(1, len(documents))) for i in range(len(documents))]
-    hits = [v.log10_p_corrected <= log10_level for v in verdicts]
-    owned = [bool(one) and hit for one, hit in zip(found.accepted(log10_level=log10_level), hits, strict=True)]
-    if report is not None:
-        write_reports(report, detector, documents, tokenizer=reader, log10_level=log10_level)
-    values = [
-        {**v.to_json(), "found": hit, "attributed": one} for v, hit, one in zip(verdicts, hits, owned, strict=True)
-    ]
-    lines = [
-        f"{'found    ' if hit else 'not found'}  log10 p = {v.log10_p_corrected:8.2f}  {v.trials:5d} n-grams  #{i}"
-        + _standing(found, i, hit=hit, owned=one, log10_level=log10_level)
-        for i, (v, hit, one) in enumerate(zip(verdicts, hits, owned, strict=True))
-    ]
-    emit(values, as_json=as_json, lines=lines)
-    if not any(hits):
-        raise typer.Exit(1)
-
-
-@app.command()
 def drill(
     marked: Annotated[str, typer.Argument(help="JSON lines of marked texts; - for standard input.")],
     profile: ProfilePath,
@@ -220,37 +169,3 @@ def drill(
         f"{row.attack:20s} {row.accepted:6.1%} survive   median log10 p = {row.median_log10_p:8.2f}" for row in table
     ]
     emit(table, as_json=as_json, lines=lines)
-
-
-def _standing(found: Any, document: int, *, hit: bool, owned: bool, log10_level: float) -> str:
-    """Who wrote a text that was found, as far as that can be said."""
-    stretches = found.stretches[document]
-    if owned and len(stretches) > 1:
-        return f"  {len(stretches)} stretches under {len({s.subkey for s in stretches})} sub-keys"
-    if not hit or owned:
-        return ""
-    if bool(found.mixed(log10_level=log10_level)[document]):
-        return "  not attributed: many sub-keys agree (many short pieces, or a forgery)"
-    return "  not attributed: its pieces are too short"
-
-
-def write_reports(
-    folder: Path, detector: Any, documents: list[list[int]], *, tokenizer: Any, log10_level: float
-) -> None:
-    """One HTML page and one JSON file per document."""
-    from privguard.watermark.text.reading.ngrams import Documents
-    from privguard.watermark.text.reading.page import report, words_of_tokens
-
-    folder.mkdir(parents=True, exist_ok=True)
-    for number, ids in enumerate(documents):
-        words = [f"{i} " for i in ids] if tokenizer is None else words_of_tokens(tokenizer, ids)
-        made = report(
-            detector,
-            Documents.of_lists([ids]).below(detector.profile.logits_width),
-            words=words,
-            log10_level=log10_level,
-            tests=max(1, len(documents)),
-        )
-        (folder / f"document-{number}.html").write_text(made.to_html(), encoding="utf-8")
-        (folder / f"document-{number}.json").write_text(json.dumps(made.to_json(), indent=2, ensure_ascii=False) + "\n")
-    stderr().print(f"{len(documents)} reports in {folder}")

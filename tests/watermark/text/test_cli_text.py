@@ -177,3 +177,73 @@ def test_what_is_no_text_and_no_tokenizer_is_named(home, tmp_path):
         assert isinstance(found.exception, ValueError)
         assert f"{tmp_path}" in str(found.exception)
         assert "expected" in str(found.exception)
+
+
+def test_a_quoted_text_is_found_in_its_variant(home, tmp_path):
+    row = json.loads((home / "marked.jsonl").read_text().splitlines()[0])
+    quoted = row["text"].replace(" ", "\u200b ").replace("a", "a\u00ad")
+    (tmp_path / "mail.jsonl").write_text(json.dumps({"text": quoted}) + "\n")
+    found = json.loads(run(home, "detect", tmp_path / "mail.jsonl", "--tokenizer", home / "model", "--json").stdout)[0]
+    assert found["details"]["variant"] == "clean"
+    assert found["multiplicity"] == found["details"]["variants_tried"] == 2
+    run(home, "detect", tmp_path / "mail.jsonl", "--tokenizer", home / "model", "--as-written", code=1)
+
+
+def test_users_are_traced_and_nobody_is_named_for_plain_text(home, tmp_path):
+    run(home, "write", home / "prompts.jsonl", "--model", home / "model", "-o", tmp_path / "m.jsonl", "--user", "ann")
+    (tmp_path / "users").write_text("bob\nann\ncy\n")
+    found = json.loads(run(home, "trace", tmp_path / "m.jsonl", "--users", tmp_path / "users", "--json").stdout)
+    assert [row["user"] for row in found] == ["ann", "ann"]
+    run(home, "trace", home / "plain.txt", "--users", tmp_path / "users", "--tokenizer", home / "model", code=1)
+
+
+def test_decoys_rank_the_true_key_first_on_marked_text_alone(home):
+    ranks = json.loads(run(home, "decoys", home / "marked.jsonl", "--decoys", 49, "--json").stdout)
+    assert ranks == [0.02, 0.02]
+    plain = run(home, "decoys", home / "plain.txt", "--tokenizer", home / "model", "--decoys", 49, "--json")
+    assert json.loads(plain.stdout)[0] > 0.02
+
+
+def test_what_a_model_wrote_is_read_for_traces(home):
+    assert "found" in run(home, "radioactivity", home / "marked.jsonl").stdout
+    run(home, "radioactivity", home / "plain.txt", "--tokenizer", home / "model", code=1)
+
+
+def test_messages_are_written_and_read(home, tmp_path):
+    (tmp_path / "mark.secret").write_bytes((home / "mark.secret").read_bytes())
+    (tmp_path / "mark.secret").chmod(0o600)
+    options = ("--sign-with", tmp_path / "signer.key", "--tokenizer", home / "model", "--logits-width", len(WORDS) + 2)
+    run(tmp_path, "setup", *options, "--scheme", "gumbel-payload", "--subkeys", 1, trust=False)
+    written = ("--model", home / "model", "-o", tmp_path / "m.jsonl", "--tokens", 200, "--message", 77)
+    run(tmp_path, "write", home / "prompts.jsonl", *written)
+    found = json.loads(run(tmp_path, "message", tmp_path / "m.jsonl", "--json").stdout)
+    assert [row["value"] for row in found] == [77, 77]
+    assert run(tmp_path, "message", tmp_path / "m.jsonl", "--expect", 77).stdout.startswith("found")
+    run(tmp_path, "message", home / "plain.txt", "--tokenizer", home / "model", code=1)
+
+
+def test_other_tools_marks_are_read(tmp_path):
+    """vLLM's Gumbel mark: the token that a key likes best, one after the other."""
+    import numpy as np
+
+    from privguard.watermark.text.prf.philox import vllm_words
+
+    words = [7, 8]
+    for _ in range(60):
+        context = np.tile(np.array([words[-2:]]), (300, 1))
+        words.append(int(vllm_words(context, np.arange(300), key=42).argmax()))
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"tokens": words}) + "\n")
+
+    def read(scheme, **numbers):
+        (tmp_path / "key.json").write_text(json.dumps(numbers))
+        files = [tmp_path / "rows.jsonl", "--config", tmp_path / "key.json"]
+        return CliRunner().invoke(app, ["mark", "text", "detect", "--scheme", scheme, *map(str, files)])
+
+    assert read("vllm-gumbel", key=42, context_width=2).exit_code == 0
+    assert read("vllm-gumbel", key=43, context_width=2).exit_code == 1
+    assert read("vllm-dual-key", key=42, context_width=2).exit_code == 1
+    assert read("vllm-synthid", key=43, context_width=2).exit_code == 1
+    assert read("transformers-synthid", keys=[1, 2, 3], ngram_len=5).exit_code == 1
+    assert read("transformers-green-list", hashing_key=7, vocabulary_size=300).exit_code == 1
+    for wrong in (read("vllm-gumbel", kee=42), read("transformers-green-list", hashing_key=7)):
+        assert isinstance(wrong.exception, ValueError)

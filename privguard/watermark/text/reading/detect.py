@@ -5,7 +5,7 @@ vectorised tail makes all p-values. The p-value already pays for the sub-keys; `
 it are paid for by whoever tests them (:meth:`Detections.verdict`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any, Protocol, final
@@ -87,8 +87,8 @@ class Detections:
         found = self.log10_p <= log10_level
         return found & ~self.accepted(log10_level=log10_level) & (self.log10_p_beside <= MIXED)
 
-    def verdict(self, document: int, *, tests: float = 1.0) -> Verdict:
-        """The verdict on one document; ``tests`` is how many documents and keys were tested beside it."""
+    def verdict(self, document: int, *, tests: float = 1.0, details: Mapping[str, Any] | None = None) -> Verdict:
+        """The verdict on one document; ``tests`` is how many documents, keys and variants were tested beside it."""
         row = int(document)
         return Verdict(
             scheme=f"text/{self.profile.scheme.name}",
@@ -110,6 +110,7 @@ class Detections:
                 "beside_stretches_log10_p": float(self.log10_p_beside[row]),
                 "mean_score": float(self.score[row] / max(1, self.scored[row])),
                 "mean_without_mark": self.profile.scheme.null.mean,
+                **(details or {}),
             },
             notes=NOTES,
         )

@@ -7,7 +7,7 @@ loop is refused by name. Calls without a mark pass through unchanged. What is in
 """
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, Protocol, runtime_checkable
@@ -41,7 +41,7 @@ REFUSED = {
 
 
 @contextmanager
-def _marking(mark: MarkOfOneCall | None) -> Iterator[None]:
+def _marking(mark: MarkOfOneCall | None) -> Generator[None]:
     token = _active.set(mark)
     try:
         yield
@@ -51,16 +51,17 @@ def _marking(mark: MarkOfOneCall | None) -> Iterator[None]:
 
 def install(kind: type) -> None:
     """Wrap transformers' generation for marks of this class; a second call does nothing."""
-    if getattr(GenerationMixin.generate, "_carries_marks", False):
+    mixin: Any = GenerationMixin
+    if getattr(mixin.generate, "_carries_marks", False):
         return
-    GenerationMixin.generate = _generate(GenerationMixin.generate, kind)  # type: ignore[method-assign]
-    GenerationMixin._sample = _sample(GenerationMixin._sample)  # type: ignore[method-assign]  # noqa: SLF001
+    mixin.generate = _generate(mixin.generate, kind)
+    mixin._sample = _sample(mixin._sample)  # noqa: SLF001 — the loop that generate() calls
     for name, reason in REFUSED.items():
-        if hasattr(GenerationMixin, name):
-            setattr(GenerationMixin, name, _refusing(getattr(GenerationMixin, name), reason, kind))
+        if hasattr(mixin, name):
+            setattr(mixin, name, _refusing(getattr(mixin, name), reason, kind))
 
 
-def _generate(plain: Callable[..., Any], kind: type) -> Callable[..., Any]:
+def _generate(plain: Callable[..., Any], kind: Any) -> Callable[..., Any]:
     @functools.wraps(plain)
     def generate(self: Any, *args: Any, **kwargs: Any) -> Any:
         mark = kwargs.get("custom_generate")
@@ -69,7 +70,7 @@ def _generate(plain: Callable[..., Any], kind: type) -> Callable[..., Any]:
         alpha = kwargs.get("penalty_alpha", getattr(kwargs.get("generation_config"), "penalty_alpha", None))
         if alpha:
             raise MarkError(f"penalty_alpha={alpha}: contrastive search takes no samples to mark; leave it out")
-        with _marking(mark):  # type: ignore[arg-type]
+        with _marking(mark):
             return plain(self, *args, **{key: value for key, value in kwargs.items() if key != "custom_generate"})
 
     generate._carries_marks = True  # type: ignore[attr-defined]  # noqa: SLF001
