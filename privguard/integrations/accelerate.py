@@ -38,6 +38,7 @@ from privguard.training.batches import examples_of, rows_at_once, to_device
 from privguard.training.plan import Plan, steps_in
 from privguard.training.probes.gradients import Losses
 from privguard.training.probes.loader import probed_clipper
+from privguard.training.probes.rehearsal import Rehearsal
 from privguard.training.ranks import Ranks
 from privguard.training.sample import PhysicalBatch
 
@@ -103,6 +104,7 @@ class PrivateAccelerator(Accelerator):
         self._setup: RunSetup | None = None
         self._private: Underway | None = None
         self._open: PhysicalBatch | None = None
+        self._rehearsal: Rehearsal | None = None
         self._data: DataLoader[Any] | None = None
 
     def prepare(self, *args: Any, device_placement: Any = None) -> Any:  # noqa: ARG002
@@ -153,6 +155,9 @@ class PrivateAccelerator(Accelerator):
             ValueError: a scalar, or a wrong length; pass ``reduction="none"``.
             SensitivityError: the examples were counted already.
         """
+        if self._rehearsal is not None and not kwargs:
+            self._rehearsal.backward(loss)
+            return
         if kwargs or self._private is None or self._open is None:
             raise PrivacyError("backward: takes the losses of the open batch and nothing else, once for each batch")
         self._private.backward(self._open, loss)
@@ -210,6 +215,10 @@ class PrivateAccelerator(Accelerator):
     def batches(self) -> Iterator[Any]:
         """What one pass over the private loader yields: an epoch's worth of steps, or what the plan has left."""
         private, move = self._begun(), to_device(self.device)
+        if self._rehearsal is not None:
+            self.gradient_state._set_sync_gradients(False)  # noqa: FBT003, SLF001 — nothing moves meanwhile
+            yield from self._rehearsal.turns()
+            self._rehearsal = None
         for _ in range(min(self.steps_per_epoch, private.run.remaining)):
             for batch, fetched in private.step():
                 data = move(fetched)
@@ -222,6 +231,8 @@ class PrivateAccelerator(Accelerator):
 
     def optimizer_step(self) -> None:
         """End the open batch; on the last one of a step add the noise and move the weights."""
+        if self._rehearsal is not None:
+            return
         if self._open is None:
             raise PrivacyError("optimizer.step(): no batch is open; take each batch from the prepared loader")
         if self._open.last:
@@ -241,7 +252,9 @@ class PrivateAccelerator(Accelerator):
     def _assemble(self, model: nn.Module, optimizer: Optimizer, loader: DataLoader[Any]) -> None:
         examples_of(loader)
         self._data = loader
-        probed = probed_clipper(model, loader, max_grad_norm=self.plan.max_grad_norm, losses=self._losses)
+        bound, rehearse = self.plan.max_grad_norm, self._options.rehearsal
+        probed = probed_clipper(model, loader, max_grad_norm=bound, losses=self._losses, rehearse=rehearse)
+        self._rehearsal = probed.rehearsal
         schedules = {f"schedule {i}": each.scheduler for i, each in enumerate(cast("Any", self._schedulers))}
         self._setup = RunSetup(
             model=model,

@@ -38,6 +38,7 @@ from privguard.training.batches import (
 from privguard.training.plan import Plan
 from privguard.training.probes.gradients import Losses
 from privguard.training.probes.loader import probed_clipper
+from privguard.training.probes.rehearsal import Rehearsal
 from privguard.training.sample import PhysicalBatch
 
 
@@ -67,7 +68,7 @@ def privatize(  # noqa: PLR0913 — the loop's own objects, and what everybody s
         seal_to: who can open the checkpoints: recipients, keys, or paths of their files.
         resume: go on with the run in the folder.
         losses: forward and loss of the loop, batch → (B,), so that the probe before step 1 covers the loss too; without
-            it the model alone is probed.
+            it the model is probed, and the loop is rehearsed in its first turns (``RunOptions.rehearsal``).
         options: what few runs need to say: auditors, keys, checkpoints, a budget book, a seed for tests.
 
     Raises:
@@ -84,7 +85,9 @@ def privatize(  # noqa: PLR0913 — the loop's own objects, and what everybody s
     examples_of(train_loader)
     audience_of(seal_to, options)
     device = next(model.parameters()).device
-    probed = probed_clipper(model, train_loader, max_grad_norm=plan.max_grad_norm, losses=losses)
+    probed = probed_clipper(
+        model, train_loader, max_grad_norm=plan.max_grad_norm, losses=losses, rehearse=options.rehearsal
+    )
     setup = RunSetup(
         model=model,
         optimizer=optimizer,
@@ -104,7 +107,7 @@ def privatize(  # noqa: PLR0913 — the loop's own objects, and what everybody s
         setup.clipper.close()
         raise
     meter = Meter(plan, show_loss=options.show_private_loss, quiet=options.quiet)
-    return PrivateLoop(private, setup, train_loader, meter, device)
+    return PrivateLoop(private, setup, train_loader, meter, device, rehearsal=probed.rehearsal)
 
 
 @final
@@ -116,7 +119,14 @@ class PrivateLoop:
     """
 
     def __init__(
-        self, run: PrivateRun, setup: RunSetup, loader: DataLoader[Any], meter: Meter, device: torch.device
+        self,
+        run: PrivateRun,
+        setup: RunSetup,
+        loader: DataLoader[Any],
+        meter: Meter,
+        device: torch.device,
+        *,
+        rehearsal: Rehearsal | None = None,
     ) -> None:
         self.model = setup.model
         self._run = run
@@ -128,6 +138,7 @@ class PrivateLoop:
         )
         self._open: PhysicalBatch | None = None
         self._iterating = False
+        self._rehearsal = rehearsal
 
     def batches(self) -> Iterator[Any]:
         """Physical batches of the steps that the plan has left, on the model's device, until the budget is used.
@@ -135,10 +146,16 @@ class PrivateLoop:
         At the end, also after ``break`` and Ctrl-C, the ledger is settled and the last state is sealed. Ctrl-C waits
         for the step under way; a second one does not.
 
+        Where the loop's loss was not shown (``losses=``), the first five batches are synthetic: they are a rehearsal,
+        which counts nothing and in which :meth:`step` returns False.
+
         Raises:
             PrivacyError: an earlier call is still being iterated over, whose examples would be counted again.
         """
         with self._alone(), self._meter.running(self._run.taken), Interrupts() as interrupts, contextlib.closing(self):
+            if self._rehearsal is not None:
+                yield from self._rehearsal.turns()
+                self._rehearsal = None
             for batch, fetched in self._loader(self._run.taken, self._run.plan.steps):
                 if self._run.reserve() != batch.position:
                     raise PrivacyError(
@@ -158,6 +175,9 @@ class PrivateLoop:
             SensitivityError: the examples were counted already.
             InteractionError: a loss reaches rows of another example; where steps were released, the claim is void.
         """
+        if self._rehearsal is not None:
+            self._rehearsal.backward(losses)
+            return
         self._run.backward(losses)
         self._meter.loss(losses)
 
@@ -167,6 +187,8 @@ class PrivateLoop:
         Returns True when a logical batch ended, so a schedule steps on it.
         """
         batch = self._open
+        if self._rehearsal is not None:
+            return False
         if batch is None:
             raise PrivacyError("step(): no batch is open; take each batch from private.batches() and call step() once")
         self._open = None

@@ -14,6 +14,7 @@ import privguard
 from privguard._random import Stream
 from privguard.checkpoint.key import Recipient
 from privguard.records import Manifest
+from privguard.training.clip import Clipper
 from privguard.training.plan import Plan
 
 FLOAT32_NOISE = (
@@ -30,7 +31,7 @@ def describe(  # noqa: PLR0913 — one argument for each thing described
     *,
     plan: Plan,
     model: nn.Module,
-    clipper: object,
+    clipper: Clipper,
     probed: str,
     recipients: Sequence[Recipient],
     streams: Stream,
@@ -57,7 +58,7 @@ def describe(  # noqa: PLR0913 — one argument for each thing described
         mechanism=mechanism,
         software=software(),
         insecure=streams.insecure,
-        unchecked=(FLOAT32_NOISE,) if mechanism["noise"] == "float32" else (),
+        unchecked=((FLOAT32_NOISE,) if mechanism["noise"] == "float32" else ()) + clipper.unchecked,
     )
 
 

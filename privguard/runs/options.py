@@ -49,6 +49,8 @@ class RunOptions:
         insecure_seed: makes sampler and noise repeatable by anybody, for tests and figures; such a run has no claim.
         show_private_loss: show the un-noised loss on the terminal; the guarantee does not cover it.
         quiet: no progress bar.
+        rehearsal: where the loop's loss is not shown (``losses=``), hand it synthetic batches in its first turns, which
+            count nothing, and compare gradients; without, the claim says that nothing looked at the loss.
     """
 
     auditors: To = ()
@@ -62,6 +64,7 @@ class RunOptions:
     insecure_seed: int | None = None
     show_private_loss: bool = False
     quiet: bool = False
+    rehearsal: bool = True
 
     def charge(self) -> Charge | None:
         """What the run owes the budget book; see :meth:`privguard.runs.budget.Charge.to`."""

@@ -72,11 +72,13 @@ class Clipper(Protocol):
         shape_term: by how much of its norm a record's gradient changed with the batch's shape, where a probe measured
             it (:mod:`privguard.training.probes.shape`), else None.
         checks: the checks while training, or None where single examples leave nothing to check.
+        unchecked: sentences about what the probe could not check; manifest, claim and report carry them.
     """
 
     rows: int | None
     shape_term: float | None
     checks: "Checks | None"
+    unchecked: tuple[str, ...]
 
     def begin(self, mask: Tensor, *, rows_each: int = 1, shapes: Hashable = ()) -> None:
         """Announce that ``B`` units are about to go forward; ``mask`` is bool (B,), False where a unit is padding.
@@ -318,6 +320,7 @@ class OneByOne:
     rows: int | None = 1
     shape_term: float | None = 0.0  # every batch has one record
     checks: Checks | None = None
+    unchecked: tuple[str, ...] = ()
 
     def __init__(self, model: nn.Module, *, max_grad_norm: float) -> None:
         self._bound = float(_check.positive("max_grad_norm", max_grad_norm))

@@ -99,7 +99,7 @@ class EqualShares:
 
     def __init__(self, each: Clipper, *, most: int) -> None:
         self._each, self._most = each, most
-        self.rows, self.checks = each.rows, each.checks
+        self.rows, self.checks, self.unchecked = each.rows, each.checks, each.unchecked
         self.shape_term = each.shape_term
 
     def begin(self, mask: Tensor, *, rows_each: int = 1, shapes: Hashable = ()) -> None:

@@ -176,11 +176,20 @@ class Bounded(Dataset):
 
 @pytest.mark.parametrize(
     ("collate", "reason"),
-    [(own_chance, "it draws from a generator of its own"), (strict, "ValueError on made-up records")],
+    [(own_chance, "it draws from a generator of its own"), (strict, "ValueError on synthetic records")],
 )
-def test_what_could_not_be_looked_at_is_said_without_a_record(small, collate, reason, caplog):
+def test_what_could_not_be_checked_is_in_the_manifest_without_a_record(small, collate, reason):
     data = small.data if collate is own_chance else Bounded()
-    start(small, nn.Linear(6, 3) if collate is strict else small.model, data, collate).close()
-    said = [record.getMessage() for record in caplog.records if "not looked at" in record.getMessage()]
-    assert f"whether the collate function mixes records was not looked at: {reason}" in said[0]
-    assert not any("no record of ours" in line for line in said)
+    private = start(small, nn.Linear(6, 3) if collate is strict else small.model, data, collate, rehearsal=False)
+    unchecked = private._run.manifest.unchecked
+    assert any(
+        line.startswith(f"Whether the collate function mixes records could not be checked: {reason}")
+        for line in unchecked
+    )
+    assert set(unchecked) <= set(private.claim().unchecked)
+    assert not any("no record of ours" in line for line in unchecked)
+
+
+def test_a_collate_function_that_cannot_pad_leaves_nothing_open(small):
+    small.rehearsal = True
+    assert small.start()._run.manifest.unchecked == ()

@@ -58,6 +58,7 @@ class BookKeeper:
         self._all_reached = False
         self._halves, self._new_step = HalfChecks(), True
         self.checks: Checks | None = self._halves
+        self.unchecked: tuple[str, ...] = ()
         tapped = tapped_modules(model, self._parameters, self._desk)
         ways = [listen_to(t.name, t.module) for t in tapped]  # everything is checked before anything is changed
         for one, way in zip(tapped, ways, strict=True):

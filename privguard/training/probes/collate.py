@@ -6,7 +6,6 @@ model does not read padding. Both are looked at with records of the real ones' s
 """
 
 import copy
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
@@ -21,8 +20,6 @@ from privguard.training.clip import Clipper
 from privguard.training.probes.examples import check_same_alone
 from privguard.training.probes.gradients import Losses
 from privguard.training.probes.synthetic import Pattern
-
-_log = logging.getLogger(__name__)
 
 Collate = Callable[[list[Any]], Any]
 _TRIES = 8  # a collate function may mix only now and then
@@ -50,33 +47,39 @@ def refuse_meeting(
         return clipper
     pattern = Pattern(dataset[0], top)
     try:
-        refuse_mixing(loader.collate_fn, pattern)
+        open_questions = [refuse_mixing(loader.collate_fn, pattern)]
         if losses is not None:
-            refuse_read_padding(model, losses, loader.collate_fn, pattern, outputs=outputs)
+            open_questions.append(refuse_read_padding(model, losses, loader.collate_fn, pattern, outputs=outputs))
     except BaseException:
         clipper.close()
         raise
+    clipper.unchecked += tuple(sentence for sentence in open_questions if sentence is not None)
     return clipper
 
 
-def refuse_mixing(collate: Collate, pattern: Pattern) -> None:
+def refuse_mixing(collate: Collate, pattern: Pattern) -> str | None:
     """Refuse a collate function by which one record changes the rows of others.
 
-    A function that fails on made-up records, or that draws from a generator of its own, tells nothing; a warning says
-    that it was not looked at.
+    Returns:
+        None, or a sentence about what could not be checked: a function that fails on synthetic records, or that draws
+        from a generator of its own, tells nothing.
 
     Raises:
         SensitivityError: it mixes records.
     """
-    if _mixes(collate, pattern):
+    mixes = _mixes(collate, pattern)
+    if isinstance(mixes, str):
+        return mixes
+    if mixes:
         raise SensitivityError(
             f"collate_fn={getattr(collate, '__name__', type(collate).__name__)}: exchanging the last record changed "
             "the rows of others; each row has to come from one record, so leave mixup, CutMix and negatives from the "
             "batch out"
         )
+    return None
 
 
-def _mixes(collate: Collate, pattern: Pattern) -> bool:
+def _mixes(collate: Collate, pattern: Pattern) -> bool | str:
     before = rng_state.states()
     try:
         first = [pattern.made_up(number) for number in range(4)]
@@ -84,12 +87,11 @@ def _mixes(collate: Collate, pattern: Pattern) -> bool:
             here, exchanged = rng_state.states(), [*first[:3], pattern.made_up(4 + attempt)]
             one, again, other = (_collated(collate, records, here) for records in (first, first, exchanged))
             if _differ(one, again, rows=4):
-                _not_looked_at("the collate function mixes records", "it draws from a generator of its own")
-                return False
+                return _unchecked("the collate function mixes records", "it draws from a generator of its own")
             if _differ(one, other, rows=4, but=1):
                 return True
     except Exception as error:  # made-up records need not make sense to a function of the user's: no fault of its
-        _not_looked_at("the collate function mixes records", f"{type(error).__name__} on made-up records")
+        return _unchecked("the collate function mixes records", f"{type(error).__name__} on synthetic records")
     finally:
         rng_state.restore(before)
     return False
@@ -97,7 +99,7 @@ def _mixes(collate: Collate, pattern: Pattern) -> bool:
 
 def refuse_read_padding(
     model: nn.Module, losses: Losses, collate: Collate, pattern: Pattern, *, outputs: Losses | None = None
-) -> None:
+) -> str | None:
     """Refuse a model that reads the padding that its collate function makes.
 
     Args:
@@ -108,31 +110,48 @@ def refuse_read_padding(
         outputs: where the loss is made up, what it is made from: if an example's part of that grows with the padding,
             so does the made-up loss, which tells nothing.
 
+    Returns:
+        None, or a sentence about what could not be checked. A function that takes no records of several lengths makes
+        no padding, so there is nothing to check.
+
     Raises:
         SensitivityError: a longer record beside it changes an example's gradient.
     """
     before = rng_state.states()
     try:
-        found = _padded(collate, pattern, next(model.parameters()).device)
-        if found is None:
-            return
-        beside, alone = found
+        if not _takes_lengths(collate, pattern):
+            return None
+        pair = _padded(collate, pattern, next(model.parameters()).device)
+        if pair is None:
+            return None
+        beside, alone = pair
         if outputs is not None:
             with torch.no_grad():
                 if outputs(beside).shape[1:] != outputs(alone).shape[1:]:
-                    return
+                    return _unchecked("the loop's loss reads padding", "the model's outputs grow with it")
         check_same_alone(model, losses, beside, alone)
     except SensitivityError:
         raise
     except Exception as error:  # as above; the model, too, may refuse what is made up
-        _not_looked_at("the model reads padding", f"{type(error).__name__} on made-up records")
+        return _unchecked("the model reads padding", f"{type(error).__name__} on synthetic records")
     finally:
         rng_state.restore(before)
+    return None
 
 
-def _not_looked_at(what: str, reason: str) -> None:
-    """Say that the claim rests on the user's word here. No text of an error, which may quote a record."""
-    _log.warning("whether %s was not looked at: %s; the claim assumes that it does not", what, reason)
+def _unchecked(what: str, reason: str) -> str:
+    """That the claim rests on the user's word here. No text of an error, which may quote a record."""
+    return f"Whether {what} could not be checked: {reason}. The claim assumes that it does not."
+
+
+def _takes_lengths(collate: Collate, pattern: Pattern) -> bool:
+    """Whether the function puts records of two lengths together; one that takes neither has its say elsewhere."""
+    add = -_LONGER if pattern.length > _LONGER else _LONGER
+    try:
+        collate([pattern.made_up(0, longer=add), pattern.made_up(1)])
+    except Exception:  # default_collate on fixed widths: no record can bring padding
+        return False
+    return True
 
 
 def _collated(collate: Collate, records: Sequence[Any], chance: Mapping[str, Any]) -> Any:

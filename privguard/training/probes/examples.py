@@ -41,9 +41,9 @@ from privguard.training.probes.shape import shape_term
 
 SAME = 1e-5  # relative change of an example's float32 gradient that kernels for another batch size may cause
 _SAME_IN_16_BITS = 1e-4  # of a 16-bit one when another record is exchanged; what was measured is 0
-_EXACT = 1e-4  # by which the clipper's gradient may differ from that of an ordinary backward pass, in float32
-_IGNORED = -100  # what labels hold where there is none
-_SIZES = (5, 3, 1)  # of the batches that one record stands in
+EXACT = 1e-4  # by which the clipper's gradient may differ from that of an ordinary backward pass, in float32
+IGNORED = -100  # what labels hold where there is none
+SIZES = (5, 3, 1)  # of the batches that one record stands in
 
 
 def probe(model: nn.Module, clipper: Clipper, losses: Losses, structure: Structure, *, rows_each: int = 1) -> None:
@@ -83,8 +83,8 @@ def probe(model: nn.Module, clipper: Clipper, losses: Losses, structure: Structu
             clipped(clipper, losses, make(structure, size, seed=size, device=device), only(size), rows_each)
         if clipper.rows is None:
             _check_exact(model, clipper, losses, first, rows_each)
-            beside = make(structure, _SIZES[0], seed=4, device=device)
-            clipper.shape_term = shape_term(model, losses, beside, _SIZES)
+            beside = make(structure, SIZES[0], seed=4, device=device)
+            clipper.shape_term = shape_term(model, losses, beside, SIZES)
 
 
 def clipper_for(
@@ -171,7 +171,7 @@ def _with_ignored(losses: Losses, structure: Structure, device: torch.device) ->
         if device.type != "cpu" and not ("label" in name and field.shape):
             continue
         count = iter(range(len(fields)))
-        marked = replace(field, ignore=_IGNORED)
+        marked = replace(field, ignore=IGNORED)
         candidate = trees.mapped(
             lambda leaf, count=count, place=place, marked=marked: marked if next(count) == place else leaf,
             structure,
@@ -199,7 +199,7 @@ def _check_apart(model: nn.Module, losses: Losses, structure: Structure) -> None
     first, second = (make(structure, 4, seed=seed, device=device) for seed in (1, 2))
     with float32_copies(model) as kept_out:
         _check_exchange(model, losses, in_float32(first), in_float32(second), tolerance=SAME)
-        _check_sizes(model, losses, in_float32(make(structure, _SIZES[0], seed=4, device=device)))
+        _check_sizes(model, losses, in_float32(make(structure, SIZES[0], seed=4, device=device)))
     if kept_out:
         _check_exchange(model, losses, first, second, tolerance=_SAME_IN_16_BITS)
 
@@ -224,10 +224,17 @@ def _check_exchange(model: nn.Module, losses: Losses, first: Any, second: Any, *
                     "batch, and use no negatives and no statistics from the batch"
                 )
 
+    _, carried = largest_change(before[0], plain(model, losses, first, 0)) if 0 in others else ("", 0.0)
+    if not carried <= tolerance + 4 * repeated:
+        raise SensitivityError(
+            f"probe: the batch before changed an example's gradient by {carried:.2g} of its norm; keep nothing of one "
+            "batch for the next (a queue, a centre, a hidden state, a running mean)"
+        )
+
 
 def _check_sizes(model: nn.Module, losses: Losses, batch: Any) -> None:
     """Compare a record's gradient beside four, two and no others."""
-    whole, *smaller = _SIZES
+    whole, *smaller = SIZES
     with without_dropout(model):
         before = {example: plain(model, losses, batch, example) for example in (0, 2)}
         for size in smaller:
@@ -265,7 +272,7 @@ def _check_exact(model: nn.Module, clipper: Clipper, losses: Losses, batch: Any,
         for example, wanted in each.items():
             gradients = clipped(clipper, losses, batch, only(rows, example), rows_each)
             name, change = largest_change(wanted, gradients)
-            if not change <= _EXACT:
+            if not change <= EXACT:
                 raise UnsupportedModelError(
                     f"probe: the gradient found for parameter {name!r} is off by {change:.2g} of the norm; "
                     "the examples may not come first in a tensor that reaches it; train with physical batches of one "
@@ -277,7 +284,7 @@ def _check_exact(model: nn.Module, clipper: Clipper, losses: Losses, batch: Any,
         terms = list(each.values())
         total = {name: torch.stack([gradients[name] for gradients in terms]).sum(0) for name in together}
         name, change = largest_change(total, together, among=terms)
-        if not change <= _EXACT:
+        if not change <= EXACT:
             raise UnsupportedModelError(
                 f"probe: all examples together give parameter {name!r} another gradient than they give one by one, by "
                 f"{change:.2g} of the norm; something on the way back (a hook, a backward pass of your own) looks at "

@@ -102,7 +102,8 @@ def test_a_loss_in_which_examples_meet_is_refused_where_it_is_shown(tmp_path):
 
 def test_the_manifest_says_what_was_probed(tmp_path):
     go(*start(tmp_path, KEY))
-    assert Manifest.from_json(json.loads((tmp_path / "run.json").read_text())).probe == "the model, with a made-up loss"
+    probe = Manifest.from_json(json.loads((tmp_path / "run.json").read_text())).probe
+    assert probe == "the model, with a synthetic loss, and the loop, in a rehearsal"
 
 
 def test_a_forgotten_step_is_refused(tmp_path):
