@@ -115,6 +115,18 @@ def choose(
         UnsupportedModelError: a module mixes examples by its nature.
     """
     try:
+        return _chosen(model, losses, structure, max_grad_norm, rows_each)
+    except IndexError:  # a class out of range: real numbers that hold one
+        unit = trees.mapped(
+            lambda leaf: replace(leaf, unit=True) if isinstance(leaf, Field) else leaf, structure, whole=is_field
+        )
+        return _chosen(model, losses, unit, max_grad_norm, rows_each)
+
+
+def _chosen(
+    model: nn.Module, losses: Losses, structure: Structure, max_grad_norm: float, rows_each: int
+) -> tuple[Clipper, str | None]:
+    try:
         return _probed(attach(model, max_grad_norm=max_grad_norm), model, losses, structure, rows_each), None
     except UnsupportedModelError as refusal:
         slow = OneByOne(model, max_grad_norm=max_grad_norm)

@@ -23,12 +23,14 @@ class Field:
             classes, 2 for a mask. It has to be public.
         ignore: a value that means "nothing here", such as −100 in labels; about a third of the places get it, but never
             the last place of every other example, whose gradient would be zero and show nothing.
+        unit: real numbers lie between 0 and 1, where a loss takes some of them for the number of a class.
     """
 
     shape: tuple[int, ...]
     dtype: torch.dtype
     top: int = 2
     ignore: int | None = None
+    unit: bool = False
 
     @property
     def numel(self) -> int:
@@ -43,7 +45,8 @@ class Field:
     def draw(self, rows: int, *, source: torch.Generator) -> Tensor:
         """Synthetic values for ``rows`` examples: normal, or uniform whole numbers below ``top``."""
         if self.dtype.is_floating_point:
-            return torch.randn(rows, *self.shape, generator=source).to(self.dtype)
+            drawn = torch.rand if self.unit else torch.randn
+            return drawn(rows, *self.shape, generator=source).to(self.dtype)
         values = torch.randint(self.top, (rows, *self.shape), generator=source).to(self.dtype)
         if self.ignore is not None:
             ignored = torch.rand(rows, self.numel, generator=source) < 1 / 3
