@@ -12,6 +12,7 @@ import json
 import os
 import re
 import shlex
+import subprocess
 import sys
 import textwrap
 import tomllib
@@ -82,6 +83,8 @@ def run(block, names):
             assert like(promised).search(said.getvalue()), f"{said.getvalue()!r} does not say {promised!r}"
     elif block.language == "console":
         console(block.body)
+    elif block.language == "sh":
+        shell(block.body)
     elif block.language == "diff":
         new = [line[1:] for line in block.body.splitlines() if not line.startswith("-")]
         whole = re.sub(r"^( *)…", r"\1...", textwrap.dedent("\n".join(new)), flags=re.MULTILINE)
@@ -104,6 +107,13 @@ def console(body):
         assert code in codes, f"{command}: exit {code}\n{said}"
         for line in shown:
             assert like(line).search(said), f"{command}: expected {line!r} in\n{said}"
+
+
+def shell(body):
+    """Shell lines as printed, with this interpreter's programs in front of all others."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    done = subprocess.run(["bash", "-e", "-c", body], env={**os.environ, "PATH": path}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def privguard(words):

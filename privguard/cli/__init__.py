@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 import privguard
-from privguard.cli import audit, demo, journal, key, ledger, mark, plan, report, seal
+from privguard.cli import audit, demo, doctor, init, journal, key, ledger, mark, plan, report, seal
 from privguard.cli._output import DEBUG, complain, exit_code
 from privguard.cli.examples import teach
 
@@ -30,6 +30,8 @@ app = typer.Typer(
 )
 app.command("demo")(demo.demo)
 app.command("plan")(plan.plan)
+app.command("init")(init.init)
+app.command("doctor")(doctor.doctor)
 app.add_typer(key.app, name="key")
 seal.register(app)
 app.add_typer(mark.app, name="mark")

@@ -8,6 +8,8 @@ demo
 demo --dry-run
 demo --config mine.toml --out runs/demo --json
 plan --epsilon 3 --delta 1e-5 --examples 60000 --batch-size 512 --epochs 20
+init trainer -o train.py --examples 67349 --epsilon 3
+doctor --book team.db --key team.key
 report make runs/mnist
 report make runs/mnist --sign officer.pem --trust trust.json --data-name 'patients of 2026'
 report verify runs/mnist --signer officer.pem.pub
