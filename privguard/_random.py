@@ -54,6 +54,14 @@ class Stream:
         name = json.dumps(labels)  # injective, so no label can imitate two
         return Stream(_expand(self._key, name), f"{self.label}/{'/'.join(map(str, labels))}", insecure=self.insecure)
 
+    @property
+    def nonce(self) -> str:
+        """The key's public name, 64 hexadecimal characters: equal names mean equal keys, and tell nothing else.
+
+        It is an output of HKDF under the key, as every child is, and no child has this label.
+        """
+        return _expand(self._key, "public name").hex()  # labels of children are JSON lists, so this is none of them
+
     def secret(self) -> bytes:
         """The key itself, for a sealed snapshot and nothing else."""
         return self._key

@@ -12,7 +12,8 @@
     ├── UnsupportedModelError        a module mixes examples, or has no exact per-example gradient
     ├── TamperedError                a ledger, a sealed file, a signature or a record is not what was written
     │   ├── LedgerError              the ledger was truncated, reordered, edited, or is missing
-    │   │   └── NotALedgerError      a file of another kind; also a ValueError
+    │   │   ├── NotALedgerError      a file of another kind; also a ValueError
+    │   │   └── BookUnavailableError the database of a budget book does not answer; also an OSError
     │   └── UnrecognisedError        a file of another kind, or without its first bytes; also a ValueError
     ├── SealError                    a file cannot be sealed or opened for a reason that is not tampering
     │   ├── NoRecipientError         sealing for nobody
@@ -72,6 +73,10 @@ class LedgerError(TamperedError):
 
 class NotALedgerError(LedgerError, ValueError):
     """A file whose first line does not open a ledger: another file, most likely, and nothing that was tampered with."""
+
+
+class BookUnavailableError(LedgerError, OSError):
+    """The database of a budget book does not answer; what was asked may be asked again."""
 
 
 class UnrecognisedError(TamperedError, ValueError):

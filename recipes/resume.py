@@ -2,9 +2,9 @@
 
 python recipes/resume.py --run runs/digits
 
-Each part is a process of its own, as it would be on another day. A clean stop (Ctrl-C, ``break``, SIGTERM) resumes as
-if nothing had happened. After a crash the steps that were reserved stay spent, nothing is drawn twice, and the run ends
-where its budget does.
+Each part is a process of its own, as it would be on another day. A clean stop (Ctrl-C, ``break``, SIGTERM) loses no
+step. After a crash the steps since the last checkpoint stay spent. Either way samples and noise are drawn afresh, and
+the run ends where its budget does.
 """
 
 import argparse
@@ -45,8 +45,9 @@ def train(run: Path, *, epochs: int, resume: bool, stop: int | None = None, cras
             break
         if done == crash:
             os.kill(os.getpid(), signal.SIGKILL)
-    spent = pg.Ledger.read(run / "ledger.jsonl").position
-    print(f"{done} steps here, {spent} of {plan.steps} spent: {private.claim()}", flush=True)
+    history = pg.Ledger.read(run / "ledger.jsonl")
+    print(f"{done} steps here, {history.position} of {plan.steps} spent: {private.claim()}", flush=True)
+    print(f"keys so far: {', '.join(f'{key.nonce[:8]}… from step {key.first}' for key in history.streams)}", flush=True)
 
 
 def in_a_process(*arguments: str) -> int:
@@ -72,7 +73,7 @@ def main() -> None:
     in_a_process(*same, "--part", "stop")
     print("resumed, and killed in the middle: its process says nothing")
     in_a_process(*same, "--part", "crash")
-    print("resumed to the end: what the dead process had reserved is spent, and not trained again")
+    print("resumed to the end: what the dead process took since its last checkpoint is spent, and not trained again")
     sys.exit(in_a_process(*same, "--part", "end"))
 
 

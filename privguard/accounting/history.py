@@ -4,16 +4,18 @@ Each line is canonical JSON (RFC 8785) of one record with the RFC 6962 head over
 So a changed byte, a missing, a doubled or a moved line shows at that line; a cut at the end shows against a head that
 was kept elsewhere (a sealed snapshot, a signed report). The format is written down in ``docs/spec/ledger-v1.md``.
 
-Records: ``open`` (facts), ``reserve`` (an event, how often, from which position), ``settle`` (a clean stop: so many
-positions were used), ``resume`` (a writer came back; what was reserved and not settled stays spent), ``void`` (a
-reason why nothing recorded here has a claim), ``checks`` (of so many steps, so many were checked for interactions).
+Records: ``open`` (facts), ``stream`` (the public name of the key that samples and noise come from, from here on),
+``data`` (from here on the run reads another data set), ``reserve`` (an event, how often, from which position, and how
+many positions one event covers), ``begin`` (the next position inside what one event covers), ``settle`` (a clean stop:
+so many positions were used), ``resume`` (a writer came back; what was reserved and not settled stays spent), ``void``
+(a reason why nothing recorded here has a claim), ``checks`` (so many steps were checked for interactions).
 """
 
 import copy
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
@@ -31,11 +33,44 @@ FORMAT = "privguard ledger v1"
 @final
 @dataclass(frozen=True)
 class Entry:
-    """``times`` equal events at the positions ``first``, ``first + 1``, …; ``event`` is its JSON form."""
+    """``times`` equal events, each over ``span`` positions, from ``first`` on; ``event`` is its JSON form."""
 
     first: int
     times: int
     event: Mapping[str, Any]
+    span: int = 1
+
+    @property
+    def end(self) -> int:
+        """The first position that it does not cover."""
+        return self.first + self.times * self.span
+
+
+@final
+@dataclass(frozen=True)
+class Keyed:
+    """From position ``first`` on, samples and noise come from the key whose public name is ``nonce``.
+
+    ``label`` says how they are made from it. Two ledgers that share a nonce shared a key: the noise of one position is
+    then the same in both.
+    """
+
+    first: int
+    label: str
+    nonce: str
+
+
+@final
+@dataclass(frozen=True)
+class OtherData:
+    """From position ``first`` on the run read another data set, for the reason that whoever resumed it gave."""
+
+    first: int
+    commitment: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"From step {self.first} on the run read another data set, in the words of who resumed it: {self.reason}"
 
 
 @final
@@ -49,7 +84,8 @@ class History:
     line was never acknowledged, so no step has taken effect on it; ``crashed`` whether a writer before the last one
     ended without settling what it had reserved: that stays spent, and may not have taken effect. ``void`` holds the
     reasons, if any, why the run has no claim whatever it spent, and ``checked`` how many steps were checked while
-    training, None where no writer said.
+    training, None where no writer said. ``streams`` are the keys, in the order of their use; ``other_data`` says where
+    a resumed run read other data than the manifest names.
     """
 
     facts: Mapping[str, Any]
@@ -61,6 +97,13 @@ class History:
     crashed: bool = False
     void: tuple[str, ...] = ()
     checked: int | None = None
+    streams: tuple[Keyed, ...] = ()
+    other_data: tuple[OtherData, ...] = ()
+
+    @property
+    def events(self) -> int:
+        """Number of events that count as spent; the number of positions where none of them spans several."""
+        return sum(entry.times for entry in self.entries)
 
     @property
     def size(self) -> int:
@@ -74,11 +117,12 @@ class History:
 
     @property
     def unchecked(self) -> tuple[str, ...]:
-        """What the checks while training leave open, in words."""
+        """What the checks while training leave open, and what else was read than the manifest names, in words."""
+        other = tuple(map(str, self.other_data))
         if self.checked is None:
-            return ()
+            return other
         share = f"{self.checked:,} of {self.position:,} steps were checked for examples that interact"
-        return (f"While training, {share}; one that is rare, or that two random halves do not part, can pass.",)
+        return (f"While training, {share}; one that is rare, or that two random halves do not part, can pass.", *other)
 
     def spent(self) -> "list[tuple[DpEvent, int]]":
         """(event, times) in ledger order: all that was reserved, less what a clean stop gave back."""
@@ -135,6 +179,8 @@ class Replay:
     def __init__(self, *, torn: int = 0) -> None:
         self.facts: Mapping[str, Any] = {}
         self.entries: list[Entry] = []
+        self.streams: list[Keyed] = []
+        self.other_data: list[OtherData] = []
         self.position = 0
         self.floor = 0
         self.settled = False
@@ -148,18 +194,24 @@ class Replay:
 
     def history(self) -> History:
         """A frozen copy."""
-        entries, heads = tuple(self.entries), tuple(self.heads)
         return History(
             facts=self.facts,
-            entries=entries,
+            entries=tuple(self.entries),
             position=self.position,
-            heads=heads,
+            heads=tuple(self.heads),
             settled=self.settled,
             torn=self.torn,
             crashed=self.crashed,
             void=tuple(self.void),
             checked=self.checked,
+            streams=tuple(self.streams),
+            other_data=tuple(self.other_data),
         )
+
+    @property
+    def paid(self) -> int:
+        """The first position that no event covers; beyond ``position`` where an event spans several."""
+        return max(self.position, self.entries[-1].end) if self.entries else self.position
 
     def line(self, record: Mapping[str, Any]) -> bytes:
         """The next line (without its newline) that would carry this record; changes nothing."""
@@ -188,7 +240,10 @@ class Replay:
             raise ValueError("a ledger opens once, on its first line")
         take = {
             "open": self._open,
+            "stream": self._stream,
+            "data": self._data,
             "reserve": self._reserve,
+            "begin": self._begin,
             "settle": self._settle,
             "resume": self._resume,
             "void": self._void,
@@ -207,20 +262,47 @@ class Replay:
             )
         self.facts = record["facts"]
 
+    def _stream(self, record: Mapping[str, Any]) -> None:
+        first, label, nonce = record["first"], record["label"], record["nonce"]
+        if first != self.position or not isinstance(label, str) or not _canon.is_digest(nonce):
+            raise ValueError(
+                f"stream {label!r} of {nonce!r} from position {first}: expected to begin at {self.position}"
+            )
+        if any(keyed.nonce == nonce for keyed in self.streams):
+            raise ValueError(f"nonce={nonce}: stands before; a key that begins again draws the same noise again")
+        self.streams.append(Keyed(first, label, nonce))
+
+    def _data(self, record: Mapping[str, Any]) -> None:
+        first, commitment, reason = record["first"], record["commitment"], record["reason"]
+        if first != self.position or not _canon.is_digest(commitment) or not isinstance(reason, str):
+            raise ValueError(f"data {commitment!r} from position {first}: expected to begin at {self.position}")
+        self.other_data.append(OtherData(first, commitment, reason))
+
     def _reserve(self, record: Mapping[str, Any]) -> None:
-        first, times = record["first"], record["times"]
-        if first != self.position or type(times) is not int or times < 1:
-            raise ValueError(f"positions {first} and on, {times} times: expected to begin at {self.position}")
+        first, times, span = record["first"], record["times"], record["span"]
+        if first != self.paid or first != self.position:
+            raise ValueError(f"first={first}: expected {self.position}, with all that is paid for begun ({self.paid})")
+        if not all(type(number) is int and number >= 1 for number in (times, span)):
+            raise ValueError(f"times={times}, span={span}: expected whole numbers from 1 on")
         events.check_json(record["event"])
-        self.entries.append(Entry(first, times, record["event"]))
-        self.position += times
+        last = self.entries[-1] if self.entries else None
+        if last is not None and (last.event, last.span, last.end, span) == (record["event"], 1, first, 1):
+            self.entries[-1] = replace(last, times=last.times + times)
+        else:
+            self.entries.append(Entry(first, times, record["event"], span))
+        self.position += times if span == 1 else 1
+
+    def _begin(self, record: Mapping[str, Any]) -> None:
+        if record["position"] != self.position or not self.position < self.paid:
+            raise ValueError(f"position={record['position']}: expected {self.position}, below {self.paid}")
+        self.position += 1
 
     def _settle(self, record: Mapping[str, Any]) -> None:
         used = record["used"]
         if type(used) is not int or not self.floor <= used <= self.position:
             raise ValueError(f"used={used}: expected between {self.floor} and {self.position}")
         self.entries = [
-            Entry(entry.first, min(entry.times, used - entry.first), entry.event)
+            replace(entry, times=min(entry.times, -((entry.first - used) // entry.span)))  # a begun event stays whole
             for entry in self.entries
             if entry.first < used
         ]
@@ -229,6 +311,8 @@ class Replay:
     def _resume(self, record: Mapping[str, Any]) -> None:
         if record["position"] != self.position:
             raise ValueError(f"position={record['position']}: expected {self.position}")
+        if type(record["id"]) is not str:
+            raise ValueError(f"id={record['id']!r}: expected text")
         self.crashed |= self.position > self.floor
         self.floor = self.position
 

@@ -117,6 +117,11 @@ class Ledger:
         return self._state.position
 
     @property
+    def paid(self) -> int:
+        """The first position that no event covers; :meth:`begin` hands out those before it."""
+        return self._state.paid
+
+    @property
     def place(self) -> tuple[int, int]:
         """Device and inode of the file: the same after it was moved, and another for a copy."""
         there = os.fstat(self._writable().descriptor)
@@ -130,23 +135,62 @@ class Ledger:
         """Whether the first ``size`` lines are those that ``head`` stands for."""
         return 0 < size <= self.size and self._state.heads[size - 1] == head
 
-    def reserve(self, event: "DpEvent", times: int = 1) -> range:
-        """Set aside ``times`` equal events and return their positions; durable when this returns.
+    def key(self, label: str, nonce: str) -> None:
+        """Record that from the next position on samples and noise come from a new key.
+
+        Args:
+            label: how they are made from it; a change of the method is a change of the label.
+            nonce: the key's public name, 64 hexadecimal characters (:attr:`privguard._random.Stream.nonce`).
+
+        Raises:
+            ValueError: this ledger names the key already; its noise would be drawn twice.
+        """
+        new = all(keyed.nonce != nonce for keyed in self._state.streams)
+        _check.require(new and _canon.is_digest(nonce), "nonce", nonce, wanted="64 hexadecimal characters, never used")
+        self._record({"kind": "stream", "label": label, "nonce": nonce, "first": self._state.position})
+
+    def data(self, commitment: str, reason: str) -> None:
+        """Record that from the next position on the run reads another data set than before, and why."""
+        _check.require(_canon.is_digest(commitment), "commitment", commitment, wanted="64 hexadecimal characters")
+        first = self._state.position
+        self._record({"kind": "data", "commitment": commitment, "reason": reason, "first": first})
+
+    def reserve(self, event: "DpEvent", times: int = 1, *, span: int = 1) -> range:
+        """Set aside ``times`` equal events and return the positions that they cover; durable when this returns.
+
+        An event may cover ``span`` positions, as one that prices a whole block of steps does. The first of them is
+        begun by this call, and each of the others by :meth:`begin`.
 
         Raises:
             UnknownEventError: no accountant here can price the event.
+            ValueError: positions that were paid for before are not begun yet.
             OSError: the disk is full or failed; nothing was reserved, and this ledger takes no more writes.
             LedgerError: the file changed under this writer.
         """
         _check.count("times", times)
+        _check.count("span", span)
         first = self._state.position
-        self._record({"kind": "reserve", "event": events.to_json(event), "times": times, "first": first})
-        return range(first, first + times)
+        _check.require(self.paid == first, "position", first, wanted=f"{self.paid}", remedy="begin what is paid for")
+        record = {"kind": "reserve", "event": events.to_json(event), "times": times, "span": span, "first": first}
+        self._record(record)
+        return range(first, first + times * span)
+
+    def begin(self) -> int:
+        """The next position inside what is paid for, as begun; durable when this returns. It costs no further event.
+
+        Raises:
+            ValueError: all that is paid for is begun; reserve first.
+        """
+        position = self._state.position
+        _check.require(position < self.paid, "position", position, wanted="a paid one", remedy="reserve first")
+        self._record({"kind": "begin", "position": position})
+        return position
 
     def settle(self, used: int) -> None:
         """Record a clean stop: positions below ``used`` took effect, the others were never drawn and are free again.
 
-        Only what this writer reserved since it opened or last settled can be given back.
+        Only what this writer reserved since it opened or last settled can be given back, and of an event that covers
+        several positions nothing once the first of them is begun.
 
         Raises:
             ValueError: ``used`` would give back what an earlier writer reserved, or counts more than was reserved.
@@ -181,7 +225,8 @@ class Ledger:
         self._state = history.replay(self.path)
         torn, self._state.torn = self._state.torn, 0
         self._file.mend(self._state.bytes)
-        self._record({"kind": "resume", "position": self._state.position, "torn": torn})
+        here = {"position": self._state.position, "torn": torn, "id": secrets.token_hex(16)}  # no two resumes are equal
+        self._record({"kind": "resume", **here})
 
     def _record(self, record: Mapping[str, Any]) -> None:
         self._write(self._state.line(record))

@@ -226,10 +226,10 @@ def _keep(findings: Sequence[Finding], run: Path | None) -> None:
     """
     if run is None:
         return
-    from privguard.runs.folder import keep
+    from privguard.runs.folder import MANIFEST, keep
 
     try:
-        claimed = json.loads((run / "run.json").read_text(encoding="utf-8"))["plan"]["unit"]
+        claimed = json.loads((run / MANIFEST).read_text(encoding="utf-8"))["plan"]["unit"]
         for unit in {finding.settings.get("unit", claimed) for finding in findings} - {claimed}:
             raise AuditError(
                 f"unit={unit!r}: the run's claim speaks of one {claimed}; use canaries that are whole {claimed}s"
@@ -237,7 +237,7 @@ def _keep(findings: Sequence[Finding], run: Path | None) -> None:
         for finding in findings:
             keep([finding], run, name=f"audit-{finding.method}")
     except FileNotFoundError as error:
-        raise typer.BadParameter(f"{run} is no run folder: it has no run.json", param_hint="--run") from error
+        raise typer.BadParameter(f"{run} is no run folder: it has no {MANIFEST}", param_hint="--run") from error
 
 
 def _flip(design: "Design", out: Path) -> str:

@@ -154,8 +154,9 @@ def take_over(
 def _ended(folder: Path) -> "tuple[str, History]":
     """Name and ledger of a run that nobody is writing to."""
     from privguard.accounting.ledger import Ledger
+    from privguard.runs.folder import LEDGER
 
-    with Ledger.open(folder / "ledger.jsonl") as ledger:  # held by a run that is under way
+    with Ledger.open(folder / LEDGER) as ledger:  # held by a run that is under way
         return str(ledger.facts["run"]), Ledger.read(ledger.path)
 
 

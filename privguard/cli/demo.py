@@ -54,7 +54,9 @@ def demo(
 
 
 def _stopped(out: Path) -> str:
-    if (out / "ledger.jsonl").exists():
+    from privguard.runs.folder import LEDGER
+
+    if (out / LEDGER).exists():
         return (
             f"Stopped. {out} holds a run: privguard report {out} prices what it spent. Begin anew with privguard demo."
         )

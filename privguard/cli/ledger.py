@@ -76,8 +76,9 @@ def verify(
 
 def _read(path: Path) -> "History":
     from privguard.accounting.ledger import Ledger
+    from privguard.runs import folder
 
-    return Ledger.read(path / "ledger.jsonl" if path.is_dir() else path)
+    return Ledger.read(folder.ledger(path))
 
 
 def _delta(history: "History") -> float:

@@ -51,6 +51,7 @@ def make(
     from privguard.report import kept, render
     from privguard.report import sign as signing
     from privguard.report.assemble import assemble
+    from privguard.runs.folder import REPORT_PAGE
 
     signer = None if sign is None else SigningKey.read(sign)
     if html is not None:
@@ -63,9 +64,9 @@ def make(
     if signer is not None:
         signing.sign(made, run, by=signer).write(run / signing.SIGNED)
     if html is not None:
-        html.write_bytes((run / render.HTML).read_bytes())
+        html.write_bytes((run / REPORT_PAGE).read_bytes())
     claim = str(made.claim) if made.claim is not None else made.summary[0]
-    lines = [claim, *made.contradictions, f"report: {html or run / render.HTML}"]
+    lines = [claim, *made.contradictions, f"report: {html or run / REPORT_PAGE}"]
     lines += [f"signed: {run / signing.SIGNED}"] if signer is not None or still_signed else []
     if place is not None:
         stderr().print(f"note: the signed report that was here is kept in {place}", markup=False, soft_wrap=True)

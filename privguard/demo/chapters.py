@@ -23,7 +23,7 @@ from privguard.demo.digits import OTHERS, Digits, WithCanaries, network, with_ca
 from privguard.demo.settings import Settings
 from privguard.integrations.torch_loop import privatize
 from privguard.records import Claim, Measurement, Verdict
-from privguard.runs.folder import keep
+from privguard.runs.folder import EVIDENCE, keep, snapshots
 from privguard.runs.options import RunOptions
 from privguard.training.plan import Plan
 from privguard.watermark.claims.evidence import Outcome, Report
@@ -108,7 +108,7 @@ def train(
 
 def reopen(stage: Stage) -> nn.Module:
     """The classifier as it comes out of the newest sealed checkpoint; the canaries' weights stay behind."""
-    newest = max((stage.folder / "checkpoints").glob("*.sealed"))
+    newest = snapshots(stage.folder)[-1]
     held = load(newest, Key.read(stage.key)).weights
     model = network(stage.settings.hidden)
     own = "network."
@@ -170,7 +170,7 @@ def challenge(stage: Stage, name: str, suspect: nn.Module, *, table: Table, unma
     table.notary.write(stage.folder / "claim" / "notary.json")  # it remembers which leaves are burned
     (stage.folder / "suspects").mkdir(exist_ok=True)
     safetensors.numpy.save_file(tensors, stage.folder / "suspects" / f"{name}.safetensors")
-    path = stage.folder / "evidence" / f"mark-{name}.json"
+    path = stage.folder / EVIDENCE / f"mark-{name}.json"
     keep(_verdicts(name, proof), stage.folder, name=f"mark-{name}")
     file.write(path)
     return Theft(

@@ -18,7 +18,7 @@ from privguard.records import Claim, Finding, Record
 from privguard.report import render
 from privguard.report.assemble import Sources, assemble
 from privguard.runs.audited_step import audit_step
-from privguard.runs.folder import keep
+from privguard.runs.folder import REPORT_PAGE, keep
 from privguard.watermark.claims import evidence
 from privguard.watermark.model import theft
 
@@ -106,7 +106,7 @@ def demo(
     render.write(assemble(folder, sources=sources), folder)
     told = Demonstration(
         folder=str(folder),
-        page=str(folder / "report.html"),
+        page=str(folder / REPORT_PAGE),
         claim=claim,
         private_accuracy=stage.accuracy(model),
         released_accuracy=stage.accuracy(released),

@@ -35,6 +35,7 @@ from privguard.runs.driver import Underway
 from privguard.runs.options import RunOptions, RunSetup, audience_of
 from privguard.runs.run import PrivateRun
 from privguard.training.batches import examples_of, rows_at_once, to_device
+from privguard.training.identity import require_apart
 from privguard.training.plan import Plan, steps_in
 from privguard.training.probes.gradients import Losses
 from privguard.training.probes.loader import probed_clipper
@@ -55,7 +56,6 @@ _REFUSED = {
 }
 
 _LOOPS_OWN = {
-    "checkpoint_every": "call save_state where the loop wants a checkpoint",
     "show_private_loss": "print it in the loop, knowing that no guarantee covers it",
     "quiet": "the loop shows its own progress",
 }
@@ -82,8 +82,8 @@ class PrivateAccelerator(Accelerator):
             seal_to: who can open the checkpoints: recipients, keys, or paths of their files.
             losses: forward and loss of the loop, batch → (B,), so that the probe before step 1 covers the loss too;
                 without it the model alone is probed, and one that is cut over ranks is not probed at all.
-            options: what few runs need to say. ``checkpoint_every``, ``show_private_loss`` and ``quiet`` are refused:
-                the loop calls ``save_state``, and shows what it wants to show.
+            options: what few runs need to say. ``show_private_loss`` and ``quiet`` are refused: the loop shows what it
+                wants to show.
             **accelerator: the other arguments of ``Accelerator``, unchanged.
 
         Raises:
@@ -125,6 +125,9 @@ class PrivateAccelerator(Accelerator):
                 f"prepare: {len(models)} models, {len(optimizers)} optimizers and {len(loaders)} shuffled loaders; a "
                 "private run has one of each, prepared together"
             )
+        for other in args:
+            if isinstance(other, DataLoader) and other is not loaders[0]:
+                require_apart(loaders[0].dataset, cast("Any", other).dataset)
         done = {id(loaders[0]): PrivateLoader(self), id(optimizers[0]): _WaitingOptimizer(self, optimizers[0])}
         self._optimizers.append(cast("Any", done[id(optimizers[0])]))
         others = [one for one in args if id(one) not in done]
@@ -163,23 +166,27 @@ class PrivateAccelerator(Accelerator):
         self._private.backward(self._open, loss)
 
     def save_state(self, output_dir: Any = None, *_: Any, **__: Any) -> Path:
-        """Seal the whole state into ``output_dir``; by default into the run folder. Call it between two steps."""
-        private = self._begun()
-        folder = Path(output_dir) if output_dir is not None else self._folder / "checkpoints" / "latest"
-        private.run.settle()
-        private.run.save_to(folder / SEALED)
-        return folder
+        """Seal the whole state into ``output_dir``; by default among the run folder's snapshots.
+
+        Call it between two steps.
+        """
+        run = self._begun().run
+        run.settle()
+        if output_dir is None:
+            return run.save().parent
+        run.save_to(Path(output_dir) / SEALED)
+        return Path(output_dir)
 
     def load_state(self, input_dir: Any = None, *_: Any, **__: Any) -> None:
-        """Go on with the run from the state sealed in ``input_dir``, before the first batch.
+        """Go on with the run from the state in ``input_dir``, or from its newest snapshot; before the first batch.
 
         Raises:
             ResumeError: training has begun, or the state does not belong to the run.
         """
         if self._private is not None or self._setup is None:
             raise ResumeError("load_state: call it after prepare and before the first batch")
-        folder = Path(input_dir) if input_dir is not None else self._folder / "checkpoints" / "latest"
-        run = start.resume(self.plan, self._setup, snapshot=folder / SEALED)
+        snapshot = None if input_dir is None else Path(input_dir) / SEALED
+        run = start.resume(self.plan, self._setup, snapshot=snapshot)
         run.rewind_generators()
         self._private = self._underway(run)
 
@@ -265,17 +272,18 @@ class PrivateAccelerator(Accelerator):
             seal_to=self._seal_to,
             options=self._options,
             also={**self._options.also, **schedules},
-            every=0,
+            every=self._options.checkpoint_every,
             rows=rows_at_once(loader),
             ranks=Ranks.current(),
             charge=self._options.charge(),
+            dataset=loader.dataset,
         )
 
     def _begun(self) -> Underway:
         if self._private is None:
             if self._setup is None:
                 raise PrivacyError("no run: call prepare with model, optimizer and shuffled loader first")
-            self._private = self._underway(start.start(self.plan, self._setup, loader=self._data))
+            self._private = self._underway(start.start(self.plan, self._setup))
         return self._private
 
     def _underway(self, run: PrivateRun) -> Underway:

@@ -21,18 +21,20 @@ from opacus.optimizers import DPOptimizer, DPOptimizerFastGradientClipping, DPPe
 from opacus.validators import ModuleValidator
 from torch import Tensor, nn
 
-from privguard._random import Stream
-from privguard.accounting.accountant import spent
 from privguard.accounting.calibrate import dp_sgd
+from privguard.accounting.claim import claim_of
 from privguard.accounting.events import Events
 from privguard.checkpoint.archive import Audience
 from privguard.checkpoint.key import To
 from privguard.checkpoint.store import Snapshot
 from privguard.errors import PrivacyError
 from privguard.records import Claim, Manifest
+from privguard.runs import folder as names
 from privguard.runs import manifest, start
+from privguard.runs.commitment import commitment
 from privguard.runs.options import RunOptions, as_list
 from privguard.runs.run import write_snapshot
+from privguard.runs.streams import Streams
 from privguard.training import rng_state
 from privguard.training.clip import trainable
 from privguard.training.mechanism import mechanism
@@ -67,6 +69,9 @@ _NEXT_RUNS = (
     "book",
     "data_set",
     "insecure_seed",
+    "continue_exactly",
+    "other_data",
+    "public_evaluation",
     "show_private_loss",
     "quiet",
 )
@@ -138,8 +143,7 @@ def take_over(  # noqa: PLR0913 — Opacus' four objects, and what a person deci
     events: Events = [(dp_sgd(sample_rate=q, noise_multiplier=z), times) for z, q, times in history]
     taken = sum(times for _, times in events)
     plan = _plan(optimizer, loader, history[-1], delta=delta, steps=taken if steps is None else steps)
-    streams = Stream.from_entropy("run")
-    salt = streams.child("data commitment").secret()
+    streams = Streams.fresh(None)
     described = manifest.describe(
         secrets.token_hex(8),
         plan=plan,
@@ -147,8 +151,8 @@ def take_over(  # noqa: PLR0913 — Opacus' four objects, and what a person deci
         clipper=optimizer,
         probed="nothing: the steps were taken before privguard saw the run",
         recipients=audience.to,
-        streams=streams,
-        commitment=manifest.commitment(loader, salt),
+        insecure=False,
+        commitment=commitment(loader.dataset, streams.salt),
         mechanism=mechanism(plan, trainable(bare), processes=1, noise="exact"),  # of the steps to come
     )
     facts = _honest(described, engine, optimizer, taken)
@@ -161,13 +165,14 @@ def take_over(  # noqa: PLR0913 — Opacus' four objects, and what a person deci
             step=taken,
             weights=bare.state_dict(),
             optimizer=optimizer.state_dict(),
-            generators={"ranks": [rng_state.states()], "streams": streams.secret()},
+            generators={"ranks": [rng_state.states()], "streams": streams.secrets(), "place": ledger.place},
             extra={name: thing.state_dict() for name, thing in options.also.items()},
         )
-        snapshot = folder / "checkpoints" / f"step-{taken:08d}.sealed"
+        snapshot = names.snapshot(folder, taken)
         snapshot.parent.mkdir(exist_ok=True)
         write_snapshot(snapshot, state, audience, ledger=ledger, signer=signer)
-    claim = None if facts.insecure else replace(spent(events, delta=delta), unchecked=facts.unchecked)
+        history = ledger.history
+    claim = None if facts.insecure else claim_of(facts, history)
     return TakenOver(plan=plan, claim=claim, folder=folder, snapshot=snapshot)
 
 
@@ -280,5 +285,5 @@ def _honest(facts: Manifest, engine: PrivacyEngine, optimizer: DPOptimizer, take
         "ones as the engine that resumes the run does it",
         noise=f"first {taken:,} steps Gaussian, {drawn}; later ones by Box–Muller from AES-256-CTR",
         insecure=given,
-        unchecked=tuple(unchecked),
+        unchecked=(*unchecked, *manifest.UNCHECKED),
     )

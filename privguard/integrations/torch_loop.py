@@ -100,9 +100,10 @@ def privatize(  # noqa: PLR0913 — the loop's own objects, and what everybody s
         every=options.checkpoint_every,
         rows=rows_at_once(train_loader),
         charge=charge,
+        dataset=train_loader.dataset,
     )
     try:
-        private = start.resume(plan, setup) if resume else start.start(plan, setup, loader=train_loader)
+        private = start.resume(plan, setup) if resume else start.start(plan, setup)
     except BaseException:
         setup.clipper.close()
         raise

@@ -3,20 +3,22 @@
 import json
 import math
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import final
 
 from privguard.accounting import group
-from privguard.accounting.accountant import epsilon_curve, privacy_profile, spent
+from privguard.accounting.accountant import epsilon_curve, privacy_profile
+from privguard.accounting.claim import claim_of
 from privguard.accounting.events import Events
 from privguard.accounting.history import History
 from privguard.accounting.ledger import Ledger
 from privguard.errors import TamperedError
-from privguard.records import Claim, Manifest, Relation, Unit
+from privguard.records import Claim, Manifest, Relation
 from privguard.report import findings, guarantee, holdings, supports
 from privguard.report.findings import Evidence, Judge
 from privguard.report.record import Figure, Group, Report
+from privguard.runs.folder import EVIDENCE, LEDGER, MANIFEST
 
 
 @final
@@ -52,7 +54,8 @@ class Priced:
 def price(folder: Path, *, judge: Judge | None = None) -> Priced:
     """Price the ledger of a run folder and hold its evidence against it; raises as :func:`assemble` does."""
     manifest, history = _run(folder)
-    claim, files, inside = _claim(manifest, history), holdings.covered(folder), holdings.EVIDENCE + "/"
+    claim = None if manifest.insecure or history.void else claim_of(manifest, history)
+    files, inside = holdings.covered(folder), EVIDENCE + "/"
     found = findings.read(folder, [name for name in files if name.startswith(inside)], judge=judge)
     return Priced(
         manifest=manifest,
@@ -107,24 +110,15 @@ def assemble(folder: str | os.PathLike[str], *, sources: Sources | None = None) 
 
 
 def _run(folder: Path) -> tuple[Manifest, History]:
-    path = folder / holdings.MANIFEST
+    path = folder / MANIFEST
     try:
         manifest = Manifest.from_json(json.loads(path.read_text(encoding="utf-8")))
     except (TypeError, ValueError) as error:
         raise TamperedError(f"{path}: not a run's manifest ({error})") from None
-    history = Ledger.read(folder / holdings.LEDGER)
+    history = Ledger.read(folder / LEDGER)
     if history.facts.get("manifest") != manifest.digest():
         raise TamperedError(f"{path}: the ledger was opened for another manifest; one of the two was changed")
     return manifest, history
-
-
-def _claim(manifest: Manifest, history: History) -> Claim | None:
-    """The claim under the relation and for the unit that the run was planned with."""
-    if manifest.insecure or history.void:
-        return None
-    plan = manifest.plan
-    claim = spent(history, delta=plan["delta"], relation=Relation(plan["relation"]), unit=Unit(plan["unit"]))
-    return replace(claim, unchecked=(*manifest.unchecked, *history.unchecked))
 
 
 _VOID = (

@@ -132,10 +132,9 @@ def assumptions(manifest: Manifest, unchecked: Sequence[str] = ()) -> Iterator[s
     yield from manifest.unchecked
     yield from unchecked
     yield (
-        "Each record of the data set belongs to one unit of privacy, no record was put in twice, and what the data set "
-        "gives for a record is made from that record alone."
+        "Each record of the data set belongs to one unit of privacy, and what the data set gives for a record is made "
+        "from that record alone."
     )
-    yield "No copy of the run went on beside it: a copy keeps a ledger of its own, which this report does not count."
     yield from _arithmetic(manifest)
     yield "The operating system's entropy and the ciphers that expand it (AES-256, ChaCha20) are sound."
     yield "The shapes and types of the records, such as image size or padded length, are public."

@@ -9,10 +9,9 @@ from privguard import _canon
 from privguard.checkpoint.archive import HEAD
 from privguard.checkpoint.fingerprint import fingerprint, is_sealed
 from privguard.report.record import Checkpoint
+from privguard.runs.folder import CHECKPOINTS, EVIDENCE, LEDGER, MANIFEST, SEALED
 
-MANIFEST, LEDGER, EVIDENCE = "run.json", "ledger.jsonl", "evidence"
 IN_CLEAR = "in clear"
-_CHECKPOINTS, _SEALED = "checkpoints", ".sealed"
 _PART = re.compile(r"[0-9a-f]{32}\.\w+")  # how a sealed folder names its parts: docs/spec/checkpoint-v1.md, section 5
 
 
@@ -42,7 +41,7 @@ def checkpoints(folder: Path, names: Iterable[str]) -> list[Checkpoint]:
 def unit_of(folder: Path, name: str) -> str:
     """The checkpoint that a file is, or that it is a part of; the run folder itself is called ``.``."""
     path = PurePosixPath(name)
-    return str(path.parent) if (folder / path.parent / HEAD).is_file() and path.suffix != _SEALED else name
+    return str(path.parent) if (folder / path.parent / HEAD).is_file() and path.suffix != SEALED else name
 
 
 def sha256(path: Path) -> str:
@@ -54,11 +53,11 @@ def sha256(path: Path) -> str:
 def _is_covered(folder: Path, name: PurePosixPath) -> bool:
     if any(part.startswith(".") for part in name.parts):
         return False
-    if name.suffix == _SEALED or name.name == HEAD:
+    if name.suffix == SEALED or name.name == HEAD:
         return True
     if len(name.parts) == 1:
         return name.name in {MANIFEST, LEDGER} or _PART.fullmatch(name.name) is not None
-    return name.parts[0] in {_CHECKPOINTS, EVIDENCE} or (folder / name.parent / HEAD).is_file()
+    return name.parts[0] in {CHECKPOINTS, EVIDENCE} or (folder / name.parent / HEAD).is_file()
 
 
 def _checkpoint(folder: Path, unit: str, files: list[str]) -> Checkpoint:

@@ -8,8 +8,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 
 from privguard.report import facts, guarantee, plot
 from privguard.report.record import Report
-
-JSON, MARKDOWN, HTML = "report.json", "report.md", "report.html"
+from privguard.runs.folder import REPORT_JSON, REPORT_MARKDOWN, REPORT_PAGE
 
 
 def to_json(report: Report) -> str:
@@ -43,9 +42,9 @@ def write(report: Report, folder: Path, *, signer: str | None = None) -> list[Pa
     The pages say that nobody has signed them, or who is about to: :func:`privguard.report.sign.sign` writes them anew.
     """
     made = {
-        JSON: to_json(report),
-        MARKDOWN: to_markdown(report, signer=signer),
-        HTML: to_html(report, signer=signer),
+        REPORT_JSON: to_json(report),
+        REPORT_MARKDOWN: to_markdown(report, signer=signer),
+        REPORT_PAGE: to_html(report, signer=signer),
     }
     for name, text in made.items():
         (folder / name).write_text(text, encoding="utf-8")

@@ -19,10 +19,11 @@ from privguard.errors import TamperedError
 from privguard.records import Digest
 from privguard.report import holdings, render
 from privguard.report.record import Report
+from privguard.runs.folder import LEDGER, REPORT_JSON, REPORT_MARKDOWN, REPORT_PAGE
 
 PREDICATE_TYPE = statement.PREDICATES + "epsilon-report/v1"
 SIGNED = "report.dsse.json"
-PAGES = (render.JSON, render.MARKDOWN, render.HTML)
+PAGES = (REPORT_JSON, REPORT_MARKDOWN, REPORT_PAGE)
 
 
 def sign(report: Report, folder: str | os.PathLike[str], *, by: SigningKey) -> Envelope:
@@ -32,11 +33,11 @@ def sign(report: Report, folder: str | os.PathLike[str], *, by: SigningKey) -> E
         TamperedError: a page or the ledger is not the report's; make it again and sign that.
     """
     folder = Path(folder)
-    if (folder / render.JSON).read_text(encoding="utf-8") != render.to_json(report):
-        raise TamperedError(f"{folder / render.JSON}: is not this report; write it again with render.write")
-    history = Ledger.read(folder / holdings.LEDGER)
+    if (folder / REPORT_JSON).read_text(encoding="utf-8") != render.to_json(report):
+        raise TamperedError(f"{folder / REPORT_JSON}: is not this report; write it again with render.write")
+    history = Ledger.read(folder / LEDGER)
     if (history.head, history.size) != (report.ledger_head, report.ledger_lines):
-        raise TamperedError(f"{folder / holdings.LEDGER}: has changed since the report was made; make it again")
+        raise TamperedError(f"{folder / LEDGER}: has changed since the report was made; make it again")
     render.write(report, folder, signer=str(by.identity))
     names = (*holdings.covered(folder), *PAGES)
     subjects = tuple(Digest(name=name, sha256=holdings.sha256(folder / name)) for name in names)

@@ -18,6 +18,7 @@ from privguard.records import Claim, Record
 from privguard.report import findings, holdings, kept, sign
 from privguard.report.assemble import price
 from privguard.report.record import Report
+from privguard.runs.folder import LEDGER, MANIFEST
 
 _AGAIN = 1e-3  # of ε: what another version of the accountant may differ by (privguard.accounting.accountant._CONVERGED)
 
@@ -133,7 +134,7 @@ def _unfit(said: Statement, report: Report) -> Iterator[Change]:
     names = [subject.name for subject in said.subjects]
     if len(set(names)) < len(names) or any(_outside(name) for name in names):
         yield Change(sign.SIGNED, "names a file twice, or one outside of the run folder")
-    needed = {holdings.MANIFEST, holdings.LEDGER, *sign.PAGES}
+    needed = {MANIFEST, LEDGER, *sign.PAGES}
     needed |= {each.name for each in report.checkpoints if each.form != "folder"}
     yield from (Change(name, "is not among what was signed") for name in sorted(needed - set(names)))
 
@@ -153,7 +154,7 @@ def _page(name: str, digest: str, places: set[Path]) -> Iterator[Change]:
 
 def _why(folder: Path, name: str, report: Report) -> tuple[str, str]:
     """(what is wrong, what is to be noted) of a file whose bytes differ; one of the two is empty."""
-    if name == holdings.LEDGER:
+    if name == LEDGER:
         return _ledger(folder / name, report), ""
     before = {each.name: each for each in report.checkpoints}.get(holdings.unit_of(folder, name))
     if before is None or before.form == holdings.IN_CLEAR:
@@ -205,9 +206,9 @@ def _priced_again(report: Report, folder: Path) -> Iterator[Change]:
     """Where the signed report says less than its own ledger and evidence do."""
     again = price(folder)
     if again.manifest != report.manifest:
-        yield Change(holdings.MANIFEST, "is not the manifest in the signed report")
+        yield Change(MANIFEST, "is not the manifest in the signed report")
     if (again.history.head, again.history.size) != (report.ledger_head, report.ledger_lines):
-        yield Change(holdings.LEDGER, "is not the ledger that the signed report names")
+        yield Change(LEDGER, "is not the ledger that the signed report names")
     if (again.claim is None) != (report.claim is None):
         yield Change(sign.SIGNED, "gives a claim to a run that has none, or none to one that has")
     elif again.claim is not None and report.claim is not None and _less(report.claim, again.claim):

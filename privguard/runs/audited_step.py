@@ -21,6 +21,7 @@ from privguard.audit import checks
 from privguard.audit.checks import FALSE_ALARM, Examination, examine
 from privguard.audit.steps import StepDesign, Trace, observe, step_finding
 from privguard.records import Finding
+from privguard.runs.folder import LEDGER
 from privguard.training.attach import attach
 from privguard.training.clip import Clipper, trainable
 from privguard.training.plan import Plan
@@ -47,7 +48,7 @@ class AuditedStep:
         nn.init.zeros_(self._model.weight)
         self._optimizer = torch.optim.SGD(self._model.parameters(), lr=1.0)
         self.clipper: Clipper = attach(self._model, max_grad_norm=plan.max_grad_norm)
-        self.ledger = Ledger.create(folder / "ledger.jsonl", {"plan": plan.facts()})
+        self.ledger = Ledger.create(folder / LEDGER, {"plan": plan.facts()})
         noise = source or Stream.from_entropy("audited step")
         self.private = PrivateStep(
             plan, clipper=self.clipper, ledger=self.ledger, noise=noise.child("noise"), reserve=64

@@ -1,6 +1,5 @@
 """What a run can say about itself in public, gathered before its first step."""
 
-import hashlib
 import platform
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -8,12 +7,11 @@ from importlib import metadata
 from typing import Any
 
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
 
 import privguard
-from privguard._random import Stream
 from privguard.checkpoint.key import Recipient
 from privguard.records import Manifest
+from privguard.runs.options import RunSetup
 from privguard.training.clip import Clipper
 from privguard.training.plan import Plan
 
@@ -23,6 +21,17 @@ FLOAT32_NOISE = (
 )
 _NOISES = {"exact": "Gaussian, rounded exactly to integers of a public grid", "float32": "Gaussian in float32"}
 _HELD = {"exact": "64-bit integers", "float32": "float32"}
+_TWINS = "Whether two records with equal content are one person's record put in twice."
+_COPIES = (
+    "Spending in copies of this run folder, or before it was put back from a backup: no head of its ledger is kept "
+    "outside of it, as a budget book would."
+)
+UNCHECKED = (_TWINS, _COPIES)
+"""Of a run that no budget book knows."""
+_COPIES_OF_A_CRASH = (
+    "Steps that a process took after its newest checkpoint, where its folder was then put back from a copy: the budget "
+    "book knows the ledger as of each checkpoint."
+)
 _SOFTWARE = ("torch", "numpy", "opacus", "dp-accounting", "cryptography", "transformers", "accelerate")
 
 
@@ -34,7 +43,7 @@ def describe(  # noqa: PLR0913 — one argument for each thing described
     clipper: Clipper,
     probed: str,
     recipients: Sequence[Recipient],
-    streams: Stream,
+    insecure: bool,
     commitment: str | None,
     mechanism: dict[str, Any],
 ) -> Manifest:
@@ -53,34 +62,24 @@ def describe(  # noqa: PLR0913 — one argument for each thing described
         clipping=f"per {plan.unit.value}, flat, by {type(clipper).__name__}; non-finite examples count as zero",
         probe=probed,
         noise=f"{_NOISES[mechanism['noise']]}, by Box–Muller from {_cipher(model, mechanism)}, "
-        + ("from a published seed" if streams.insecure else "keyed from OS entropy"),
+        + ("from a published seed" if insecure else "keyed from OS entropy"),
         precision=f"weights {_dtypes(model)}; norms float32, sums float64, noise {_HELD[mechanism['noise']]}",
         mechanism=mechanism,
         software=software(),
-        insecure=streams.insecure,
+        insecure=insecure,
         unchecked=((FLOAT32_NOISE,) if mechanism["noise"] == "float32" else ()) + clipper.unchecked,
     )
+
+
+def unchecked(setup: RunSetup) -> tuple[str, ...]:
+    """What a run cannot look at, as sentences for the claim."""
+    return (*setup.unchecked, *(UNCHECKED if setup.charge is None else (_TWINS, _COPIES_OF_A_CRASH)))
 
 
 def software() -> dict[str, str]:
     """Versions of privguard, Python and the libraries that compute the result, by name."""
     versions = {name: metadata.version(name) for name in _SOFTWARE}
     return {"privguard": privguard.__version__, "python": platform.python_version(), **versions}
-
-
-def commitment(loader: DataLoader[Any], salt: bytes) -> str | None:
-    """SHA-256 over a secret salt and the records of a tensor data set; None for other data sets.
-
-    The salt stays in the sealed snapshot: a plain digest would let whoever knows all records but one test a guess at
-    it.
-    """
-    if not isinstance(loader.dataset, TensorDataset):
-        return None
-    state = hashlib.sha256(b"privguard data commitment v1\0" + salt)
-    for tensor in loader.dataset.tensors:
-        state.update(f"{tensor.dtype} {tuple(tensor.shape)}\0".encode())
-        state.update(tensor.detach().cpu().contiguous().view(-1).numpy().tobytes())
-    return state.hexdigest()
 
 
 def _cipher(model: nn.Module, mechanism: dict[str, Any]) -> str:

@@ -41,11 +41,17 @@ class RunOptions:
         trust: who signs checkpoints, and the least step and ledger head to resume from; by default the run's own
             signer signs, and only its checkpoints are resumed from.
         also: further state to keep in the checkpoints, by name, such as ``{"schedule": scheduler}``.
-        checkpoint_every: steps between sealed snapshots; None takes a tenth of the run.
+        checkpoint_every: steps between sealed snapshots; None takes a fiftieth of the run, so that a crash loses at
+            most 2 % of the budget.
         performance: settings that cannot change a claim.
         book: the team's budget book, or its place: the whole run is reserved there before it starts, and what was not
             used is given back when it ends. Give it again when resuming.
         data_set: with a book, the SHA-256 under which the data set stands in it.
+        continue_exactly: resume with the samples and the noise that the stopped run would have drawn. Refused without a
+            head of the ledger that was kept outside the folder: ``trust``'s ``expect_head``, or the budget book.
+        public_evaluation: the evaluation data is public, so what is measured on it needs no protection; otherwise the
+            claim lists it, and the selection made by it, as unchecked.
+        other_data: why a resumed run may read another data set than the one it began with; the report repeats it.
         insecure_seed: makes sampler and noise repeatable by anybody, for tests and figures; such a run has no claim.
         show_private_loss: show the un-noised loss on the terminal; the guarantee does not cover it.
         quiet: no progress bar.
@@ -61,6 +67,9 @@ class RunOptions:
     performance: Performance = field(default_factory=Performance)
     book: BookOrPlace = None
     data_set: str | None = None
+    continue_exactly: bool = False
+    public_evaluation: bool = False
+    other_data: str | None = None
     insecure_seed: int | None = None
     show_private_loss: bool = False
     quiet: bool = False
@@ -98,11 +107,13 @@ class RunSetup:
         seal_to: who can open the checkpoints: recipients, keys or paths of their files.
         options: what the user said besides.
         also: all further state to keep in the snapshots: the user's, and the entry point's own.
-        every: steps between snapshots; None takes a tenth of the run, 0 leaves saving to the wrapper.
+        every: steps between snapshots; None takes a fiftieth of the run, 0 leaves saving to the wrapper.
         rows: most rows that go forward at once, where neither the clipper nor the user's options limit them.
         ranks: the processes that share the run.
         probed: what was probed for cross-example leaks, as a phrase for the report; ``nothing: WHY`` where nothing was.
         charge: the budget book that the run is charged to.
+        dataset: the records, to commit to and to compare on resume; None where there is nothing to compare.
+        unchecked: what the entry point could not look at, for the claim.
     """
 
     model: nn.Module
@@ -117,6 +128,8 @@ class RunSetup:
     ranks: Ranks = field(default_factory=Ranks)
     probed: str = "nothing"
     charge: Charge | None = None
+    dataset: Any = None
+    unchecked: tuple[str, ...] = ()
 
     @property
     def physical_batch(self) -> int:

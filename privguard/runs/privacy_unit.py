@@ -8,6 +8,7 @@ from privguard import _check
 from privguard.errors import PrivacyError
 from privguard.records import Unit as Kind
 from privguard.training.clip import Clipper
+from privguard.training.identity import require_once
 from privguard.training.plan import Plan
 from privguard.training.users import EqualShares, Users
 
@@ -72,6 +73,7 @@ class Unit:
         _check.require(
             len(ids) == len(dataset), "users.ids", f"{len(ids)} values", wanted="one for each record of the data set"
         )
+        require_once(dataset, owners=ids)
         self.users = Users(ids, most=self._most, apart=self._apart)
 
     def clipper(self, build: Callable[[float], Clipper], max_grad_norm: float) -> Clipper:

@@ -1,35 +1,39 @@
 """One private run: plan, ledger, clipper, noise and sealed snapshots, kept in step with each other.
 
 Every wrapper (the plain loop, accelerate, transformers) is a thin shell around a :class:`PrivateRun`, which
-:mod:`privguard.runs.start` makes. The run folder holds ``run.json`` (public manifest), ``ledger.jsonl``,
-``checkpoints/`` (sealed), ``evidence/`` and the report.
+:mod:`privguard.runs.start` makes. What lies in a run folder, and under which name: :mod:`privguard.runs.folder`.
 """
 
 import contextlib
+import math
 import weakref
 from dataclasses import replace
 from pathlib import Path
-from typing import final
+from typing import cast, final
 
 from torch import Tensor
 from torch.optim import Optimizer
 
 from privguard._random import Stream
-from privguard.accounting.accountant import spent
+from privguard.accounting.claim import claim_of, epsilon_of
+from privguard.accounting.history import History
 from privguard.accounting.ledger import Ledger
 from privguard.attest.statement import SigningKey
 from privguard.checkpoint.archive import Audience
 from privguard.checkpoint.store import Snapshot, save
 from privguard.errors import PrivacyError, PrivguardError
 from privguard.records import Claim, Manifest
+from privguard.runs import folder
 from privguard.runs.budget import Charge
 from privguard.runs.options import RunSetup
+from privguard.runs.streams import Streams
 from privguard.training import rng_state, shards
 from privguard.training.clip import trainable
 from privguard.training.plan import Plan
 from privguard.training.step import Follower, PrivateStep, check_optimizer
 
 _KEPT = 2  # snapshots on disk: the newest, and one before it
+SNAPSHOTS = 50  # in a run, where nobody says how many: a crash then loses at most 2 % of the budget
 
 
 @final
@@ -49,7 +53,7 @@ class PrivateRun:
         *,
         facts: Manifest,
         ledger: Ledger | Follower,
-        streams: Stream,
+        streams: Streams,
         came_from: Snapshot | None = None,
     ) -> None:
         self.plan = plan
@@ -61,7 +65,7 @@ class PrivateRun:
         self._audience = setup.audience()
         self._signer = None if isinstance(ledger, Follower) else setup.signing_key()
         self._parameters = trainable(setup.model)
-        self._every = max(1, plan.steps // 10) if setup.every is None else setup.every
+        self._every = max(1, plan.steps // SNAPSHOTS) if setup.every is None else setup.every
         self._saved = -1 if came_from is None else came_from.step
         self._generators = [] if came_from is None else came_from.generators["ranks"]  # of each rank
         self._held: str | None = None
@@ -72,9 +76,7 @@ class PrivateRun:
             plan,
             clipper=setup.clipper,
             ledger=ledger,
-            noise=streams.child(
-                "noise", 2, setup.options.performance.noise
-            ),  # a new number for each new meaning of its words
+            noise=streams.noise(setup.options.performance.noise),
             exact=setup.options.performance.noise == "exact",
             reserve=setup.options.performance.reserve,
             ranks=setup.ranks,
@@ -91,7 +93,7 @@ class PrivateRun:
     @property
     def sampler_source(self) -> Stream:
         """The stream whose child number ``i`` draws the batch of ledger position ``i``."""
-        return self._streams.child("sampler")
+        return self._streams.samples
 
     @property
     def taken(self) -> int:
@@ -104,11 +106,15 @@ class PrivateRun:
         return self._step.remaining
 
     def reserve(self) -> int:
-        """Ledger position of the next step, reserved on disk before this returns.
+        """Ledger position of the next step, whose reservation is on its way to the disk; see :class:`PrivateStep`.
+
+        A snapshot that is due is sealed first: by now the loop's schedule has moved as well.
 
         Raises:
             BudgetExceededError: the plan is used up, or the data set's limit was lowered below what is spent.
         """
+        if self._every and self.remaining and self.taken % self._every == 0 and not self._step.pending:
+            self.save()
         return self._step.position()
 
     def backward(self, losses: Tensor) -> None:
@@ -142,14 +148,9 @@ class PrivateRun:
         self._held = _settings(self._setup.optimizer)
 
     def finish_step(self) -> None:
-        """End a logical batch: add the noise once, take one optimizer step, and seal a snapshot when one is due.
-
-        Raises as :meth:`release`.
-        """
+        """End a logical batch: add the noise once and take one optimizer step; raises as :meth:`release`."""
         self.release()
         self._setup.optimizer.step()
-        if self._every and self.taken % self._every == 0 and self.remaining:
-            self.save()
 
     def _check_optimizer(self) -> None:
         check_optimizer(self._setup.optimizer, self._parameters.values())
@@ -177,22 +178,39 @@ class PrivateRun:
             )
         if isinstance(self._ledger, Follower):
             raise PrivacyError("claim: only the leading process holds the ledger; ask for it where rank == 0")
-        plan, history = self.plan, self._step.history(self._ledger)
+        history = self._history()
         if history.void:
             raise PrivacyError(f"claim: void, since steps were released before this was found: {history.void[0]}")
-        claim = spent(history, delta=plan.delta, relation=plan.relation, unit=plan.unit)
-        return replace(claim, unchecked=(*self.manifest.unchecked, *history.unchecked))
+        return claim_of(self.manifest, history)
+
+    def epsilon(self) -> float:
+        """ε of :meth:`claim` for the log, on every rank; with several, all of them call this."""
+        return self._setup.ranks.from_lead(self.spent)
+
+    def spent(self) -> float:
+        """ε of :meth:`claim`, on the leading rank; NaN where the claim is void."""
+        history = self._history()
+        return math.nan if history.void else epsilon_of(self.manifest, history)
+
+    def _history(self) -> History:
+        """What the ledger says by now; of the leading rank."""
+        self._step.wait_for_disk()
+        return self._step.history(cast("Ledger", self._ledger))
+
+    def save_first(self) -> None:
+        """Seal the state before the first step, unless the wrapper keeps snapshots of its own."""
+        if self._every:
+            self.save()
 
     def save(self) -> Path:
         """Seal a snapshot of everything that resuming needs, return its path, and remove all but the newest two."""
-        folder = self.folder / "checkpoints"
-        path = folder / f"step-{self.taken:08d}.sealed"
+        path = folder.snapshot(self.folder, self.taken)
         if self._saved == self.taken and path.exists():
             return path
         self.save_to(path)
         self._saved = self.taken
         if self._setup.ranks.lead:
-            for old in sorted(folder.glob("step-*.sealed"))[:-_KEPT]:
+            for old in folder.snapshots(self.folder)[:-_KEPT]:
                 old.unlink()
         return path
 
@@ -207,16 +225,19 @@ class PrivateRun:
         weights, optimizer = shards.whole(setup.model.state_dict()), shards.whole(setup.optimizer.state_dict())
         if isinstance(ledger, Follower):
             return
+        self._step.wait_for_disk()
         path.parent.mkdir(parents=True, exist_ok=True)
         snapshot = Snapshot(
             run=self.manifest.run,
             step=self.taken,
             weights=weights,
             optimizer=optimizer,
-            generators={"ranks": of_ranks, "streams": self._streams.secret(), "place": ledger.place},
+            generators={"ranks": of_ranks, "streams": self._streams.secrets(), "place": ledger.place},
             extra={name: thing.state_dict() for name, thing in setup.also.items()},
         )
         write_snapshot(path, snapshot, self._audience, ledger=ledger, signer=self._signer)
+        if self._charge is not None:
+            self._charge.note(ledger)
 
     def settle(self) -> None:
         """Give back what the ledger reserved for steps that were not taken; part of a clean stop."""
@@ -239,12 +260,21 @@ class PrivateRun:
             self._end()
             self._setup.clipper.close()
             if self._charge is not None:
-                self._charge.settle(self.folder / "ledger.jsonl")
+                self._charge.settle(self.folder / folder.LEDGER)
 
 
 def _settings(optimizer: Optimizer) -> str:
     """Learning rates and all else of an optimizer but its parameters, to compare."""
-    return repr([{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups])
+    return repr([{key: _exact(group[key]) for key in group if key != "params"} for group in optimizer.param_groups])
+
+
+def _exact(value: object) -> object:
+    """A setting in full: a tensor shows four digits of itself, of which a small move would leave all as they were."""
+    if isinstance(value, Tensor):
+        return str(value.dtype), value.tolist()
+    if isinstance(value, list | tuple):
+        return [_exact(each) for each in cast("list[object]", value)]
+    return value
 
 
 def _end(step: PrivateStep, ledger: Ledger | Follower, charge: Charge | None) -> None:
@@ -253,7 +283,7 @@ def _end(step: PrivateStep, ledger: Ledger | Follower, charge: Charge | None) ->
     This also runs at garbage collection and at exit, for a run that nobody closed. No error can be raised there; where
     settling fails, the reservation stands, so nothing is spent twice.
     """
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(PrivguardError, OSError, ValueError):
         step.settle()
     ledger.close()
     if charge is not None and isinstance(ledger, Ledger):

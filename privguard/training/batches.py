@@ -2,19 +2,17 @@
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, cast, final
+from typing import Any, final
 
 import torch
 from torch import Tensor
 from torch.utils.data import (
     BatchSampler,
-    ConcatDataset,
     DataLoader,
     Dataset,
     IterableDataset,
     RandomSampler,
     SequentialSampler,
-    Subset,
     TensorDataset,
 )
 from torch.utils.data.dataloader import default_collate
@@ -23,6 +21,7 @@ from privguard import _check
 from privguard._random import Stream
 from privguard.errors import PrivacyError
 from privguard.training import structure
+from privguard.training.identity import require_once
 from privguard.training.ranks import Ranks
 from privguard.training.sample import PhysicalBatch, Poisson, cut
 from privguard.training.users import Users
@@ -136,34 +135,13 @@ def examples_of(loader: DataLoader[Any]) -> int:
             f"sampler={type(sampler).__name__}: the accountant prices Poisson sampling alone, and replacing your "
             "sampler would change what you train on; give a loader with shuffle=True, and weigh records in the loss"
         )
-    _refuse_doubles(dataset)
+    require_once(dataset)
     return len(dataset)  # type: ignore[arg-type] — checked above
 
 
 def rows_at_once(loader: DataLoader[Any]) -> int | None:
     """The batch size of a loader, also where it is that of the ``batch_sampler`` which it was given."""
     return loader.batch_size or getattr(loader.batch_sampler, "batch_size", None)
-
-
-def _refuse_doubles(dataset: Any) -> None:
-    """Refuse what puts a record in more than once, as far as torch's own data sets tell: each copy moves the sum."""
-    if isinstance(dataset, Subset):
-        indices = [int(index) for index in cast("Any", dataset).indices]
-        _refuse_if("indices", len(set(indices)) < len(indices), dataset)
-        _refuse_doubles(cast("Any", dataset).dataset)
-    elif isinstance(dataset, ConcatDataset):
-        parts = cast("Any", dataset).datasets
-        _refuse_if("datasets", len({id(part) for part in parts}) < len(parts), dataset)
-        for part in parts:
-            _refuse_doubles(part)
-
-
-def _refuse_if(name: str, doubled: bool, dataset: object) -> None:  # noqa: FBT001 — the condition is what it is about
-    if doubled:
-        raise PrivacyError(
-            f"{type(dataset).__name__}.{name}: holds a record more than once, which moves the sum by as many clipping "
-            "norms; leave each in once, and weigh it in the loss"
-        )
 
 
 def _plain_batches(loader: DataLoader[Any]) -> bool:

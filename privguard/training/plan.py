@@ -134,13 +134,15 @@ class Performance:
 
     Attributes:
         physical_batch: most rows that go forward at once; None takes the loader's batch size.
-        reserve: ledger events that share one fsync; after a crash all reserved events count as spent.
+        reserve: ledger events that share one line and one fsync. The fsync runs beside the forward and backward pass,
+            so more than one is worth it only where a step takes less than some milliseconds; after a crash all reserved
+            events count as spent.
         noise: ``"exact"``, integers with the law of a rounded Gaussian; or ``"float32"``, a third of the time, for
             whoever accepts that attacks on floating-point noise are not ruled out. The claim then says so.
     """
 
     physical_batch: int | None = None
-    reserve: int = 8
+    reserve: int = 1
     noise: str = "exact"
 
     def __post_init__(self) -> None:

@@ -1,12 +1,15 @@
 """One private step: reserve, clip, noise, move.
 
 This is the only writer of the ledger and the only door to the optimizer: a clipped sum becomes a noisy sum on an event
-that the ledger has durably reserved, and only the noisy sum moves the weights.
+that the ledger has durably reserved, and only the noisy sum moves the weights. The disk is waited for where it matters,
+before the noisy sum exists: forward and backward pass run while the reservation is on its way, so it costs no time, and
+a process that dies has at most one position (one block of ``reserve``) reserved and not executed.
 """
 
 import math
 import os
 from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import final
@@ -36,7 +39,7 @@ class PrivateStep:
     reserved on disk. Exactly one noise per logical batch, whatever was gathered, also for an empty draw.
 
     ``noise`` is the stream whose child number ``i`` gives the noise of position ``i``. ``reserve`` is how many events
-    share one entry of the ledger, and so one fsync. ``permit`` is called before each reservation; it raises where the
+    share one line of the ledger, and so one fsync. ``permit`` is called before each reservation; it raises where the
     run must stop, as a budget book's limit may ask. ``exact`` says which noise: integers on a grid, or float32.
     """
 
@@ -64,6 +67,8 @@ class PrivateStep:
         self._signal: Tensor | None = None  # norm of the last noisy sum
         self._floor = 0.0  # expected norm of the noise in it, σC√d
         self._next = ledger.position
+        self._disk = ThreadPoolExecutor(1, thread_name_prefix="ledger")
+        self._writing: Future[None] | None = None  # the reservation that is on its way to the disk
         self._process = os.getpid()
         self._unsettled = False
         self._noted = 0  # checked steps that the ledger knows
@@ -79,7 +84,9 @@ class PrivateStep:
         return max(0, self._plan.steps - self._next)
 
     def position(self) -> int:
-        """Ledger position of the step in the making, reserved on disk before this returns.
+        """Ledger position of the step in the making; its reservation is on its way to the disk when this returns.
+
+        :meth:`release` waits for it. What fails on the disk is raised there, or by the next call.
 
         Raises:
             PrivacyError: this is not the process that began the run.
@@ -94,11 +101,30 @@ class PrivateStep:
                 "step: taken in a forked process, whose parent draws the same samples and noise; train in the process "
                 "that began the run"
             )
-        if self._next == self._ledger.position:
+        if self._writing is None and self._next == self._ledger.position:
             self._permit()
-            self._ledger.reserve(self._plan.event(), times=min(self._block, self.remaining))
             self._unsettled = True
+            self._writing = self._disk.submit(self._write, min(self._block, self.remaining))
         return self._next
+
+    def _write(self, times: int) -> None:
+        self._ledger.reserve(self._plan.event(), times=times)
+
+    @property
+    def pending(self) -> bool:
+        """Whether a step is in the making: its position is reserved, and its noise not drawn."""
+        return self._writing is not None
+
+    def wait_for_disk(self) -> None:
+        """Return when all that was reserved is on disk.
+
+        Raises:
+            OSError: the disk is full or failed; nothing was reserved.
+            LedgerError: the ledger changed under this run.
+        """
+        if self._writing is not None:
+            self._writing.result()
+            self._writing = None
 
     @property
     def noise_to_signal(self) -> float:
@@ -120,7 +146,9 @@ class PrivateStep:
         up the parts already, and each rank's part gets noise of its own.
         """
         position = self.position()
-        noisy = self._noised(self._clipper.take(), position)
+        clipped = self._clipper.take()
+        self.wait_for_disk()
+        noisy = self._noised(clipped, position)
         gradients = noisy.gradients.values()
         self._next += 1
         self._signal = shards.norm(gradients)  # in float32: it is shown, and nothing rests on it
@@ -158,12 +186,14 @@ class PrivateStep:
         try:
             yield
         except InteractionError as found:
+            self.wait_for_disk()
             if self._next > 0:
                 self._ledger.void(str(found))
             raise
 
     def settle(self) -> None:
         """A clean stop: the ledger learns how many of the reserved events took effect, and gives the others back."""
+        self.wait_for_disk()
         if self._unsettled:
             self._note_checks()
             self._ledger.settle(self._next)

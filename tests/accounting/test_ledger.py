@@ -34,7 +34,7 @@ def test_what_was_reserved_is_read_back(path):
         assert ledger.reserve(dp.LaplaceDpEvent(2.0)) == range(6, 7)
         head = ledger.head
     history = Ledger.read(path)
-    assert history.spent() == [(STEP, 1), (STEP, 5), (dp.LaplaceDpEvent(2.0), 1)]
+    assert history.spent() == [(STEP, 6), (dp.LaplaceDpEvent(2.0), 1)]
     assert (history.facts, history.head, history.position, history.settled) == (FACTS, head, 7, False)
 
 
@@ -93,7 +93,7 @@ def test_lines_cannot_be_moved_doubled_or_left_out(path):
 
 EVENT = {"GaussianDpEvent": {"noise_multiplier": 1}}
 OPEN = {"kind": "open", "format": "privguard ledger v1", "id": "0" * 32, "facts": {}}
-THREE = {"kind": "reserve", "event": EVENT, "times": 3, "first": 0}
+THREE = {"kind": "reserve", "event": EVENT, "times": 3, "first": 0, "span": 1}
 
 
 @pytest.mark.parametrize(
@@ -108,8 +108,8 @@ THREE = {"kind": "reserve", "event": EVENT, "times": 3, "first": 0}
         [OPEN, THREE | {"event": {"ZCDpEvent": {"rho": 1, "xi": 0}}}],
         [OPEN, THREE, {"kind": "settle", "used": 4}],
         [OPEN, THREE, {"kind": "settle", "used": 2}, {"kind": "settle", "used": 1}],
-        [OPEN, THREE, {"kind": "resume", "position": 3, "torn": 0}, {"kind": "settle", "used": 2}],
-        [OPEN, THREE, {"kind": "resume", "position": 2, "torn": 0}],
+        [OPEN, THREE, {"kind": "resume", "position": 3, "torn": 0, "id": ""}, {"kind": "settle", "used": 2}],
+        [OPEN, THREE, {"kind": "resume", "position": 2, "torn": 0, "id": ""}],
         [OPEN, {"kind": "forget"}],
         [OPEN, {"kind": "settle"}],
     ],

@@ -7,6 +7,7 @@ import time
 import pytest
 import torch
 from small import Scored, SmallRun, small_data, small_plan
+from sqlalchemy.exc import OperationalError
 
 from benchmarks.book import forked
 from privguard.accounting.accountant import epsilon
@@ -16,7 +17,7 @@ from privguard.accounting.calibrate import Budget
 from privguard.accounting.ledger import Ledger
 from privguard.attest.statement import SigningKey
 from privguard.checkpoint.key import Key
-from privguard.errors import BudgetExceededError, PrivacyError, ResumeError
+from privguard.errors import BookUnavailableError, BudgetExceededError, PrivacyError, ResumeError
 from privguard.integrations.accelerate import PrivateAccelerator
 from privguard.integrations.transformers.trainer import PrivateTrainer
 from privguard.runs.budget import Charge
@@ -112,7 +113,8 @@ def test_a_killed_run_keeps_its_reservation_and_spends_it_once(tmp_path, book, p
     assert sum(times for _, times in Ledger.read(run.folder / "ledger.jsonl").spent()) == STEPS
 
 
-def test_a_limit_that_falls_stops_the_run_at_its_next_block(small, book):
+def test_a_limit_that_falls_stops_the_run_at_its_next_step(small, book, monkeypatch):
+    monkeypatch.setattr("privguard.runs.budget._ASK_EVERY", 0.0)
     private = small.start(book=book, data_set=DATA)
     done = 0
     with pytest.raises(BudgetExceededError, match=r"the limit is 0\.01"):
@@ -121,8 +123,8 @@ def test_a_limit_that_falls_stops_the_run_at_its_next_block(small, book):
             done += private.step()
             if done == 3:
                 book.cap(DATA, 0.01, reason="the study is over")
-    assert done == 8  # the block that was reserved when the limit fell
-    assert balance(book) == [(8, 0, STEPS - 8)]
+    assert done == 3
+    assert balance(book) == [(3, 0, STEPS - 3)]
     assert Ledger.read(small.folder / "ledger.jsonl").settled
 
 
@@ -130,6 +132,46 @@ def test_a_book_that_moves_and_still_has_room_stops_nobody(small, book):
     private = small.start(book=book, data_set=DATA)
     book.cap(DATA, ENOUGH - 1e-4, reason="a little")
     assert small.go(private) == STEPS
+
+
+def test_a_database_that_goes_away_for_a_while_ends_no_run(small, book, place, monkeypatch):
+    """Asked at each step, it does not answer from step 3 on; when the run ends, it is there again at the third try."""
+    monkeypatch.setattr("privguard.runs.budget._ASK_EVERY", 0.0)
+    monkeypatch.setattr("privguard.runs.budget._PAUSE", 0.0)
+    private, away = small.start(book=book, data_set=DATA), 0
+    really = type(book._engine).connect
+
+    def connect(engine):
+        nonlocal away
+        if away:
+            away -= 1
+            raise OperationalError("SELECT", {}, Exception("server closed the connection unexpectedly"))
+        return really(engine)
+
+    monkeypatch.setattr(type(book._engine), "connect", connect)
+    done = 0
+    for inputs, targets in private.batches():
+        private.backward(torch.nn.functional.cross_entropy(private.model(inputs), targets, reduction="none"))
+        done += private.step()
+        away = 10_000 if done == 3 else 2 if done == STEPS else away
+    assert done == STEPS
+    assert balance(book) == [(STEPS, 0, 0)]
+
+
+def test_a_database_that_stays_away_ends_the_run_after_ten_minutes(small, book, monkeypatch):
+    charge, now = Charge.to(book, DATA), 1e6
+    monkeypatch.setattr("privguard.runs.budget.time.monotonic", lambda: now)
+
+    def gone(*_, **__):
+        raise BookUnavailableError("book: gone")
+
+    charge.permit()
+    monkeypatch.setattr(type(book), "require_within", gone)
+    for now in range(1_000_010, 1_000_600, 10):  # noqa: B007 — the clock above reads it
+        charge.permit()
+    now = 1_000_620
+    with pytest.raises(BookUnavailableError):
+        charge.permit()
 
 
 @pytest.mark.parametrize("given", [{"book": "somewhere"}, {"data_set": DATA}], ids=["book", "data set"])

@@ -96,7 +96,7 @@ def test_kill_and_resume_keeps_what_was_reserved_spent_and_ends_within_the_budge
     killed.kill()
     killed.communicate()
     reserved = child.history().position
-    assert 25 <= reserved <= 25 + 8
+    assert 25 <= reserved <= 25 + 1
     again = child.spawn("resume")
     out, err = again.communicate(timeout=WAIT)
     assert again.returncode == 0, err
@@ -109,16 +109,17 @@ def test_a_killed_run_never_draws_the_same_sample_or_noise_again(small, caplog):
     """A crash leaves the ledger ahead of the snapshot; what follows is keyed afresh."""
     private = small.start(checkpoint_every=100)
     private.save()
-    before = private._run._streams.secret()
+    before = private._run._streams.current.secret()
     SmallRun.go(private, steps=3)
     for newer in (small.folder / "checkpoints").glob("step-0000000[1-9]*"):
         newer.unlink()  # as if the process had died before it could seal these
     small.renew()
     resumed = small.start(resume=True)
     assert (
-        "3 steps that it had reserved after the checkpoint of step 0 stay spent, so 17 of the plan's 20" in caplog.text
+        "3 steps that it took or reserved after the checkpoint of step 0 stay spent, 15.0 % of the plan, so 17 of the"
+        in caplog.text
     )
-    assert resumed._run._streams.secret() != before
+    assert resumed._run._streams.current.secret() != before
     assert resumed._run.taken == 3
     assert SmallRun.go(resumed) == 17
 
@@ -218,14 +219,14 @@ def test_an_abandoned_run_settles_its_ledger(small):
 
 
 @pytest.mark.parametrize("how", [shutil.copytree, shutil.move])
-def test_a_copy_of_a_run_draws_afresh_and_a_run_that_moved_goes_on(small, how):
+def test_a_run_that_was_copied_or_moved_draws_afresh(small, how):
     """Two runs that go on from one state with the same samples and noise would show their difference without noise."""
     private = small.start()
-    before = private._run._streams.secret()
+    before = private._run._streams.current.secret()
     SmallRun.go(private, steps=3)
     how(small.folder, elsewhere := small.folder.with_name("elsewhere"))
     small.renew()
     there = small.start(run=elsewhere, resume=True)
     assert there._run.taken == 3
-    assert (there._run._streams.secret() == before) == (how is shutil.move)
+    assert there._run._streams.current.secret() != before
     assert SmallRun.go(there) == 17

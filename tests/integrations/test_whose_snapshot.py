@@ -118,7 +118,7 @@ def accelerated(folder, **more):
         sample_rate=0.3, noise_multiplier=1.0, max_grad_norm=0.5, steps=4, delta=1e-3, expected_batch_size=18
     )  # fmt: skip
     accelerator = PrivateAccelerator(
-        plan=plan, run=folder, seal_to=[PAIR.recipient()], cpu=True, options=RunOptions(key=PAIR), **more
+        plan=plan, run=folder, seal_to=[PAIR.recipient()], cpu=True, options=RunOptions(key=PAIR, **more)
     )
     net = torch.nn.Linear(6, 3)
     data = torch.utils.data.TensorDataset(torch.randn(60, 6), torch.zeros(60, dtype=torch.long))

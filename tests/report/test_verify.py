@@ -19,6 +19,7 @@ from privguard.records import Digest, Outcome
 from privguard.report import holdings, render, sign
 from privguard.report.assemble import Sources, assemble
 from privguard.report.verify import changes, verify
+from privguard.runs.folder import REPORT_JSON
 
 FILES = ("run.json", "ledger.jsonl", "evidence/audit.json", *sign.PAGES)
 CHECKPOINT = "checkpoints/step-00000006.sealed"
@@ -220,7 +221,7 @@ def test_a_sealed_folder_holds_file_by_file_and_through_a_rewrap(folder, officer
     key = Key.read(trained / "key")
     seal(tmp_path / "plain", folder / "checkpoint-6", to=[key])
     sign_report(folder, officer)
-    report = json.loads((folder / render.JSON).read_text())
+    report = json.loads((folder / REPORT_JSON).read_text())
     assert ("checkpoint-6", "folder") in [(each["name"], each["form"]) for each in report["checkpoints"]]
     rewrap(folder / "checkpoint-6", key, add=[Key.generate_x25519().recipient()])
     assert "checkpoint-6: re-wrapped since" in verify(folder, signers=[officer.identity]).notes[0]

@@ -23,7 +23,7 @@ from privguard.accounting.budget.rules import FORMAT, Account, Balance, DataSet,
 from privguard.accounting.calibrate import Budget
 from privguard.accounting.history import History
 from privguard.attest.statement import Envelope, Identity, SigningKey
-from privguard.errors import BudgetExceededError, LedgerError, PrivguardError
+from privguard.errors import BookUnavailableError, BudgetExceededError, LedgerError, PrivguardError
 from privguard.records import Record
 
 if TYPE_CHECKING:
@@ -145,7 +145,7 @@ class Book:
         Raises:
             BudgetExceededError: some limit of the data set's family would be passed, or nothing was granted.
             UnknownEventError: the event cannot be priced.
-            OSError: the database cannot be written; nothing was reserved.
+            BookUnavailableError: the database does not answer; nothing was reserved.
         """
         _check.count("times", times)
 
@@ -166,7 +166,7 @@ class Book:
             ValueError: unknown run, more than it reserved, or less than its ledger shows or it settled before.
         """
         if ledger is not None:
-            _check.require(used >= ledger.position, "used", used, wanted=f"its ledger's {ledger.position} or above")
+            _check.require(used >= ledger.events, "used", used, wanted=f"its ledger's {ledger.events} or above")
 
         def row(account: Account) -> Mapping[str, Any]:
             _check.require(run in account.runs, "run", run, wanted="one of this book")
@@ -175,6 +175,30 @@ class Book:
 
         self._append(row)
         return self._account.runs[run].balance()
+
+    def note(self, run: str, ledger: History, *, after: History | None = None, exactly: bool = False) -> None:
+        """Keep the head of a run's ledger here, outside of its folder, so that an older copy of the run is told.
+
+        ``after`` is the ledger as a writer found it before it went on: it has to extend what was noted last, and with
+        ``exactly`` has to be it, as the run left it when it settled. Two writers that go on from one state come one
+        after the other, and the second finds the first one's note.
+
+        Raises:
+            LedgerError: a later ledger of this run was noted, so this one is a copy, or was put back from a backup.
+        """
+
+        def row(account: Account) -> Mapping[str, Any]:
+            noted = account.runs[run].ledger if run in account.runs else None
+            if after is not None and noted is not None and not after.extends(*noted):
+                raise LedgerError(
+                    f"run={run}: the budget book knows a later ledger of this run than the one here, so this folder is "
+                    "a copy or was put back from a backup, and what it no longer counts was spent: find the newest one"
+                )
+            if exactly and (after is None or noted != (after.head, after.size)):
+                raise LedgerError(f"run={run}: the budget book does not have the head of this ledger as its newest")
+            return {"kind": "note", "run": run, "ledger": {"head": ledger.head, "size": ledger.size}}
+
+        self._append(row)
 
     def held(self, run: str) -> int:
         """Events that a run holds here, spent or open; 0 for a run that the book does not know."""
@@ -209,7 +233,7 @@ class Book:
             new, known = max(0, times - known), max(0, known - times)
             if new:
                 self._append(partial(_block, run, sha256, event, new))
-        return self.settle(run, ledger.position, ledger=ledger)
+        return self.settle(run, ledger.events, ledger=ledger)
 
     def standing(self, sha256: str) -> Standing:
         """Where a data set stands now; ε is at its own limit's δ and relation, or its nearest granted ancestor's."""
@@ -253,8 +277,13 @@ class Book:
 
     def _fresh(self) -> Account:
         """The state after all rows that anybody has written."""
-        with self._engine.connect() as connection:
-            self._catch_up(connection)
+        from sqlalchemy.exc import DBAPIError
+
+        try:
+            with self._engine.connect() as connection:
+                self._catch_up(connection)
+        except DBAPIError as error:
+            raise BookUnavailableError(f"book: {error.orig}; nothing was read") from error
         return self._account
 
     def _append(self, make: Callable[[Account], Mapping[str, Any]]) -> Mapping[str, Any]:
@@ -278,12 +307,13 @@ class Book:
                 yield connection
         except DBAPIError as error:
             self._account = Account()  # what was applied and not committed never happened
-            raise OSError(f"book: {error.orig}; nothing was written") from error
+            raise BookUnavailableError(f"book: {error.orig}; nothing was written") from error
         except BaseException:
             self._account = Account()
             raise
 
     def _catch_up(self, connection: "Connection", *, may_be_empty: bool = False) -> None:
+        import sqlalchemy
         from sqlalchemy import select
         from sqlalchemy.exc import DBAPIError
 
@@ -293,6 +323,8 @@ class Book:
                 select(table).where(table.c.seq >= self._account.size).order_by(table.c.seq)
             ).all()
         except DBAPIError as error:
+            if sqlalchemy.inspect(connection).has_table(table.name):
+                raise
             raise LedgerError(f"book: cannot be read ({error.orig}); create it, or name the right place") from error
         for row in rows:
             _replay(self._account, *cast("tuple[int, str, str]", row))

@@ -93,7 +93,10 @@ class Balance(Record):
 @final
 @dataclass
 class Run:
-    """What one run reserved: blocks of (first position, times, event JSON), and up to where it has settled."""
+    """What one run reserved: blocks of (first position, times, event JSON), and up to where it has settled.
+
+    ``ledger`` is the newest head of the run's ledger that was noted here, with the number of lines it stands for.
+    """
 
     data_set: str
     blocks: list[tuple[int, int, Mapping[str, Any]]] = field(default_factory=list[tuple[int, int, Mapping[str, Any]]])
@@ -101,6 +104,7 @@ class Run:
     settled: int = 0
     reserved: int = 0
     returned: int = 0
+    ledger: tuple[str, int] | None = None
 
     def spent(self) -> "list[tuple[DpEvent, int]]":
         """All that counts as spent: what was used, and what is still open."""
@@ -157,6 +161,7 @@ class Account:
             "grant": self._grant,
             "cap": self._cap,
             "reserve": self._reserve,
+            "note": self._note,
             "settle": self._settle,
         }
         if (row["kind"] == "open") != (self.size == 0):
@@ -237,6 +242,11 @@ class Account:
         run.reserved += times
         self.runs[row["run"]] = run
 
+    def _note(self, row: Mapping[str, Any]) -> None:
+        head, size = row["ledger"]["head"], row["ledger"]["size"]
+        _check.require(_canon.is_digest(head), "head", head, wanted="64 hexadecimal characters")
+        self.runs[row["run"]].ledger = head, _check.count("size", size)
+
     def _settle(self, row: Mapping[str, Any]) -> None:
         run, used = self.runs[row["run"]], row["used"]
         if type(used) is not int or not run.settled <= used <= run.position:
@@ -244,3 +254,5 @@ class Account:
         run.blocks = [(first, min(times, used - first), event) for first, times, event in run.blocks if first < used]
         run.returned += run.position - used
         run.position = run.settled = used
+        if row["ledger"] is not None:
+            run.ledger = row["ledger"]["head"], row["ledger"]["size"]

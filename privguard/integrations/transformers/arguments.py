@@ -6,9 +6,8 @@ nobody has thought about. The page ``docs/training-arguments.md`` lists the tabl
 
 import copy
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from typing import Any
 
-from torch.utils.data import Subset
 from transformers import TrainingArguments
 
 from privguard import _check
@@ -192,22 +191,6 @@ def private(args: TrainingArguments, plan: Plan) -> TrainingArguments:
     if args.max_steps <= 0:
         ours.max_steps = plan.steps
     return ours
-
-
-def refuse_overlap(train: object, evaluation: object) -> None:
-    """Raise PrivacyError where the training set, or a part cut out of it, is among the evaluation sets."""
-    if evaluation is None or train is None:
-        return
-    if isinstance(evaluation, Mapping):
-        for each in cast("Mapping[str, object]", evaluation).values():
-            refuse_overlap(train, each)
-    elif evaluation is train:
-        raise PrivacyError(
-            "eval_dataset is train_dataset: metrics of private examples carry no noise, and selecting by them is not "
-            "covered by the claim; evaluate on other people's data"
-        )
-    elif isinstance(evaluation, Subset):
-        refuse_overlap(train, cast("Any", evaluation).dataset)
 
 
 def plan_for(args: TrainingArguments, *, budget: Budget | None, examples: int | None, unit: Unit) -> Plan:

@@ -3,12 +3,12 @@
 import json
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, final
 
 from torch import Tensor
-from transformers import TrainerState
+from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_callback import ExportableState
 
 from privguard.errors import TamperedError
@@ -41,6 +41,40 @@ def sweep(output: Path) -> None:
     """Remove what a process that was killed while it saved has left behind; the run's ledger is held meanwhile."""
     for unfinished in output.glob(".checkpoint-*"):
         shutil.rmtree(unfinished, ignore_errors=True)
+
+
+@final
+class Rolling(TrainerCallback):
+    """One checkpoint beside those that the arguments ask for, so that a crash loses at most ``every`` steps.
+
+    It is written before the first step and then every so many steps, and taken away once a newer checkpoint is there.
+    """
+
+    def __init__(self, every: int, output: Path, save: Callable[[], None]) -> None:
+        self._every, self._output, self._save = every, output, save
+        self._wanted = False
+        self._last: int | None = None
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:  # noqa: ARG002
+        """The state before the first step."""
+        if self._every and state.global_step == 0:
+            self._wanted = True
+            self._save()
+
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:  # noqa: ARG002
+        """Ask for a checkpoint where one is due, and none is asked for by the arguments."""
+        due = bool(self._every) and state.global_step % self._every == 0 and state.global_step < state.max_steps
+        if due and not control.should_save:
+            control.should_save = self._wanted = True
+
+    def saved(self, state: TrainerState, *, lead: bool) -> None:
+        """A checkpoint was written: the one before it goes, if it was one of these and is not the best."""
+        if self._last is not None and self._last != state.global_step and lead:
+            old = self._output / f"checkpoint-{self._last}"
+            if str(old) != state.best_model_checkpoint:
+                shutil.rmtree(old, ignore_errors=True)
+        self._last = state.global_step if self._wanted else None
+        self._wanted = False
 
 
 def steps_done(checkpoint: str) -> int:

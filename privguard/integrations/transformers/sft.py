@@ -21,9 +21,9 @@ from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from privguard.errors import PrivacyError
-from privguard.integrations.transformers import arguments as training_arguments
 from privguard.integrations.transformers import sft_arguments
 from privguard.integrations.transformers.trainer import PrivateTrainer
+from privguard.training.identity import require_apart
 
 
 class PrivateSFTTrainer(PrivateTrainer, SFTTrainer):
@@ -66,8 +66,7 @@ class PrivateSFTTrainer(PrivateTrainer, SFTTrainer):
                 "wrong users; make them a column of train_dataset and pass its name"
             )
         # Asked here, because SFTTrainer makes new data sets of both.
-        for evaluation in eval_dataset.values() if isinstance(eval_dataset, dict) else [eval_dataset]:
-            training_arguments.refuse_overlap(train_dataset, evaluation)
+        require_apart(train_dataset, eval_dataset)
         super().__init__(model, args, train_dataset=train_dataset, eval_dataset=eval_dataset, **more)  # pyright: ignore[reportArgumentType]
         if self.aux_loss_enabled:
             raise PrivacyError(

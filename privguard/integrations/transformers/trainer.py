@@ -19,7 +19,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
-from transformers import Seq2SeqTrainer, Trainer, TrainingArguments
+from transformers import EarlyStoppingCallback, Seq2SeqTrainer, Trainer, TrainingArguments
 from transformers.trainer_utils import TrainOutput, get_last_checkpoint, rotate_checkpoints
 
 from privguard.accounting.calibrate import Budget
@@ -30,24 +30,28 @@ from privguard.integrations.settled import refuse_environment, refuse_state
 from privguard.integrations.transformers import arguments as training_arguments
 from privguard.integrations.transformers import checkpoint as trainer_checkpoint
 from privguard.integrations.transformers.arguments import plan_for
-from privguard.integrations.transformers.checkpoint import SEALED, StepInTheSeal
+from privguard.integrations.transformers.checkpoint import SEALED, Rolling, StepInTheSeal
 from privguard.integrations.transformers.losses import inputs_for
 from privguard.integrations.transformers.overrides import refuse_replaced
 from privguard.integrations.transformers.parts import training_clipper, training_loader, training_objective
 from privguard.records import Claim
 from privguard.runs import start
 from privguard.runs.driver import Objective, PerExampleLoss, Underway
+from privguard.runs.folder import LEDGER
 from privguard.runs.options import RunOptions, RunSetup, as_list, audience_of, key_for
 from privguard.runs.privacy_unit import ByUser, Unit
-from privguard.runs.progress import SpentSoFar, public
+from privguard.runs.progress import public
+from privguard.runs.run import SNAPSHOTS
 from privguard.runs.signals import Interrupts
 from privguard.training.batches import refuse_stream
+from privguard.training.identity import require_apart
 from privguard.training.plan import Plan, steps_in
 from privguard.training.probes.modules import refuse_mixing
 from privguard.training.ranks import Ranks
 
+EVALUATED = "Metrics of the evaluation data carry no noise: the people in it are not protected by this claim"
+SELECTED = "; and by them the model to keep, or the step to stop at, was chosen."
 _ARGS_OWN = {
-    "checkpoint_every": "say it in args (save_strategy, save_steps)",
     "quiet": "say it in args (disable_tqdm)",
 }
 
@@ -81,7 +85,7 @@ class PrivateTrainer(Trainer):
             users: where a user is the unit of privacy, whose each record is; with a budget, ``count`` has to be given.
             per_example_loss: a function of (outputs, batch) to losses (B,), for heads that privguard does not know.
             options: what few runs need to say: auditors, keys, a budget book, a seed for tests. What ``args`` decides
-                (``checkpoint_every``, ``quiet``) is refused.
+                (``quiet``) is refused; ``checkpoint_every`` counts for one checkpoint beside those of ``args``.
             **trainer: the other arguments of ``Trainer``, unchanged.
 
         Raises:
@@ -104,13 +108,18 @@ class PrivateTrainer(Trainer):
         self._resuming: str | None = None
         self._ledger_ahead = 0
         self._claim: Claim | None = None
+        self._spent = math.nan  # ε of the run that ended last, as its claim says it
         if args.load_best_model_at_end:
             key_for(as_list(self._seal_to), self._options.key)
         audience_of(self._seal_to, self._options)
         super().__init__(model, training_arguments.private(args, self.plan), **trainer)
         refuse_state(self.accelerator, self.model)
         refuse_stream(self.train_dataset)
-        training_arguments.refuse_overlap(self.train_dataset, self.eval_dataset)
+        require_apart(self.train_dataset, self.eval_dataset)
+        every = self._options.checkpoint_every
+        every = max(1, self.plan.steps // SNAPSHOTS) if every is None else every
+        self._rolling = Rolling(every, self._folder, lambda: self._save_checkpoint(self._bare, None))
+        self.add_callback(self._rolling)
 
     def train(
         self,
@@ -136,7 +145,7 @@ class PrivateTrainer(Trainer):
             finally:
                 self._let_go()
             interrupts.stop_here()
-        metrics = {"epsilon": SpentSoFar(self.plan)(self.plan.steps), **public(found.metrics)}
+        metrics = {"epsilon": Ranks.current().from_lead(lambda: self._spent), **public(found.metrics)}
         return TrainOutput(found.global_step, math.nan, metrics)
 
     def claim(self) -> Claim:
@@ -164,8 +173,18 @@ class PrivateTrainer(Trainer):
         Raises:
             PrivacyError: for the training set, whose metrics would be logged without noise.
         """
-        training_arguments.refuse_overlap(self.train_dataset, eval_dataset)
+        if not isinstance(eval_dataset, str):  # a name stands for one of those that the constructor saw
+            require_apart(self.train_dataset, eval_dataset)
         return super().get_eval_dataloader(eval_dataset)
+
+    def get_test_dataloader(self, test_dataset: Any) -> DataLoader[Any]:
+        """Trainer's own, for ``predict``.
+
+        Raises:
+            PrivacyError: for records of the training set, whose metrics would be logged without noise.
+        """
+        require_apart(self.train_dataset, test_dataset)
+        return super().get_test_dataloader(test_dataset)
 
     def num_examples(self, dataloader: DataLoader[Any]) -> int:
         """The public number of examples for the training loader; the true one is a secret."""
@@ -182,7 +201,7 @@ class PrivateTrainer(Trainer):
         values = list(super().set_initial_training_values(args, dataloader))
         if self._resuming is not None:
             done = trainer_checkpoint.steps_done(self._resuming)
-            position = Ledger.read(self._folder / "ledger.jsonl").position
+            position = Ledger.read(self._folder / LEDGER).position
             self._ledger_ahead = position - done
             values[-1] = min(cast("int", values[-1]), max(done, self.plan.steps - self._ledger_ahead))
         return tuple(values)
@@ -236,7 +255,7 @@ class PrivateTrainer(Trainer):
         shown = public(logs)
         if self._private is not None and ("loss" in logs or "train_runtime" in logs):
             run = self._private.run
-            shown["epsilon"] = self._private.spent(run.taken)
+            shown["epsilon"] = run.epsilon()
             if not math.isnan(ratio := run.noise_to_signal):
                 shown["noise_to_signal"] = ratio
         super().log(shown)
@@ -276,6 +295,7 @@ class PrivateTrainer(Trainer):
         self.state.stateful_callbacks = cast("Any", trainer_checkpoint.exported(callbacks))
         trainer_checkpoint.write(private.run, self.state, output=self._folder, lead=private.setup.ranks.lead)
         private.saved = private.run.taken
+        self._rolling.saved(self.state, lead=private.setup.ranks.lead)
         if self.args.should_save:
             kept = self.state.best_model_checkpoint
             rotate_checkpoints(str(self._folder), self.args.save_total_limit, kept, use_mtime=True)
@@ -333,6 +353,8 @@ class PrivateTrainer(Trainer):
             rows=data.batch_size,
             ranks=Ranks.current(),
             charge=self._options.charge(),
+            dataset=data.dataset,
+            unchecked=self._unprotected(),
         )
         try:
             if checkpoint is None:
@@ -346,14 +368,27 @@ class PrivateTrainer(Trainer):
             setup.clipper.close()
             raise
 
+    def _unprotected(self) -> tuple[str, ...]:
+        """What evaluation during the run does to people outside of the training set; nothing where they are public."""
+        if self._options.public_evaluation or self.eval_dataset is None or str(self.args.eval_strategy) == "no":
+            return ()
+        chosen = self.args.load_best_model_at_end or any(
+            isinstance(callback, EarlyStoppingCallback) for callback in self.callback_handler.callbacks
+        )
+        return (EVALUATED + (SELECTED if chosen else "."),)
+
     def _let_go(self) -> None:
         """End the run that is under way, if any, and keep its claim."""
         if self._private is not None:
             run = self._private.run
-            if not run.manifest.insecure and self._private.setup.ranks.lead:
-                self._claim = run.claim()
-            run.end()
-            self._private = None
+            lead, self._private = self._private.setup.ranks.lead, None
+            try:
+                run.settle()  # first: what was reserved and not taken is given back, and costs nothing
+                if lead:  # alone: another rank may be the one that failed
+                    self._spent = run.spent()
+                    self._claim = None if run.manifest.insecure or math.isnan(self._spent) else run.claim()
+            finally:
+                run.end()
 
     def _checkpoint(self, wanted: Any) -> str | None:
         """The checkpoint that ``resume_from_checkpoint`` means: a path, True for the newest, or none."""

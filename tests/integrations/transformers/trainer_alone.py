@@ -56,7 +56,7 @@ def main(folder, out, steps, noise, *flags):
 
     def beginning(checkpoint):
         private = begin(checkpoint)
-        print("keyed", hashlib.sha256(private.run._streams.secret()).hexdigest(), flush=True)
+        print("keyed", hashlib.sha256(private.run._streams.current.secret()).hexdigest(), flush=True)
         return private
 
     trainer._begin = beginning
