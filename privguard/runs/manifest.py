@@ -12,7 +12,6 @@ import privguard
 from privguard.checkpoint.key import Recipient
 from privguard.records import Manifest
 from privguard.runs.options import RunSetup
-from privguard.training.clip import Clipper
 from privguard.training.plan import Plan
 
 FLOAT32_NOISE = (
@@ -40,7 +39,7 @@ def describe(  # noqa: PLR0913 — one argument for each thing described
     *,
     plan: Plan,
     model: nn.Module,
-    clipper: Clipper,
+    clipper: object,
     probed: str,
     recipients: Sequence[Recipient],
     insecure: bool,
@@ -67,7 +66,8 @@ def describe(  # noqa: PLR0913 — one argument for each thing described
         mechanism=mechanism,
         software=software(),
         insecure=insecure,
-        unchecked=((FLOAT32_NOISE,) if mechanism["noise"] == "float32" else ()) + clipper.unchecked,
+        unchecked=((FLOAT32_NOISE,) if mechanism["noise"] == "float32" else ())
+        + tuple(getattr(clipper, "unchecked", ())),
     )
 
 
