@@ -121,7 +121,7 @@ def test_a_ledger_with_true_heads_must_still_make_sense(path, records):
         heads.append(leaf_hash(_canon.canonical(record)))
         lines.append(_canon.canonical({**record, "head": heads.root().hex()}) + b"\n")
     path.write_bytes(b"".join(lines))
-    with pytest.raises((LedgerError, UnknownEventError), match=f"line {len(records)}"):
+    with pytest.raises((LedgerError, UnknownEventError), match=rf"line {len(records)}|does not begin as a ledger does"):
         Ledger.read(path)
 
 
@@ -218,7 +218,7 @@ def test_a_missing_or_empty_ledger_is_named(path):
     with pytest.raises(LedgerError, match="missing"):
         Ledger.open(path)
     path.write_bytes(b"")
-    with pytest.raises(LedgerError, match="nothing was ever recorded"):
+    with pytest.raises(LedgerError, match="nothing was recorded"):
         Ledger.open(path)
 
 
