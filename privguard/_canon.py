@@ -6,6 +6,7 @@ Canonical JSON is the same bytes in every language, so a digest that privguard p
 import dataclasses
 import enum
 import hashlib
+import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias, cast
@@ -46,6 +47,32 @@ def canonical(value: object) -> bytes:
     b'{"a":[true,null],"b":1}'
     """
     return rfc8785.dumps(to_json(value))
+
+
+def loads(data: bytes | str) -> Any:
+    """The JSON value in ``data``, which has one meaning only: no key stands twice in an object, no NaN, no infinity.
+
+    Readers disagree about which of two equal keys counts, so a text with such keys says different things to each.
+
+    Raises:
+        ValueError: it is no JSON, or has no single meaning.
+    """
+    try:
+        return json.loads(data, object_pairs_hook=_object, parse_constant=_no_number)
+    except RecursionError:
+        raise ValueError("JSON: nested too deeply") from None
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    keys = [key for key, _ in pairs]
+    if len(set(keys)) != len(keys):
+        twice = next(key for place, key in enumerate(keys) if key in keys[:place])
+        raise ValueError(f"JSON: key {twice!r} stands twice in one object; expected each key once")
+    return dict(pairs)
+
+
+def _no_number(name: str) -> Any:
+    raise ValueError(f"JSON: {name} is no number; expected a finite one")
 
 
 def digest(value: object) -> str:

@@ -9,7 +9,6 @@ timestamp (:mod:`privguard.attest.timestamp`) says when, a log (:mod:`privguard.
 import base64
 import binascii
 import hashlib
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -275,9 +274,9 @@ class Envelope:
         if not data.startswith(b"{"):
             raise UnrecognisedError(f"{path}: expected a DSSE envelope in JSON; this is another file")
         try:
-            return cls.from_json(json.loads(data))
-        except ValueError:
-            raise TamperedError(f"path={str(path)!r}: not a DSSE envelope in JSON") from None
+            return cls.from_json(_canon.loads(data))
+        except ValueError as error:
+            raise TamperedError(f"path={str(path)!r}: not a DSSE envelope in JSON ({error})") from None
 
 
 def pae(payload_type: str, payload: bytes) -> bytes:
@@ -317,9 +316,10 @@ def verify(envelope: Envelope, *, by: Identity) -> Statement:
     if not any(_holds(by, signature, signed) for signature in candidates):
         raise TamperedError(f"envelope: not signed by {by}; expected that identity's signature over this payload")
     try:
-        return Statement.from_json(json.loads(envelope.payload))
-    except (ValueError, RecursionError):
-        raise TamperedError("payload: signed, but not JSON") from None
+        value = _canon.loads(envelope.payload)
+    except ValueError as error:
+        raise TamperedError(f"payload: signed, but not JSON with one meaning ({error})") from None
+    return Statement.from_json(value)
 
 
 def verify_any(envelope: Envelope, *, by: Sequence[Identity]) -> tuple[Statement, Identity]:

@@ -193,9 +193,9 @@ class Commitment:
             TamperedError: the file holds no commitment.
         """
         try:
-            return cls.from_json(json.loads(path.read_bytes()))
-        except ValueError:
-            raise TamperedError(f"path={str(path)!r}: not a commitment in JSON") from None
+            return cls.from_json(_canon.loads(path.read_bytes()))
+        except ValueError as error:
+            raise TamperedError(f"path={str(path)!r}: not a commitment in JSON ({error})") from None
 
 
 @final
@@ -282,11 +282,13 @@ def read_manifest(commitment: Commitment) -> Manifest:
         TamperedError: the signature or the form does not hold.
     """
     try:
-        named = Identity.from_json(json.loads(commitment.envelope.payload)["predicate"]["owner"])
+        named = Identity.from_json(_canon.loads(commitment.envelope.payload)["predicate"]["owner"])
     except (KeyError, TypeError, ValueError):
         raise TamperedError("commitment: names no owner") from None
     said = statement.verify(commitment.envelope, by=named)
     manifest = Manifest.from_json(said.predicate)
+    if _canon.canonical(said.to_json()) != commitment.envelope.payload:
+        raise TamperedError("commitment: signed, but not in canonical form (RFC 8785), so readers may differ over it")
     if said.predicate_type != CLAIM_TYPE or said.subjects != (replace(manifest.model, size=None),):
         raise TamperedError(f"commitment: expected {CLAIM_TYPE} about the manifest's model")
     return manifest

@@ -16,7 +16,7 @@ import numpy as np
 from privguard import _canon, _check
 from privguard.attest import log, statement
 from privguard.attest.log import Extract
-from privguard.attest.statement import Envelope, SigningKey, Statement
+from privguard.attest.statement import Envelope, Identity, SigningKey, Statement
 from privguard.errors import ProtocolInvalidError, TamperedError
 from privguard.records import Digest, Measurement, Verdict
 from privguard.watermark.claims import commitment as claim
@@ -39,6 +39,9 @@ DECOYS = 999
 # In how many ways a mark of each kind can be read, all of which are paid for: answers with a label map and without.
 # Marks of other kinds prove nothing in a challenge.
 READINGS = {"triggers": 2, "fingerprints": 2, "weights": 1}
+
+
+SELF_VERIFIED = "verifier: the owner, with the same key; nobody else has seen the suspect's answers or weights"
 
 
 class Outcome(StrEnum):
@@ -111,16 +114,28 @@ def assemble(
     extract: Extract | None = None,
 ) -> Envelope:
     """Everything in one statement about the suspect, signed by the verifier."""
-    predicate = {
+    predicate = _predicate(commitment, plan, openings, findings, extract=extract, verifier=by.identity)
+    said = Statement(subjects=(plan.suspect,), predicate_type=EVIDENCE_TYPE, predicate=predicate)
+    return statement.sign(said, by=by)
+
+
+def _predicate(
+    commitment: Commitment,
+    plan: ChallengePlan,
+    openings: Sequence[Opening],
+    findings: Findings,
+    *,
+    extract: Extract | None,
+    verifier: Identity,
+) -> dict[str, Any]:
+    return {
         "commitment": commitment.to_json(),
         "plan": _canon.to_json(plan),
         "openings": [opening.to_json() for opening in openings],
         "findings": _canon.to_json(findings),
         "log": None if extract is None else extract.to_json(),
-        "verifier": by.identity.to_json(),
+        "verifier": verifier.to_json(),
     }
-    said = Statement(subjects=(plan.suspect,), predicate_type=EVIDENCE_TYPE, predicate=predicate)
-    return statement.sign(said, by=by)
 
 
 def verify(evidence: Envelope, *, trust: Trust, suspect: Digest | None = None, candidates: int = 1) -> Report:
@@ -137,17 +152,38 @@ def verify(evidence: Envelope, *, trust: Trust, suspect: Digest | None = None, c
     _check.count("candidates", candidates)
     try:
         said, verifier = statement.verify_any(evidence, by=trust.verifiers)
-        return _judge(said, str(verifier), trust, suspect, candidates)
+        _check_form(said, evidence, verifier)
+        return _judge(said, verifier, trust, suspect, candidates)
     except (TamperedError, ProtocolInvalidError) as error:
         return Report(outcome=Outcome.PROTOCOL_INVALID, reason=str(error))
-    except (ArithmeticError, KeyError, TypeError, ValueError, MemoryError) as error:  # settings that the accuser wrote
+    except (
+        ArithmeticError,
+        KeyError,
+        TypeError,
+        ValueError,
+        MemoryError,
+        RecursionError,
+    ) as error:  # settings that the accuser wrote
         return Report(outcome=Outcome.PROTOCOL_INVALID, reason=f"evidence: settings that make no mark ({error})")
 
 
-def _judge(said: Statement, verifier: str, trust: Trust, suspect: Digest | None, candidates: int) -> Report:
-    """The verdict on a signed statement; what is wrong with it is raised, and :func:`verify` says so in the report."""
+def _check_form(said: Statement, evidence: Envelope, verifier: Identity) -> None:
+    """Refuse what :func:`assemble` would not have written, byte for byte, before anything in it is weighed.
+
+    Duplicate keys, other spellings of a number, fields that nobody reads and types that would have to be guessed: each
+    lets two readers of one signed file see different things.
+    """
     if said.predicate_type != EVIDENCE_TYPE:
         raise ProtocolInvalidError(f"predicateType={said.predicate_type!r}: expected {EVIDENCE_TYPE}")
+    commitment, plan, openings, findings, extract = _parts(said.predicate)
+    predicate = _predicate(commitment, plan, openings, findings, extract=extract, verifier=verifier)
+    again = Statement(subjects=(plan.suspect,), predicate_type=EVIDENCE_TYPE, predicate=predicate)
+    if _canon.canonical(again.to_json()) != evidence.payload:
+        raise ProtocolInvalidError("evidence: signed, but not in the one canonical form (RFC 8785) of claim v1")
+
+
+def _judge(said: Statement, verifier: Identity, trust: Trust, suspect: Digest | None, candidates: int) -> Report:
+    """The verdict on a signed statement; what is wrong with it is raised, and :func:`verify` says so in the report."""
     commitment, plan, openings, findings, extract = _parts(said.predicate)
     named = {plan.suspect.sha256, said.subjects[0].sha256} | ({suspect.sha256} if suspect is not None else set())
     if len(named) > 1:
@@ -158,18 +194,20 @@ def _judge(said: Statement, verifier: str, trust: Trust, suspect: Digest | None,
     multiplicity = candidates * len(trust.beacons) * _count(standing, plan, extract, trust)
     leaves = check_openings(standing.manifest, plan, openings)
     _check_transcript(plan, leaves, findings.transcript, standing)
+    _check_readings(standing, leaves, findings.readings)
     verdicts = tuple(_for_map(_verdict(standing, name, leaves[name], findings), plan) for name in plan.asked)
     decoys = {name: _decoy_rank(standing, name, leaves[name], findings) for name in plan.asked}
     together, log10_e = _together(standing, verdicts)
     level, needed = standing.manifest.log10_level, together + math.log10(multiplicity)
     proven = needed <= level
     relation = "at most" if proven else "above"
+    own = "; the owner verified this claim, with the key that made it" if verifier == standing.manifest.owner else ""
     return Report(
         outcome=Outcome.PROVEN if proven else Outcome.NOT_PROVEN,
-        reason=f"p × multiplicity = 10^{min(0.0, needed):.1f}, {relation} 10^{level:g}",
+        reason=f"p × multiplicity = 10^{min(0.0, needed):.1f}, {relation} 10^{level:g}" + own,
         claim=standing.digest,
         owner=str(standing.manifest.owner),
-        verifier=verifier,
+        verifier=str(verifier),
         suspect=plan.suspect,
         unmarked=standing.manifest.model,
         committed=standing.stamped.isoformat(),
@@ -183,7 +221,7 @@ def _judge(said: Statement, verifier: str, trust: Trust, suspect: Digest | None,
         decoy_rank={name: rank for name, rank in decoys.items() if rank is not None},
         controls=findings.controls,
         transcript=findings.transcript.head,
-        basis=standing.basis,
+        basis=(*standing.basis, SELF_VERIFIED) if own else standing.basis,
     )
 
 
@@ -267,7 +305,7 @@ def _verdict(standing: Standing, name: str, leaves: list[Leaf], findings: Findin
         said = _said(name, leaves, findings.transcript)
         return fingerprints.verdict(said, leaves, pulse=pulse, settings=mark.settings)
     if mark.kind == "weights":
-        return _weights_verdict(standing, name, leaves, findings)
+        return weights.verdict(findings.readings[name])
     raise ProtocolInvalidError(
         f"mark={name!r}: {mark.kind} give no proof in a challenge; read them with their own command"
     )
@@ -291,15 +329,24 @@ def _for_map(verdict: Verdict, plan: ChallengePlan) -> Verdict:
     )
 
 
-def _weights_verdict(standing: Standing, name: str, leaves: list[Leaf], findings: Findings) -> Verdict:
-    reading = findings.readings.get(name)
-    if reading is None or list(reading.indices) != [leaf.index for leaf in leaves]:
-        raise ProtocolInvalidError(f"readings: expected one of {name} with exactly the opened leaves")
-    if not all(math.isfinite(value) for value in (*reading.dots, *reading.squares)):
-        raise ProtocolInvalidError(f"readings: {name} holds a figure that is not finite")
-    if min(reading.squares, default=0.0) < 0 or reading.unmarked != standing.manifest.model.sha256:
-        raise ProtocolInvalidError("readings: not aligned to, and compared with, the committed unmarked model")
-    return weights.verdict(reading)
+def _check_readings(standing: Standing, leaves: Mapping[str, list[Leaf]], readings: Mapping[str, Reading]) -> None:
+    """Refuse readings that no suspect can give: ‖signs‖² is the number of weights, and each |g| is bounded."""
+    asked = {name for name in leaves if standing.manifest.mark(name).kind == "weights"}
+    if set(readings) != asked:
+        raise ProtocolInvalidError(f"readings: of {sorted(readings)}; the plan asks for those of {sorted(asked)}")
+    for name in asked:
+        reading, mark = readings[name], standing.manifest.mark(name)
+        if list(reading.indices) != [leaf.index for leaf in leaves[name]]:
+            raise ProtocolInvalidError(f"readings: expected one of {name} with exactly the opened leaves")
+        if not len(reading.indices) == len(reading.dots) == len(reading.squares):
+            raise ProtocolInvalidError(f"readings: {name} has not one dot and one square for each opened leaf")
+        if reading.unmarked != standing.manifest.model.sha256:
+            raise ProtocolInvalidError("readings: not aligned to, and compared with, the committed unmarked model")
+        for index, dot, square in zip(reading.indices, reading.dots, reading.squares, strict=True):
+            if not weights.possible(dot, square, elements=weights.elements(mark, index)):
+                raise ProtocolInvalidError(
+                    f"readings: dot={dot:g}, square={square:g} of leaf {index} of {name}: no weights give these"
+                )
 
 
 def _decoy_rank(standing: Standing, name: str, leaves: list[Leaf], findings: Findings) -> int | None:
@@ -318,12 +365,15 @@ def _decoy_rank(standing: Standing, name: str, leaves: list[Leaf], findings: Fin
 def _parts(value: Mapping[str, Any]) -> tuple[Commitment, ChallengePlan, list[Opening], Findings, Extract | None]:
     try:
         found = value["findings"]
-        lines = tuple(Answer(**line) for line in found["transcript"]["answers"])
+        lines = tuple(_answer(line) for line in found["transcript"]["answers"])
         readings = {name: _reading(item) for name, item in found["readings"].items()}
         findings = Findings(
             transcript=Transcript(answers=lines, head=str(found["transcript"]["head"])),
             readings=readings,
-            controls=found["controls"],
+            controls={
+                str(name): {str(mark): _whole(matches) for mark, matches in marks.items()}
+                for name, marks in found["controls"].items()
+            },
         )
         return (
             Commitment.from_json(value["commitment"]),
@@ -336,7 +386,25 @@ def _parts(value: Mapping[str, Any]) -> tuple[Commitment, ChallengePlan, list[Op
         raise TamperedError(f"evidence: not in the form of claim v1 ({type(error).__name__})") from None
 
 
+def _answer(value: Mapping[str, Any]) -> Answer:
+    line = Answer(**value)
+    leaf = (line.mark is None and line.index is None) or (isinstance(line.mark, str) and _whole(line.index) >= 0)
+    if not leaf or not _canon.is_digest(line.query) or abs(_whole(line.answer)) >= 2**63:
+        raise ValueError("an answer holds a query's digest, a whole number, and a leaf or none")
+    return line
+
+
+def _whole(value: object) -> int:
+    if type(value) is not int:  # True counts as an int, and "5" or 5.7 could be made into one
+        raise TypeError(f"{value!r}: expected a whole number")
+    return value
+
+
+def _number(value: object) -> float:
+    return float(value) if type(value) is float else float(_whole(value))
+
+
 def _reading(value: Mapping[str, Any]) -> Reading:
-    parts: dict[str, Callable[[Any], Any]] = {"indices": int, "dots": float, "squares": float}
+    parts: dict[str, Callable[[Any], Any]] = {"indices": _whole, "dots": _number, "squares": _number}
     lists = {name: tuple(kind(item) for item in value[name]) for name, kind in parts.items()}
     return Reading(**lists, unmarked=str(value["unmarked"]), aligned=str(value["aligned"]))

@@ -14,6 +14,7 @@ from typing import TypeAlias, final
 import numpy as np
 from numpy.typing import NDArray
 
+from privguard import _canon
 from privguard.attest import statement
 from privguard.attest.notary import LocalNotary
 from privguard.attest.statement import Envelope, SigningKey
@@ -205,7 +206,9 @@ def searched_collection(court: Court) -> tuple[bool, bool]:
 def edited_transcript(court: Court) -> tuple[bool, bool]:
     """All answers changed to the right labels and the chain made anew; stopped by the verifier's signature."""
     accuser = SigningKey.generate()
-    file = statement.countersign(replace(_forge(court, _commit(court)), signatures=()), by=accuser)
+    said = _canon.loads(_forge(court, _commit(court)).payload)
+    said["predicate"]["verifier"] = accuser.identity.to_json()
+    file = statement.countersign(Envelope(payload=_canon.canonical(said)), by=accuser)
     fooled = replace(court.trust, verifiers=(accuser.identity,))
     return court.accepts(file, trust=court.trust), court.accepts(file, trust=fooled)
 

@@ -25,6 +25,8 @@ from privguard.watermark.statistics import null
 Array: TypeAlias = NDArray[np.float32]
 Tensors: TypeAlias = Mapping[str, Array]
 _CLIP = 3.0  # in units of the residual's typical size: what a pruned or reset weight may count at most
+_MOST = 1e6  # what a tensor may weigh against others: one that hardly changed would else have all the weight
+_SLACK = 1.0001
 _SAMPLE = 1 << 16  # elements from which a tensor's typical residual is taken
 _BLOCK = 1 << 20
 
@@ -122,6 +124,24 @@ def verdict(reading: Reading, *, scheme: str = "weights", multiplicity: float = 
     )
 
 
+def elements(plan: MarkPlan, index: int) -> int:
+    """How many weights a leaf of this plan signs: its block of every tensor."""
+    sizes = [math.prod(int(size) for size in shape) for shape in plan.settings["tensors"].values()]
+    blocks = [_block(size, index, plan.leaves) for size in sizes]
+    return sum(stop - start for start, stop in blocks)
+
+
+def possible(dot: float, square: float, *, elements: int) -> bool:
+    """Whether any suspect can have this ⟨signs, g⟩ and ‖g‖² over so many weights.
+
+    By Cauchy and Schwarz |⟨signs, g⟩| ≤ √elements·‖g‖, and no |g| is above the clip times the largest weight; 1e-4 is
+    for float32 sums.
+    """
+    if not (math.isfinite(dot) and 0 <= square <= elements * (_CLIP * _MOST) ** 2 * _SLACK):
+        return False
+    return abs(dot) <= math.sqrt(elements) * math.sqrt(square) * _SLACK
+
+
 def trace(
     suspect: Tensors,
     leaves: Sequence[Leaf],
@@ -165,7 +185,7 @@ class _Residual:
         sample = self._difference(slice(0, self.size, step))
         typical = float(np.median(np.abs(sample))) or float(np.sqrt(np.mean(sample**2))) or 1.0
         self._scale = np.float32(1.0 / typical)
-        self._weight = np.float32(min(_rms(self._unmarked) / typical, 1e6))
+        self._weight = np.float32(min(_rms(self._unmarked) / typical, _MOST))
 
     def __call__(self, piece: slice) -> Array:
         scaled = self._difference(piece)

@@ -88,5 +88,6 @@ def tables():
         perfect = Perfect
         unmarked = UNMARKED
         suspect = SUSPECT
+        owner = OWNER
 
     return Tables

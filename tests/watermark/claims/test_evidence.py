@@ -395,3 +395,167 @@ def test_answers_that_nobody_asked_for_are_invalid(proof):
         predicate["findings"]["transcript"]["head"] = Transcript.chain(plan, [Answer(**line) for line in lines]).head
 
     assert "does not ask for" in evidence.verify(edited(file, add, by=table.verifier), trust=table.trust).reason
+
+
+def readings_of(predicate):
+    return predicate["findings"]["readings"]["weights"]
+
+
+IMPOSSIBLE = {
+    "17 dots for 16 leaves": lambda r: r["dots"].append(1e6),
+    "one square for 16 leaves": lambda r: r.update(squares=[1e-9], dots=[abs(dot) for dot in r["dots"]]),
+    "a dot of 1e300": lambda r: r["dots"].__setitem__(0, 1e300),
+    "a square of 1e300 with the dot that it allows": lambda r: (
+        r["dots"].__setitem__(0, 1e150), r["squares"].__setitem__(0, 1e300)),
+    "a dot a thousandth above Cauchy and Schwarz": lambda r: r["dots"].__setitem__(
+        3, 1.001 * np.sqrt((2000 + 1200) / 16 * r["squares"][3])),
+    "a figure as text": lambda r: r["dots"].__setitem__(0, str(r["dots"][0])),
+    "true for a figure": lambda r: r["dots"].__setitem__(0, True),
+    "a field that nobody reads": lambda r: r.update(note="trust me"),
+    "no square at all": lambda r: r.update(squares=[0.0] * 16),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", IMPOSSIBLE)
+def test_readings_that_no_weights_can_give_are_invalid(proof, name):
+    table, file = proof
+    report = evidence.verify(
+        edited(file, lambda p: IMPOSSIBLE[name](readings_of(p)), by=table.verifier), trust=table.trust
+    )
+    assert report.outcome is Outcome.PROTOCOL_INVALID, name
+
+
+def test_a_file_that_says_two_things_or_one_in_another_form_is_invalid(proof):
+    table, file = proof
+    good = file.payload.decode()
+    mine = json.dumps(json.loads(good)["predicate"]["findings"]["readings"], separators=(",", ":"), sort_keys=True)
+    twice = good.replace('"readings":', f'"readings":{mine},"readings":', 1)
+    for text in (
+        twice,
+        " " + good,
+        good.replace('"natural":20', '"natural":20.0'),
+        good.replace('"natural":20', '"natural":"20"'),
+    ):
+        assert text != good
+        forged = statement.countersign(Envelope(payload=text.encode()), by=table.verifier)
+        report = evidence.verify(forged, trust=table.trust)
+        assert report.outcome is Outcome.PROTOCOL_INVALID, text[:80]
+    again = statement.countersign(Envelope(payload=good.encode()), by=table.verifier)
+    assert evidence.verify(again, trust=table.trust).outcome is Outcome.PROVEN
+
+
+def test_a_reading_of_a_mark_that_the_plan_does_not_ask_for_is_invalid(table, tables):
+    plan = table.draw(tables.suspect, {"triggers": 30})
+    file = table.prove(plan, suspect=tables.perfect(table))
+    assert evidence.verify(file, trust=table.trust).outcome is Outcome.PROVEN
+    extra = {"indices": [], "dots": [], "squares": [], "unmarked": "", "aligned": ""}
+    more = edited(file, lambda p: p["findings"]["readings"].update(weights=extra), by=table.verifier)
+    assert evidence.verify(more, trust=table.trust).outcome is Outcome.PROTOCOL_INVALID
+
+
+def test_an_owner_who_verifies_alone_is_told_of_in_every_report(table, marked, tables):
+    own, other = replace(table, verifier=tables.owner), table
+    for judge, remark in ((own, True), (other, False)):
+        file = judge.prove(judge.draw(tables.suspect, {"triggers": 10}), suspect=marked[1])
+        report = evidence.verify(file, trust=judge.trust)
+        assert (evidence.SELF_VERIFIED in report.basis) is remark
+        assert ("the owner verified this claim" in report.reason) is remark
+
+
+def conceivable(reading):
+    """Whether 16 leaves of 200 weights each can have this reading, by rules written down here a second time."""
+    lists = [reading.get(name) for name in ("indices", "dots", "squares")]
+    if set(reading) != {"indices", "dots", "squares", "unmarked", "aligned"} or any(
+        not isinstance(x, list) for x in lists
+    ):
+        return False
+    if lists[0] != list(range(16)) or any(len(x) != 16 for x in lists):
+        return False
+    if any(type(x) not in {int, float} for x in lists[1] + lists[2]):
+        return False
+    return all(
+        0 <= s <= 200 * 9e12 * 1.001 and abs(d) <= np.sqrt(200 * s) * 1.0002 for d, s in zip(*lists[1:], strict=True)
+    )
+
+
+def mutated(value, rng):
+    """One random change of a JSON value: a figure, a length, a kind, a key."""
+    if isinstance(value, dict) and value:
+        key = rng.choice(sorted(value))
+        choice = rng.integers(8)
+        if choice == 0:
+            value.pop(key)
+        elif choice == 1:
+            value[key + "2"] = value[key]
+        else:
+            value[key] = mutated(value[key], rng)
+        return value
+    if isinstance(value, list) and value:
+        place, choice = int(rng.integers(len(value))), rng.integers(6)
+        if choice == 0:
+            value.pop(place)
+        elif choice == 1:
+            value.append(value[place])
+        else:
+            value[place] = mutated(value[place], rng)
+        return value
+    figure = value if type(value) in {int, float} else 1.0
+    options = (
+        1e300,
+        -1e300,
+        1e-300,
+        0,
+        -1,
+        1,
+        2**53,
+        True,
+        None,
+        str(value),
+        [],
+        {},
+        figure * 1.5,
+        figure + 1,
+        figure * 1e9,
+        -figure,
+    )
+    return options[rng.integers(len(options))]
+
+
+@pytest.mark.parametrize("edits", [300, pytest.param(3000, marks=pytest.mark.slow)])
+def test_of_many_signed_edits_none_that_is_impossible_is_proven(edits, table, marked, tables, monkeypatch):
+    # Half of the edits go to the readings, half anywhere. What a verifier may say and has made up is beyond any check
+    # of form; all else has to be refused. Signatures and timestamps are real but remembered, since only bytes that
+    # were checked before come again.
+    plan = table.draw(tables.suspect, SIZES)
+    file = table.prove(plan, suspect=marked[1], white_box=(marked[0], tables.unmarked))
+    remembered = {}
+    check = commitment.check
+
+    def once(made, *, trust):
+        key = _canon.digest(made.to_json())
+        if key not in remembered:
+            remembered[key] = check(made, trust=trust)
+        return remembered[key]
+
+    monkeypatch.setattr(commitment, "check", once)
+    rng, outcomes, before = np.random.default_rng(11), [], json.loads(file.payload)
+    for turn in range(edits):
+        said = copy.deepcopy(before)
+        for _ in range(1 + turn % 3):
+            holder, name = (said, "predicate") if turn % 2 else (said["predicate"].get("findings"), "readings")
+            if isinstance(holder, dict) and name in holder:
+                holder[name] = mutated(holder[name], rng)
+        try:
+            payload = _canon.canonical(said)
+        except ValueError:
+            continue  # 1e300 + 1 has no canonical form as a whole number
+        outcome = evidence.verify(
+            statement.countersign(Envelope(payload=payload), by=table.verifier), trust=table.trust
+        ).outcome
+        outcomes.append(outcome)
+        if outcome is not Outcome.PROTOCOL_INVALID:
+            readings = json.loads(payload)["predicate"]["findings"]["readings"]
+            assert set(readings) == {"weights"}
+            assert conceivable(readings["weights"]), readings
+    assert len(outcomes) > 0.8 * edits
+    assert outcomes.count(Outcome.PROTOCOL_INVALID) > 0.5 * edits
