@@ -2,6 +2,7 @@
 
 import json
 import os
+from pathlib import Path
 
 import dp_accounting as dp
 import pytest
@@ -235,3 +236,46 @@ def test_a_crash_is_remembered_after_a_later_clean_stop(path):
     history = Ledger.read(path)
     assert history.settled
     assert history.crashed
+
+
+VECTORS = Path(__file__).parents[1] / "vectors" / "ledger-v1"
+EXPECTED = json.loads((VECTORS / "expected.json").read_text())
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_vectors(name):
+    """What docs/spec/ledger-v1.md says about keys, other data and events that cover several positions."""
+    expected, path = EXPECTED[name], VECTORS / f"{name}.jsonl"
+    if "line" in expected:
+        with pytest.raises(LedgerError, match=f"line {expected['line']}:"):
+            Ledger.read(path)
+        return
+    history = Ledger.read(path)
+    assert [[e.first, e.times, e.span, e.event] for e in history.entries] == expected["entries"]
+    assert [[key.first, key.nonce] for key in history.streams] == expected["streams"]
+    assert [[data.first, data.reason] for data in history.other_data] == expected["other_data"]
+    facts = ("position", "events", "head", "crashed", "settled")
+    assert {name: getattr(history, name) for name in facts} == {name: expected[name] for name in facts}
+
+
+def test_a_block_is_paid_once_and_its_positions_are_begun_one_by_one(path):
+    with Ledger.create(path, FACTS) as ledger:
+        assert ledger.reserve(STEP, span=4) == range(4)
+        with pytest.raises(ValueError, match="begin what is paid for"):
+            ledger.reserve(STEP)
+        assert ledger.begin() == 1
+    with Ledger.open(path) as ledger:  # a crash inside the block: position 1 is gone, 2 and 3 are still paid for
+        assert (ledger.begin(), ledger.begin()) == (2, 3)
+        with pytest.raises(ValueError, match="reserve first"):
+            ledger.begin()
+        ledger.settle(3)
+    assert Ledger.read(path).spent() == [(STEP, 1)]
+
+
+def test_a_key_stands_in_a_ledger_once(path):
+    with Ledger.create(path, FACTS) as ledger:
+        ledger.key("m", "0" * 64)
+        before = path.read_bytes()
+        with pytest.raises(ValueError, match="never used"):
+            ledger.key("m", "0" * 64)
+        assert path.read_bytes() == before

@@ -306,3 +306,15 @@ def test_a_forked_child_takes_no_step_of_its_parents(small):
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
     assert one_batch(private, next(batches)) in {True, False}
+
+
+def test_a_schedule_that_moves_a_tensor_with_each_physical_batch_is_refused(small):
+    """A tensor shows four digits of itself: a rate that moved by a millionth looked as it was."""
+    optimizer = torch.optim.SGD(small.model.parameters(), lr=torch.tensor(0.01))
+    small.optimizer = optimizer
+    private = small.start(small_plan(sample_rate=1.0, expected_batch_size=100), batch_size=8)
+    with pytest.raises(PrivacyError, match="its settings moved between two physical batches"):
+        for inputs, targets in private.batches():
+            private.backward(functional.cross_entropy(private.model(inputs), targets, reduction="none"))
+            if not private.step():
+                optimizer.param_groups[0]["lr"] = optimizer.param_groups[0]["lr"] * 1.000001

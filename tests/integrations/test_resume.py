@@ -1,11 +1,13 @@
 """Stopping and going on: cleanly, killed, interrupted, out of disk, and with the wrong files."""
 
 import os
+import random
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from processes import WAIT
 from small import SmallRun, small_plan
 from torch.nn import functional
 
+from benchmarks.book import forked
 from privguard.accounting.ledger import Ledger
 from privguard.checkpoint.key import Key
 from privguard.errors import LedgerError, ResumeError, TamperedError
@@ -230,3 +233,36 @@ def test_a_run_that_was_copied_or_moved_draws_afresh(small, how):
     assert there._run.taken == 3
     assert there._run._streams.current.secret() != before
     assert SmallRun.go(there) == 17
+
+
+@pytest.mark.slow
+def test_two_hundred_kills_lose_at_most_one_position_each_and_leave_every_run_usable(tmp_path):
+    """Killed at a random moment, before, in or between steps: each process tells of each step that took effect."""
+    chance, lost = random.Random(0), []
+    run = SmallRun(tmp_path / "run")
+    plan = small_plan(steps=100_000)
+    told = tmp_path / "told"
+
+    def train(resume):
+        file = os.open(told, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        private = run.start(plan, resume=resume, checkpoint_every=50)
+        os.write(file, b"0")
+        for inputs, targets in private.batches():
+            private.backward(functional.cross_entropy(private.model(inputs), targets, reduction="none"))
+            if private.step():
+                os.pwrite(file, b"%d" % private._run.taken, 0)
+
+    for number in range(200):
+        before = Ledger.read(run.folder / "ledger.jsonl").position if number else 0
+        told.unlink(missing_ok=True)
+        run.renew()
+        child = forked(partial(train, number > 0))
+        while not (told.exists() and told.read_bytes()):
+            assert os.waitpid(child, os.WNOHANG) == (0, 0), f"the run was not usable after {number} kills"
+            time.sleep(0.01)
+        time.sleep(chance.random() * 0.3)
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        executed = max(before, int(told.read_bytes()))
+        lost.append(Ledger.read(run.folder / "ledger.jsonl").position - executed)
+    assert set(lost) <= {0, 1}

@@ -1,5 +1,6 @@
 """A private run under Trainer's own loop: what it leaves behind, how it stops, and how it goes on."""
 
+import contextlib
 import json
 import re
 from dataclasses import replace
@@ -17,6 +18,7 @@ from privguard.attest.statement import SigningKey
 from privguard.checkpoint import Trust
 from privguard.errors import PrivacyError, ResumeError, RollbackError, SensitivityError, TamperedError
 from privguard.integrations.transformers.trainer import PrivateSeq2SeqTrainer, PrivateTrainer
+from privguard.report.assemble import price
 
 STEPS = 6
 BERT, SENTENCES = ZOO["bert-sequence"]
@@ -412,3 +414,49 @@ def test_a_loss_that_couples_the_examples_is_refused(tmp_path):
     with pytest.raises(SensitivityError, match="exchanging example"):
         private.train()
     assert not (tmp_path / "run.json").exists()
+
+
+class Raises(hf.TrainerCallback):
+    def on_step_end(self, args, state, control, **_):
+        if state.global_step == 2:
+            raise RuntimeError("a callback")
+
+
+@pytest.mark.parametrize("callback", [StopAt(2), Raises()], ids=["stops early", "raises"])
+def test_a_run_that_ends_early_has_one_epsilon(tmp_path, callback):
+    private = trainer(tmp_path, insecure_seed=None, callbacks=[callback])
+    result = None
+    with contextlib.suppress(RuntimeError):
+        result = private.train()
+    claimed = private.claim().epsilon
+    history = Ledger.read(tmp_path / "ledger.jsonl")
+    assert history.position == 2
+    assert spent(history, delta=private.plan.delta).epsilon == claimed == price(tmp_path).claim.epsilon
+    if result is not None:
+        assert result.metrics["epsilon"] == claimed
+        assert [line["epsilon"] for line in private.state.log_history][-1] == claimed
+
+
+def test_a_finished_run_is_resumed_for_its_state(tmp_path):
+    first = trainer(tmp_path, insecure_seed=None)
+    first.train()
+    again = trainer(tmp_path, insecure_seed=None)
+    result = again.train(resume_from_checkpoint=True)
+    assert result.global_step == STEPS == Ledger.read(tmp_path / "ledger.jsonl").position
+    assert torch.equal(weights(again.model), weights(first.model))
+    assert again.claim().epsilon == first.claim().epsilon
+
+
+def test_evaluation_is_listed_with_the_selection_by_it_unless_it_is_public(tmp_path):
+    setting = {
+        "eval_strategy": "steps",
+        "save_strategy": "steps",
+        "load_best_model_at_end": True,
+        "eval_steps": 3,
+        "save_steps": 3,
+    }
+    private = trainer(tmp_path / "a", insecure_seed=None, eval_dataset=SENTENCES(), **setting)
+    private.train()
+    assert any("the model to keep" in line for line in private.claim().unchecked)
+    with pytest.raises(PrivacyError, match="in the training set"):
+        private.predict(private.train_dataset)
