@@ -4,6 +4,7 @@ They raise ``ValueError`` and return the value, so that a constructor can check 
 """
 
 import math
+from numbers import Integral
 
 
 def require(ok: bool, name: str, value: object, *, wanted: str, remedy: str = "") -> None:  # noqa: FBT001 — the condition is the sentence's subject
@@ -43,9 +44,9 @@ def non_negative(name: str, value: float, *, remedy: str = "") -> float:
 
 def count(name: str, value: int, *, least: int = 1, remedy: str = "") -> int:
     """Return ``value`` when it is a whole number, ``least`` or above."""
-    whole = type(value) is int
+    whole = isinstance(value, Integral) and not _is_truth(value)  # NumPy's whole numbers too
     require(whole and value >= least, name, value, wanted=f"a whole number, {least} or above", remedy=remedy)
-    return value
+    return int(value)
 
 
 def probability(name: str, value: float, *, zero: bool = False, one: bool = False, remedy: str = "") -> float:
@@ -54,6 +55,10 @@ def probability(name: str, value: float, *, zero: bool = False, one: bool = Fals
     inside = _is_number(value) and ((zero and value == 0) or (one and value == 1) or 0 < value < 1)
     require(inside, name, value, wanted=f"a number in {span}", remedy=remedy)
     return value
+
+
+def _is_truth(value: object) -> bool:
+    return isinstance(value, bool)
 
 
 def _is_number(value: object) -> bool:

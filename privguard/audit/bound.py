@@ -44,6 +44,7 @@ def gaussian_one_run(correct: int, *, canaries: int, guesses: int, delta: float,
     (ε, δ) itself. Source: Mahloujifar, Melis, Chaudhuri 2025 (arXiv:2410.22235), Algorithm 3.
     """
     _check_guesses(correct, canaries=canaries, guesses=guesses, delta=delta, confidence=confidence)
+    _check.probability("delta", delta, remedy="no Gaussian mechanism is private at δ = 0; use steinke")
     mu = _largest_refuted(
         lambda mu: _gaussian_excess(mu, correct, canaries=canaries, guesses=guesses, error=1 - confidence)
     )
@@ -165,5 +166,5 @@ def _check_guesses(correct: int, *, canaries: int, guesses: int, delta: float, c
     _check.count("canaries", canaries)
     _check.require(0 < guesses <= canaries, "guesses", guesses, wanted=f"1 to {canaries}, the number of canaries")
     _check.require(0 <= correct <= guesses, "correct", correct, wanted=f"0 to {guesses}, the number of guesses")
-    _check.probability("delta", delta)
+    _check.probability("delta", delta, zero=True)
     _check.probability("confidence", confidence)

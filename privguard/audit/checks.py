@@ -20,6 +20,7 @@ from privguard.audit.steps import FloatArray, Trace
 from privguard.records import Measurement
 
 FALSE_ALARM = 1e-3  # of all checks of one examination together, where nothing else was asked for
+PAIR_DISTANCES = 64  # at which records are looked at for a shared coin
 _BLOCK = 1024  # rows that are held against all later ones at a time
 
 
@@ -128,8 +129,9 @@ def poisson_inclusion(draws: Sequence[NDArray[np.int64]], *, records: int, rate:
     """The sampler is Poisson: how often a record comes per epoch is binomial, and so is the size of a batch.
 
     A shuffled loader gives each record exactly once per epoch and batches of one size. ``draws`` are the records of
-    successive steps; an epoch is ⌈1 / rate⌉ of them. Three tests, Bonferroni: number of inclusions (exact), spread of
-    inclusions per record and epoch, spread of batch sizes (both from above, see :func:`_binomial_spread`).
+    successive steps; an epoch is ⌈1 / rate⌉ of them. Four tests, Bonferroni: number of inclusions (exact), spread of
+    inclusions per record and epoch, spread of batch sizes (both from above, see :func:`_binomial_spread`). A fourth,
+    :func:`paired_inclusion`, sees coins that two records share.
     """
     _check.probability("rate", rate)
     epoch = math.ceil(1 / rate)
@@ -140,7 +142,26 @@ def poisson_inclusion(draws: Sequence[NDArray[np.int64]], *, records: int, rate:
     sizes = np.array([len(draw) for draw in whole])
     inclusions = _binomial(int(sizes.sum()), len(whole) * records, rate)
     spreads = _binomial_spread(counts.ravel(), epoch, rate), _binomial_spread(sizes, records, rate)
-    return min(1.0, 3 * min(inclusions, *spreads))
+    return min(1.0, 4 * min(inclusions, *spreads, paired_inclusion(whole, records=records, rate=rate)))
+
+
+def paired_inclusion(draws: Sequence[NDArray[np.int64]], *, records: int, rate: float) -> float:
+    """No two records share a coin: how often partners are in together is binomial with the rate squared.
+
+    Partners are neighbours at each distance up to 64 and at half of the records, in disjoint pairs, so that the count
+    is exact; Bonferroni over the distances. At a rate of 0.01 a shared coin makes a pair a hundred times as frequent,
+    which neither counts per record nor batch sizes show.
+    """
+    included = np.zeros((len(draws), records), bool)
+    for step, draw in enumerate(draws):
+        included[step, draw] = True
+    distances = [lag for lag in sorted({*range(1, PAIR_DISTANCES + 1), records // 2}) if 0 < lag <= records // 2]
+    least = 1.0
+    for lag in distances:
+        first = np.flatnonzero((np.arange(records - lag) // lag) % 2 == 0)
+        together = int((included[:, first] & included[:, first + lag]).sum())
+        least = min(least, _binomial(together, len(draws) * len(first), rate**2))
+    return min(1.0, len(distances) * least)
 
 
 def _counts(draws: Sequence[NDArray[np.int64]], records: int) -> NDArray[np.int64]:

@@ -13,6 +13,7 @@ from typing import Any, final
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import special
 
 from privguard import _check
 from privguard._random import Stream
@@ -57,8 +58,8 @@ class Design(Record):
     unit: Unit = Unit.EXAMPLE
 
     def __post_init__(self) -> None:
-        _check.count("canaries", self.canaries, least=2)
-        _check.count("per_side", self.per_side)
+        object.__setattr__(self, "canaries", _check.count("canaries", self.canaries, least=2))
+        object.__setattr__(self, "per_side", _check.count("per_side", self.per_side))
         _check.require(
             2 * self.per_side <= self.canaries,
             "per_side",
@@ -66,7 +67,9 @@ class Design(Record):
             wanted=f"at most half of {self.canaries} canaries",
         )
         _check.non_negative("claimed", self.claimed)
-        _check.probability("delta", self.delta)
+        _check.probability("delta", self.delta, zero=True)
+        pure = self.delta > 0 or set(self.bounds) <= {Bound.STEINKE}
+        _check.require(pure, "bounds", self.bounds, wanted="steinke at δ = 0, where no Gaussian mechanism is private")
         _check.probability("confidence", self.confidence)
         distinct = len(set(self.bounds)) == len(self.bounds) > 0
         _check.require(distinct, "bounds", self.bounds, wanted="one primary bound, or several different ones")
@@ -250,13 +253,19 @@ def least_canaries(
 def ideal(design: Design, *, runs: int = 200, seed: int = 0) -> dict[str, float]:
     """What each bound shows on average where Gaussian noise spends the claim exactly and the attack is the best one.
 
-    A simulation with exact scores: what a correct run should come near to. The threshold is set midway.
+    A simulation with exact scores: what a correct run should come near to. The threshold is set midway. At δ = 0 it is
+    randomised response that spends the claim.
     """
-    mu, random = bound.gaussian_mu(design.claimed, delta=design.delta), np.random.default_rng(seed)
+    random, mu = np.random.default_rng(seed), 0.0
+    if design.delta > 0:
+        mu = bound.gaussian_mu(design.claimed, delta=design.delta)
+    right = special.expit(design.claimed)  # at δ = 0 each record is told apart by randomised response
     sums = dict.fromkeys(design.bounds, 0.0)
     for _ in range(runs):
         included = random.random(design.canaries) < 0.5  # noqa: PLR2004 — a fair coin
         scores = random.standard_normal(design.canaries) + mu * (included - 0.5) + (design.threshold or 0.0)
+        if design.delta == 0:
+            scores = np.where(random.random(design.canaries) < right, included, ~included) + 1e-3 * scores
         for which in design.bounds:
             sums[which] += design.epsilon(which, scores, included)[0]
     return {which.value: total / runs for which, total in sums.items()}

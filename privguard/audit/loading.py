@@ -46,10 +46,15 @@ def model_named(name: str) -> Any:
 
 
 def examples(path: Path) -> Examples:
-    """Records from an ``.npz`` file with arrays ``inputs`` (n, ...) and ``labels`` (n,)."""
+    """Records from an ``.npz`` file with arrays ``inputs`` (n, ...) and ``labels`` (n,), and ``groups`` (n,) if any.
+
+    Whole numbers stay whole, as they may be tokens; all other numbers become float32.
+    """
     arrays = read_scores(path)
-    inputs = torch.from_numpy(np.asarray(array(arrays, "inputs", path=path), np.float32))
-    return Examples(inputs, torch.from_numpy(np.asarray(array(arrays, "labels", path=path), np.int64)))
+    inputs, labels = (np.asarray(array(arrays, name, path=path)) for name in ("inputs", "labels"))
+    kind = np.int64 if inputs.dtype.kind in "iu" and inputs.dtype.itemsize > 1 else np.float32
+    groups = np.asarray(arrays["groups"]) if "groups" in arrays else None
+    return Examples(torch.from_numpy(inputs.astype(kind)), torch.from_numpy(labels), groups)
 
 
 def read_design(path: Path) -> Design:

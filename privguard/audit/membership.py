@@ -86,7 +86,7 @@ class Attacked:
 
 
 def run(
-    model: nn.Module | score.ScoringFunction,
+    model: object,
     members: Examples,
     non_members: Examples,
     *,
@@ -94,25 +94,27 @@ def run(
     attacks: Sequence[Attack] = (),
     assignment: Assignment = Assignment.UNKNOWN,
 ) -> Attacked:
-    """Attack a model, or any function from inputs to logits, with everything that the evidence allows.
+    """Attack a torch module, an estimator with ``predict_proba`` or ``predict``, or a function from inputs to logits.
 
     ``references`` are models trained on rows of members followed by non-members (``included`` (R, n) in that order).
     The attacks run are the loss, with references LiRA and a tuned RMIA, and ``attacks``; every one is listed and paid
     for. Non-members that stand among the members too are left out. Where
     both sides name the group of each record, each group is looked at by itself too, and paid for.
 
+    Labels with fractions make it an audit of a regression: one number per record, scored by its residual.
+
     Raises:
         ValueError: where shapes disagree or either side has fewer than ten records.
     """
     keep = _without_duplicates(members, non_members)
-    inputs, labels = _joined(members, non_members)
+    inputs, labels = _joined(model, members, non_members)
     mask = np.arange(len(labels)) < len(members)
     evidence = _evidence(model, inputs, labels, references)
     own = [Loss(), *((LiRA(), tune_rmia(evidence)) if references is not None else ())]
     chosen = [*own, *attacks]
     statistics = {attack.name: attack.statistic(evidence)[keep] for attack in chosen}
-    features = np.concatenate([inputs.flatten(1).numpy(), np.eye(int(labels.max()) + 1)[labels.numpy()]], 1)
-    blind = blind_baseline(features[keep], mask[keep])
+    records = _records(inputs[keep], labels[keep])
+    blind = blind_baseline(records, mask[keep])
     weighed = weigh(statistics, mask[keep], blind, groups=_groups(members, non_members, keep))
     record = Membership(
         leak=weighed.leak or Leak.NOT_FOUND,
@@ -133,7 +135,7 @@ def run(
     return Attacked(record, statistics, mask[keep], blind.scores, ranking)
 
 
-def target_digest(model: nn.Module | score.ScoringFunction) -> str:
+def target_digest(model: object) -> str:
     """SHA-256 over a module's parameters and buffers in name order; for a plain function, its name."""
     if not isinstance(model, nn.Module):
         return f"function {getattr(model, '__qualname__', type(model).__name__)}"
@@ -151,25 +153,43 @@ def _without_duplicates(members: Examples, non_members: Examples) -> NDArray[np.
     return np.flatnonzero(keep)
 
 
-def _evidence(
-    model: nn.Module | score.ScoringFunction, inputs: Tensor, labels: Tensor, references: References | None
-) -> Evidence:
-    logits = score.model_logits(model, inputs)
+def _evidence(model: object, inputs: Tensor, labels: Tensor, references: References | None) -> Evidence:
+    if labels.is_floating_point():
+        scale, classes = float(labels.std()), np.zeros(len(labels), np.int64)
+        logits = score.regression_logits(model, inputs, labels.numpy(), scale=scale)
+    else:
+        logits, classes = score.model_logits(model, inputs), labels.numpy()
     if references is None:
-        return Evidence(logits=logits, labels=labels.numpy())
+        return Evidence(logits=logits, labels=classes)
     shape = references.included.shape
     _check.require(
         shape[1] == len(labels), "references.included", shape, wanted=f"(R, {len(labels)}), members before non-members"
     )
+    _check.require(not labels.is_floating_point(), "references", "regression", wanted="no references for regression")
     return Evidence(
-        logits=logits, labels=labels.numpy(), reference_logits=references.logits(inputs), included=references.included
+        logits=logits, labels=classes, reference_logits=references.logits(inputs), included=references.included
     )
 
 
-def _joined(members: Examples, non_members: Examples) -> tuple[Tensor, Tensor]:
+def _joined(model: object, members: Examples, non_members: Examples) -> tuple[Tensor, Tensor]:
     shapes = (tuple(members.inputs.shape[1:]), tuple(non_members.inputs.shape[1:]))
     _check.require(shapes[0] == shapes[1], "shapes", shapes, wanted="members and non-members of one shape")
-    return torch.cat([members.inputs, non_members.inputs]), torch.cat([members.labels, non_members.labels])
+    labels = torch.cat([members.labels.reshape(-1), non_members.labels.reshape(-1)])
+    fractions = labels.is_floating_point() and bool((labels != labels.floor()).any())
+    if not fractions:
+        labels = torch.from_numpy(score.class_numbers(model, labels.numpy()))
+    return torch.cat([members.inputs, non_members.inputs]), labels
+
+
+def _records(inputs: Tensor, labels: Tensor) -> list[str] | NDArray[np.float64]:
+    """What the blind baseline sees: tokens as a text of numbers, all else as numbers, and the labels in either."""
+    if not inputs.is_floating_point() and inputs.dtype is not torch.uint8:
+        rows = inputs.flatten(1).tolist()
+        return [f"label{label} {' '.join(map(str, row))}" for label, row in zip(labels.tolist(), rows, strict=True)]
+    rows = inputs.flatten(1).double().numpy()
+    if labels.is_floating_point():
+        return np.concatenate([rows, labels.double().numpy()[:, None]], 1)
+    return np.concatenate([rows, np.eye(int(labels.max()) + 1)[labels.numpy()]], 1)
 
 
 def _groups(members: Examples, non_members: Examples, keep: NDArray[np.int64]) -> NDArray[np.generic] | None:

@@ -115,10 +115,12 @@ def train_references(
         range(first, min(first + schedule.at_once, len(included)))
         for first in range(0, len(included), schedule.at_once)
     ]
-    store = ReferenceStore(place.folder, _settings(schedule, included, labels))
+    settings = _settings(schedule, included, inputs, labels)
+    store = ReferenceStore(place.folder, {**settings, "architecture": _architecture(_fresh(make_model, 0, 0))})
     mine = [group for number, group in enumerate(groups) if number % place.share[1] == place.share[0]]
     missing = [group for group in mine if not store.has(group)]
-    records = _Records(inputs.to(place.device, schedule.precision), labels.to(place.device), included)
+    kind = schedule.precision if inputs.is_floating_point() else inputs.dtype  # tokens stay whole numbers
+    records = _Records(inputs.to(place.device, kind), labels.to(place.device), included, int(included.sum(1).max()))
     _train_groups(make_model, records, missing, schedule, store=store, place=place)
     states = [state for group in groups for state in store.read(group)]
     return References(included, states, make_model)
@@ -139,15 +141,18 @@ class Trainable(Protocol):
 
 
 def batches(
-    included: NDArray[np.bool_], batch_size: int, generators: Sequence[torch.Generator]
+    included: NDArray[np.bool_], batch_size: int, generators: Sequence[torch.Generator], *, largest: int | None = None
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """One epoch for K models at once: steps of record numbers (K, B) and weights (K, B).
 
     Each model's members are spread evenly over the steps; the rest of a row is padding of weight 0, and the weights
-    of a row add up to 1. Guarantee: over the epoch, model k meets each of its members exactly once and nothing else.
+    of a row add up to 1. ``largest`` is the most members that any model has, of this group or of another: it sets the
+    number of steps, which would otherwise depend on who is trained together.
+
+    Guarantee: over the epoch, model k meets each of its members exactly once and nothing else.
     """
     sizes = included.sum(1)
-    steps = math.ceil(int(sizes.max()) / batch_size)
+    steps = math.ceil(max(largest or 0, int(sizes.max())) / batch_size)
     width = math.ceil(int(sizes.max()) / steps)
     starts = np.stack([np.arange(steps + 1) * int(size) // steps for size in sizes])  # (K, steps + 1)
     slots = starts[:, :-1, None] + np.arange(width)  # (K, steps, B)
@@ -165,11 +170,12 @@ def batches(
 
 @dataclass(frozen=True)
 class _Records:
-    """What is trained on: inputs (n, ...) and labels (n,) on the device, and which model sees which record (K, n)."""
+    """What is trained on: inputs (n, ...) and labels (n,) on the device, who sees what (K, n), and the most of it."""
 
     inputs: Tensor
     labels: Tensor
     included: NDArray[np.bool_]
+    largest: int
 
 
 def _train_groups(
@@ -187,7 +193,7 @@ def _train_groups(
     for group in groups:
         modules = [_fresh(make_model, schedule.seed, k).to(place.device) for k in group]
         names = [name for name, _ in modules[0].named_parameters()]
-        stack = _stacked(modules, schedule.precision)
+        stack = _stacked(modules, schedule.precision, [_seed(schedule.seed, k) for k in group])
         own = replace(records, included=records.included[group.start : group.stop])
         _train_stack(stack, own, schedule, first=group.start)
         store.write(
@@ -203,10 +209,10 @@ def _train_stack(stack: Trainable, records: _Records, schedule: Schedule, *, fir
     inputs, labels, included = records.inputs, records.labels, records.included
     generators = [torch.Generator().manual_seed(_seed(schedule.seed, first + k)) for k in range(len(included))]
     momenta = [torch.zeros_like(parameter) for parameter in stack.parameters]
-    steps = schedule.epochs * math.ceil(int(included.sum(1).max()) / schedule.batch_size)
+    steps = schedule.epochs * math.ceil(records.largest / schedule.batch_size)
     taken, step = inputs.new_empty(0), 0
     for _ in range(schedule.epochs):
-        for chosen, weights in batches(included, schedule.batch_size, generators):
+        for chosen, weights in batches(included, schedule.batch_size, generators, largest=records.largest):
             chosen, weights = chosen.to(inputs.device), weights.to(inputs.device)  # noqa: PLW2901 — the same batch, moved
             torch.index_select(inputs, 0, chosen.view(-1), out=taken)  # the first step gives it its size
             batch = taken.view(*chosen.shape, *inputs.shape[1:])
@@ -234,12 +240,13 @@ def _sgd(
     )
 
 
-def _stacked(modules: list[nn.Module], precision: torch.dtype) -> Trainable:
+def _stacked(modules: list[nn.Module], precision: torch.dtype, seeds: Sequence[int]) -> Trainable:
     if stackable(modules[0]):
         return stack_modules(modules, precision=precision)
-    if any(True for _ in modules[0].buffers()):
-        return _OneByOne(modules)
-    return _Mapped(modules)
+    buffers = any(True for _ in modules[0].buffers())
+    random = any("Dropout" in type(part).__name__ and getattr(part, "p", 1.0) for part in modules[0].modules())
+    # a transformer's output is an object, and its attention does not map over models
+    return _OneByOne(modules, seeds) if buffers or random or hasattr(modules[0], "config") else _Mapped(modules)
 
 
 @final
@@ -252,14 +259,14 @@ class _Mapped:
         self.parameters = [
             torch.stack([dict(module.named_parameters())[name].detach() for module in modules]) for name in self._names
         ]
-        self._gradients = torch.func.vmap(torch.func.grad(self._loss), in_dims=(0, 0, 0, 0), randomness="different")
+        self._gradients = torch.func.vmap(torch.func.grad(self._loss), in_dims=(0, 0, 0, 0), randomness="error")
 
     def _loss(self, parameters: list[Tensor], inputs: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
         outputs = torch.func.functional_call(self._module, dict(zip(self._names, parameters, strict=True)), (inputs,))
         return (nn.functional.cross_entropy(outputs.float(), labels, reduction="none") * weights).sum()
 
     def gradients(self, inputs: Tensor, labels: Tensor, weights: Tensor) -> list[Tensor]:
-        return self._gradients(self.parameters, inputs.float(), labels, weights)
+        return self._gradients(self.parameters, _floats(inputs), labels, weights)
 
     def state(self, model: int, names: Sequence[str]) -> dict[str, Tensor]:
         return {name: parameter[model].clone() for name, parameter in zip(names, self.parameters, strict=True)}
@@ -267,35 +274,70 @@ class _Mapped:
 
 @final
 class _OneByOne:
-    """Models with buffers: each has its own forward and backward pass on its real examples."""
+    """Models with buffers or dropout: each has its own pass on its real examples, and its own random numbers.
 
-    def __init__(self, modules: list[nn.Module]) -> None:
+    Without those of its own, a model's dropout would depend on which others are trained beside it.
+    """
+
+    def __init__(self, modules: list[nn.Module], seeds: Sequence[int]) -> None:
         self._modules = [module.train() for module in modules]
+        self._seeds, self._steps = seeds, 0
         self.parameters = [parameter.data for module in modules for parameter in module.parameters()]
 
     def gradients(self, inputs: Tensor, labels: Tensor, weights: Tensor) -> list[Tensor]:
+        self._steps += 1
         return [
             gradient
             for k, module in enumerate(self._modules)
-            for gradient in self._one(module, inputs[k], labels[k], weights[k])
+            for gradient in self._one(module, inputs[k], labels[k], weights[k], seed=self._seeds[k])
         ]
 
-    def _one(self, module: nn.Module, inputs: Tensor, labels: Tensor, weights: Tensor) -> Sequence[Tensor]:
+    def _one(
+        self, module: nn.Module, inputs: Tensor, labels: Tensor, weights: Tensor, *, seed: int
+    ) -> Sequence[Tensor]:
         real = weights > 0
-        losses = nn.functional.cross_entropy(module(inputs[real].float()), labels[real], reduction="none")
-        return torch.autograd.grad((losses * weights[real]).sum(), list(module.parameters()))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed * 1_000_003 + self._steps)  # noqa: TID251 — dropout knows no other; restored on exit
+            outputs = _outputs(module(_floats(inputs[real])))
+        losses = nn.functional.cross_entropy(outputs.float(), labels[real], reduction="none")
+        total = (losses * weights[real]).sum()
+        return torch.autograd.grad(total, list(module.parameters()), allow_unused=True, materialize_grads=True)
 
     def state(self, model: int, names: Sequence[str]) -> dict[str, Tensor]:  # noqa: ARG002 — buffers go along
         return {name: value.detach().clone() for name, value in self._modules[model].state_dict().items()}
 
 
-def _settings(schedule: Schedule, included: NDArray[np.bool_], labels: Tensor) -> dict[str, Any]:
+def _settings(schedule: Schedule, included: NDArray[np.bool_], inputs: Tensor, labels: Tensor) -> dict[str, Any]:
     facts = {name: str(value) for name, value in vars(schedule).items()}
+    rows = inputs.detach().cpu().contiguous()
+    content = rows.reshape(-1).view(torch.uint8).numpy().tobytes()
     return {
         **facts,
         "included": _canon.digest(np.packbits(included).tobytes()),
         "labels": _canon.digest(labels.cpu().numpy().tobytes()),
+        "inputs": f"{rows.dtype} {tuple(rows.shape)} {_canon.digest(content)}",
     }
+
+
+def _architecture(model: nn.Module) -> str:
+    """Digest of what a model computes with: its layers as they print, its shapes, and the names its code speaks of."""
+    shapes = [f"{name} {tuple(value.shape)}" for name, value in model.state_dict().items()]
+    code = [
+        f"{type(part).__qualname__} {code.co_code.hex()} {code.co_names} {code.co_consts!r:.2000}"
+        for part in model.modules()
+        if type(part).__module__.partition(".")[0] not in {"torch", "transformers"}
+        and (code := getattr(type(part).forward, "__code__", None)) is not None
+    ]
+    return _canon.digest([repr(model), *shapes, *code])
+
+
+def _floats(inputs: Tensor) -> Tensor:
+    """Inputs of a model: float32, but whole numbers as they are, because they are tokens."""
+    return inputs.float() if inputs.is_floating_point() else inputs
+
+
+def _outputs(output: Any) -> Tensor:
+    return getattr(output, "logits", output)
 
 
 def _seed(seed: int, number: int) -> int:
@@ -319,7 +361,7 @@ def _with_state(model: nn.Module, state: dict[str, Tensor]) -> nn.Module:
 
 @torch.no_grad()
 def _logits(model: nn.Module, inputs: Tensor, batch: int) -> NDArray[np.float32]:
-    return np.concatenate([model(part.float()).float().numpy() for part in inputs.split(batch)])
+    return np.concatenate([_outputs(model(_floats(part))).float().numpy() for part in inputs.split(batch)])
 
 
 def _check_sets(inputs: Tensor, labels: Tensor, included: NDArray[np.bool_]) -> None:

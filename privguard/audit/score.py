@@ -1,12 +1,12 @@
 """Model and examples → numbers per example. A larger score speaks for membership.
 
-The model may be any torch module, or any function from a batch of inputs to logits or probabilities: an API behind HTTP
-is audited through the function that calls it.
+The model may be any torch module, any estimator with ``predict_proba``, or any function from a batch of inputs to
+logits or probabilities: an API behind HTTP is audited through the function that calls it.
 """
 
 import contextlib
 from collections.abc import Callable, Generator
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -19,21 +19,92 @@ FloatArray = NDArray[np.float64]
 ScoringFunction = Callable[[Any], ArrayLike]
 
 
+LEAST = 1e-12  # of a probability before its logarithm: forests answer 0
+SUM_TOLERANCE = 1e-3  # within which rows of probabilities add up to 1
+
+
 @torch.no_grad()
-def model_logits(model: nn.Module | ScoringFunction, inputs: Tensor, *, batch: int = 512) -> FloatArray:
+def model_logits(model: object, inputs: Tensor, *, batch: int = 512) -> FloatArray:
     """Outputs (n, classes) of the model on ``inputs`` (n, ...), in evaluation mode, which is restored afterwards.
 
-    A plain function gets batches of the inputs and returns logits or log-probabilities; probabilities have to be passed
-    through a logarithm first, as an attack works on differences of logarithms.
+    Rows that are probabilities, none negative and each adding up to 1, are told from logits and go through a logarithm,
+    as an attack works on differences of those; a probability of 0 counts as 1e-12. One output per record is the
+    logit of the second of two classes.
 
     Raises:
-        ValueError: where an output has another shape, or holds NaN or infinity.
+        ValueError: where an output has another shape, holds NaN or infinity, or is one number per record in [0, 1],
+            which may be a probability or a logit.
     """
+    answer = outputs_of(model)
     with evaluating(model):
-        logits = np.concatenate([_numbers(model(part)) for part in inputs.split(batch)])
-    _check.require(logits.ndim == 2, "logits.shape", logits.shape, wanted="(examples, classes)")  # noqa: PLR2004 — (n, C)
-    _check.require(bool(np.isfinite(logits).all()), "logits", "NaN or inf", wanted="finite numbers")
-    return logits
+        outputs = np.concatenate([_numbers(answer(part)) for part in inputs.split(batch)])
+    columns = outputs[:, None] if outputs.ndim == 1 else outputs
+    _check.require(columns.ndim == 2, "outputs.shape", outputs.shape, wanted="(examples, classes)")  # noqa: PLR2004 — (n, C)
+    _check.require(bool(np.isfinite(columns).all()), "outputs", "NaN or inf", wanted="finite numbers")
+    return _two_classes(columns) if columns.shape[1] == 1 else _as_logits(columns)
+
+
+def outputs_of(model: object) -> ScoringFunction:
+    """The function behind a model: ``predict_proba`` where it is no torch module and has one, else the call itself."""
+    proba = None if isinstance(model, nn.Module) else getattr(model, "predict_proba", None)
+    if proba is not None:
+        return lambda part: proba(part.numpy().reshape(len(part), -1))
+    _check.require(callable(model), "model", type(model).__name__, wanted="a module, an estimator or a function")
+    return cast("ScoringFunction", model)
+
+
+def class_numbers(model: object, labels: NDArray[Any]) -> NDArray[np.int64]:
+    """Labels (n,) as columns of the model's outputs: through an estimator's ``classes_``, else whole numbers from 0.
+
+    Raises:
+        ValueError: where a label is no class: 3.5 is not class 3.
+    """
+    values = np.asarray(labels).reshape(len(labels))  # (n,) and (n, 1) alike
+    classes = None if isinstance(model, nn.Module) else getattr(model, "classes_", None)
+    if classes is not None:
+        known = np.asarray(classes)
+        strange = np.setdiff1d(values, known)
+        _check.require(not len(strange), "labels", strange[:3].tolist(), wanted=f"the model's classes, {known[:5]}…")
+        order = np.argsort(known)
+        return order[np.searchsorted(known, values, sorter=order)].astype(np.int64)
+    whole = values.dtype.kind in "iub" or (values.dtype.kind == "f" and bool((values == np.floor(values)).all()))
+    bad = values[values != np.floor(values)][:3].tolist() if not whole and values.dtype.kind == "f" else values[:3]
+    _check.require(
+        whole, "labels", bad, wanted="classes numbered from 0", remedy="for regression use task='regression'"
+    )
+    return values.astype(np.int64)
+
+
+def regression_logits(model: object, inputs: Tensor, targets: ArrayLike, *, scale: float) -> FloatArray:
+    """Two columns (n, 2) for a model with one number per record: the first rises as the residual falls.
+
+    It is -log(r²) for residuals r in units of ``scale``, so that the first column's softmax is 1 / (1 + r²), and LiRA
+    works on the logarithm of the residual, which is nearer to normal than the residual is.
+    """
+    answer = outputs_of(model) if not hasattr(model, "predict") else lambda part: model.predict(part.numpy())  # type: ignore[union-attr]
+    with evaluating(model), torch.no_grad():
+        outputs = np.concatenate([_numbers(answer(part)).reshape(len(part)) for part in inputs.split(512)])
+    residuals = (outputs - np.asarray(targets, np.float64).reshape(len(outputs))) / max(scale, 1e-12)
+    return np.stack([-np.log(residuals**2 + LEAST), np.zeros(len(outputs))], 1)
+
+
+def _as_logits(outputs: FloatArray) -> FloatArray:
+    sums = outputs.sum(1)
+    if outputs.min() >= 0 and outputs.max() <= 1 + SUM_TOLERANCE and bool((np.abs(sums - 1) <= SUM_TOLERANCE).all()):
+        return np.log(np.maximum(outputs, LEAST))
+    return outputs
+
+
+def _two_classes(logits: FloatArray) -> FloatArray:
+    doubtful = logits.min() >= 0 and logits.max() <= 1 and logits.min() < logits.max()
+    _check.require(
+        not doubtful,
+        "outputs",
+        "one number per record, all in [0, 1]",
+        wanted="logits, or one column per class",
+        remedy="return numpy.stack([1 - p, p], 1) for probabilities",
+    )
+    return np.concatenate([np.zeros_like(logits), logits], 1)
 
 
 @contextlib.contextmanager

@@ -57,11 +57,11 @@ class StepDesign:
     confidence: float = 0.95
 
     def __post_init__(self) -> None:
-        _check.count("canaries", self.canaries, least=2)
-        _check.count("trials", self.trials)
+        object.__setattr__(self, "canaries", _check.count("canaries", self.canaries, least=2))
+        object.__setattr__(self, "trials", _check.count("trials", self.trials))
         _check.positive("noise_multiplier", self.noise_multiplier)
         _check.probability("sample_rate", self.sample_rate, one=True)
-        _check.count("steps", self.steps)
+        object.__setattr__(self, "steps", _check.count("steps", self.steps))
         _check.probability("delta", self.delta)
         _check.probability("confidence", self.confidence)
 

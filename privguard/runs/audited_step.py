@@ -1,7 +1,9 @@
 """privguard's own private step behind the per-step audit: the real clipper, ledger, noise and optimizer.
 
-The model is one linear layer without bias whose loss is its output, so a record's gradient is the record itself:
-canary j is a row with one entry at coordinate j, and a record of zeros has no gradient.
+The model is a row of linear layers without bias whose loss is the sum of their outputs, so a record's gradient is the
+record itself: canary j is a row with one entry at coordinate j, and a record of zeros has no gradient. The coordinates
+are cut into tensors of several sizes, because a step may be right for one tensor and wrong for the next: noise that
+reaches half of them, or the same noise in each, shows only where several are watched.
 """
 
 import math
@@ -29,7 +31,30 @@ from privguard.training.step import PrivateStep
 
 RAW_NORM = 10.0  # of a canary's gradient before the clip, in clipping norms
 GIANT_NORM = 1e4  # the same for the first canary: without a clip of its own it would drown all others
+TENSORS = 6  # that the canaries' coordinates are spread over, from 1 part in 21 to 6
 _RECORDS = 2_000  # of the made-up data set that the sampler is drawn over
+
+
+@final
+class _Tensors(nn.Module):
+    """Linear layers side by side, ``TENSORS`` or as many as there are canaries: the sum of their outputs (n,)."""
+
+    def __init__(self, canaries: int) -> None:
+        super().__init__()
+        shares = np.arange(1, min(TENSORS, canaries) + 1)
+        ends = np.unique(np.maximum(np.arange(1, len(shares) + 1), canaries * np.cumsum(shares) // int(shares.sum())))
+        self._sizes: list[int] = np.diff(ends, prepend=0).tolist()
+        self.layers = nn.ModuleList(nn.Linear(size, 1, bias=False) for size in self._sizes)
+        for layer in self.layers:
+            nn.init.zeros_(layer.weight)  # type: ignore[arg-type]
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        parts = inputs.split(self._sizes, dim=1)
+        return torch.cat([layer(part) for layer, part in zip(self.layers, parts, strict=True)], 1).sum(1)
+
+    def coordinates(self) -> torch.Tensor:
+        """All weights (canaries,), in the order of the canaries."""
+        return torch.cat([layer.weight.detach()[0] for layer in self.layers]).clone()  # type: ignore[index]
 
 
 @final
@@ -44,8 +69,7 @@ class AuditedStep:
         self.plan = plan
         self._rows = torch.full((canaries,), RAW_NORM * plan.max_grad_norm)
         self._rows[0] = GIANT_NORM * plan.max_grad_norm
-        self._model = nn.Linear(canaries, 1, bias=False)
-        nn.init.zeros_(self._model.weight)
+        self._model = _Tensors(canaries)
         self._optimizer = torch.optim.SGD(self._model.parameters(), lr=1.0)
         self.clipper: Clipper = attach(self._model, max_grad_norm=plan.max_grad_norm)
         self.ledger = Ledger.create(folder / LEDGER, {"plan": plan.facts()})
@@ -56,13 +80,13 @@ class AuditedStep:
 
     def step(self, records: NDArray[np.int64]) -> NDArray[np.float64]:
         """See :meth:`privguard.audit.steps.Stepper.step`."""
-        before = self._model.weight.detach().clone()
+        before = self._model.coordinates()
         self.private.position()
         padding = torch.zeros(1, dtype=torch.bool)  # an empty draw goes forward as one masked row
         self.clipper.begin(torch.ones(len(records), dtype=torch.bool) if len(records) else padding)
-        self.clipper.backward(self._model(self._inputs(records))[:, 0])
+        self.clipper.backward(self._model(self._inputs(records)))
         self.private.finish(self._optimizer, trainable(self._model))
-        moved = (before - self._model.weight.detach())[0].double()
+        moved = (before - self._model.coordinates()).double()
         return (moved * self.plan.expected_batch_size / self.plan.max_grad_norm).numpy()
 
     def close(self) -> None:

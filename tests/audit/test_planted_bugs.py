@@ -22,6 +22,7 @@ from privguard.errors import AuditError
 from privguard.records import Outcome
 from privguard.runs.audited_step import AuditedStep
 from privguard.training.clip import ClippedSum
+from privguard.training.noise import NoisySum, add_noise
 from privguard.training.plan import Plan
 from privguard.training.sample import Poisson
 
@@ -89,8 +90,9 @@ class Clipping:
 
     def take(self):
         clipped = self._inner.take()
-        ((name, gradient),) = clipped.gradients.items()
-        return ClippedSum({name: self._rule(gradient, self._rows)}, clipped.l2_bound)
+        whole = self._rule(torch.cat(list(clipped.gradients.values()), 1), self._rows)
+        parts = whole.split([gradient.shape[1] for gradient in clipped.gradients.values()], 1)
+        return ClippedSum(dict(zip(clipped.gradients, parts, strict=True)), clipped.l2_bound)
 
 
 def clip_by(rule):
@@ -237,6 +239,44 @@ def test_a_rate_that_is_ten_percent_too_high_is_caught():
     source = Stream.from_insecure_seed(1, "sampler")
     draws = [Poisson(0.11).draw(examples=2_000, source=source.child(step)) for step in range(50)]
     assert checks.poisson_inclusion(draws, records=2_000, rate=0.1) <= FALSE_ALARM
+
+
+@pytest.mark.parametrize(
+    "pair", [lambda i: i ^ 1, lambda i: (i + 250) % 500, lambda i: (i // 20) * 20], ids=["neighbours", "halves", "runs"]
+)
+def test_records_that_share_a_coin_are_caught_at_a_rate_of_one_in_a_hundred(pair):
+    for seed in SEEDS:
+        random = np.random.default_rng(seed)
+        coins = random.random((200, 500)) < 0.01
+        first = np.minimum(np.arange(500), pair(np.arange(500)))
+        shared = [np.flatnonzero(row[first]) for row in coins]
+        alone = [np.flatnonzero(row) for row in coins]
+        assert checks.poisson_inclusion(shared, records=500, rate=0.01) <= FALSE_ALARM
+        assert checks.poisson_inclusion(alone, records=500, rate=0.01) > FALSE_ALARM / len(SEEDS)
+
+
+def some_tensors_alone(clipped, *, multiplier, source, lead=True):
+    """Noise for the first half of the tensors only."""
+    named = list(clipped.gradients.items())
+    add_noise(ClippedSum(dict(named[: len(named) // 2]), clipped.l2_bound), multiplier=multiplier, source=source)
+    return NoisySum(clipped.gradients, multiplier * clipped.l2_bound)
+
+
+def one_stream_for_all(clipped, *, multiplier, source, lead=True):
+    """Every tensor begins the same stream of noise anew."""
+    for name, gradient in clipped.gradients.items():
+        add_noise(ClippedSum({name: gradient}, clipped.l2_bound), multiplier=multiplier, source=source)
+    return NoisySum(clipped.gradients, multiplier * clipped.l2_bound)
+
+
+@pytest.mark.parametrize(
+    ("bug", "check"),
+    [(some_tensors_alone, "noise level"), (one_stream_for_all, "noise across coordinates")],
+    ids=["half", "one stream"],
+)
+def test_noise_that_is_right_for_one_tensor_and_wrong_for_the_next_is_caught(tmp_path, monkeypatch, bug, check):
+    monkeypatch.setattr("privguard.training.step.add_noise", bug)
+    caught(tmp_path, check)
 
 
 def product_across_steps(trace, sigma):
