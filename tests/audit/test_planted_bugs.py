@@ -22,7 +22,7 @@ from privguard.errors import AuditError
 from privguard.records import Outcome
 from privguard.runs.audited_step import AuditedStep
 from privguard.training.clip import ClippedSum
-from privguard.training.noise import NoisySum, add_noise
+from privguard.training.noise import NoisySum
 from privguard.training.plan import Plan
 from privguard.training.sample import Poisson
 
@@ -255,18 +255,22 @@ def test_records_that_share_a_coin_are_caught_at_a_rate_of_one_in_a_hundred(pair
         assert checks.poisson_inclusion(alone, records=500, rate=0.01) > FALSE_ALARM / len(SEEDS)
 
 
-def some_tensors_alone(clipped, *, multiplier, source, lead=True):
-    """Noise for the first half of the tensors only."""
-    named = list(clipped.gradients.items())
-    add_noise(ClippedSum(dict(named[: len(named) // 2]), clipped.l2_bound), multiplier=multiplier, source=source)
-    return NoisySum(clipped.gradients, multiplier * clipped.l2_bound)
+def with_noise(clipped, multiplier, source, *, tensors, fresh):
+    """The sum with noise in the first ``tensors`` tensors, each from a stream of its own or all from the same one."""
+    deviation, released, seed = multiplier * clipped.l2_bound, {}, int(source.words(1)[0])
+    for number, (name, gradient) in enumerate(clipped.gradients.items()):
+        random = np.random.default_rng([seed, number if fresh else 0])
+        noise = torch.from_numpy(random.standard_normal(gradient.shape)) * (deviation * (number < tensors))
+        released[name] = (gradient + noise).float()
+    return NoisySum(released, deviation)
 
 
-def one_stream_for_all(clipped, *, multiplier, source, lead=True):
-    """Every tensor begins the same stream of noise anew."""
-    for name, gradient in clipped.gradients.items():
-        add_noise(ClippedSum({name: gradient}, clipped.l2_bound), multiplier=multiplier, source=source)
-    return NoisySum(clipped.gradients, multiplier * clipped.l2_bound)
+def some_tensors_alone(clipped, *, multiplier, source, **_):
+    return with_noise(clipped, multiplier, source, tensors=len(clipped.gradients) // 2, fresh=True)
+
+
+def one_stream_for_all(clipped, *, multiplier, source, **_):
+    return with_noise(clipped, multiplier, source, tensors=len(clipped.gradients), fresh=False)
 
 
 @pytest.mark.parametrize(
