@@ -100,7 +100,7 @@ def coverage(runs: int = 10_000) -> Rows:
                 one_run(bound.gaussian_one_run, per_side),
             )
         count(f"gaussian_threshold, Gaussian ε {epsilon:g}", epsilon, gaussian(mu), threshold_at(mu / 2))
-    for bounds in ((Bound.STEINKE,), (Bound.GAUSSIAN_ONE_RUN,), (Bound.GAUSSIAN_THRESHOLD,), tuple(Bound)):
+    for bounds in ((Bound.STEINKE,), (Bound.GAUSSIAN_ONE_RUN,), (Bound.GAUSSIAN_THRESHOLD,), tuple(Bound)[:3]):
         for claimed in (0.0, 1.0, 4.0, 8.0):
             rows.append(whole_verdict(bounds, claimed, runs, limit))
     return rows
@@ -109,7 +109,9 @@ def coverage(runs: int = 10_000) -> Rows:
 def whole_verdict(bounds: tuple[Bound, ...], claimed: float, runs: int, limit: float) -> dict[str, object]:
     """The run's whole verdict, coins and positive control included, where Gaussian noise spends the claim exactly."""
     middle = 0.0 if Bound.GAUSSIAN_THRESHOLD in bounds else None
-    design = Design(canaries=1_000, per_side=100, claimed=claimed, delta=1e-5, bounds=bounds, threshold=middle)
+    design = Design(
+        canaries=1_000, guesses_in=100, guesses_out=100, claimed=claimed, delta=1e-5, bounds=bounds, threshold=middle
+    )
     mu = bound.gaussian_mu(claimed, delta=1e-5) if claimed else 0.0
     random = np.random.default_rng(17)
 
@@ -157,7 +159,10 @@ def gaussian(mu):
 
 def one_run(rule, per_side):
     return lambda scores, included: rule(
-        count_right(scores, included, per_side=per_side), canaries=1_000, guesses=2 * per_side, delta=1e-5
+        count_right(scores, included, guesses_in=per_side, guesses_out=per_side),
+        canaries=1_000,
+        guesses=2 * per_side,
+        delta=1e-5,
     )
 
 
@@ -192,9 +197,13 @@ class WithCanaries(nn.Module):
 def one_run_mnist(seeds: int = 20) -> Rows:
     """Claim ε 8, 1,000 canaries, q 1, T 40: means over seeds of the bounds with k fixed; and noise × 0.5 at k 250."""
     rows: Rows = []
-    tight = Design(canaries=1_000, per_side=100, claimed=8.0, delta=1e-5)
-    gauss = Design(canaries=1_000, per_side=100, claimed=8.0, delta=1e-5, bounds=(Bound.GAUSSIAN_ONE_RUN,))
-    strict = Design(canaries=1_000, per_side=250, claimed=8.0, delta=1e-5, bounds=(Bound.GAUSSIAN_ONE_RUN,))
+    tight = Design(canaries=1_000, guesses_in=100, guesses_out=100, claimed=8.0, delta=1e-5)
+    gauss = Design(
+        canaries=1_000, guesses_in=100, guesses_out=100, claimed=8.0, delta=1e-5, bounds=(Bound.GAUSSIAN_ONE_RUN,)
+    )
+    strict = Design(
+        canaries=1_000, guesses_in=250, guesses_out=250, claimed=8.0, delta=1e-5, bounds=(Bound.GAUSSIAN_ONE_RUN,)
+    )
     images, labels = mnist(5_000)
     sigma = noise_for(8.0, steps=40)
     found: dict[str, list[float]] = {"steinke": [], "f-DP": [], "halved": [], "honest": []}

@@ -184,10 +184,13 @@ SECTIONS = {each.__name__: each for each in (verdict_null, verdict_sparse, verdi
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sections", nargs="*", help="null, sparse, shifts or real; all where none is named")
+    parser.add_argument("--runs", type=int, help="splits or seeds of each section, where fewer are to do")
     torch.set_num_threads(1)
-    for name in parser.parse_args().sections or [each.removeprefix("verdict_") for each in SECTIONS]:
+    given = parser.parse_args()
+    for name in given.sections or [each.removeprefix("verdict_") for each in SECTIONS]:
         kept.SECTIONS[f"verdict_{name}"] = SECTIONS[f"verdict_{name}"]
-        kept.show(f"verdict_{name}", SECTIONS[f"verdict_{name}"]())
+        runs = () if given.runs is None else (given.runs,)
+        kept.show(f"verdict_{name}", SECTIONS[f"verdict_{name}"](*runs))
 
 
 if __name__ == "__main__":

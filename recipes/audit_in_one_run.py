@@ -76,7 +76,8 @@ def audited(run: Path, *, canaries: int, epochs: int, epsilon: float = 8.0) -> O
     )
     design = Design(
         canaries=canaries,
-        per_side=canaries // 4,
+        guesses_in=canaries // 4,
+        guesses_out=canaries // 4,
         claimed=epsilon,
         delta=1e-5,
         bounds=(Bound.GAUSSIAN_THRESHOLD,),

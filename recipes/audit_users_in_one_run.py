@@ -111,7 +111,8 @@ def audited(run: Path, *, canaries: int, steps: int, epsilon: float = 8.0) -> On
     design = Design.for_claim(
         Claim(epsilon=epsilon, delta=1e-5, unit=Unit.USER),
         canaries=canaries,
-        per_side=canaries // 4,
+        guesses_in=canaries // 4,
+        guesses_out=canaries // 4,
         unit=Unit.USER,
         bounds=(Bound.GAUSSIAN_THRESHOLD,),
         threshold=steps / 2,  # a user that is in scores one clipping norm per step, the others none

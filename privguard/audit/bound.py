@@ -30,7 +30,7 @@ def steinke(correct: int, *, canaries: int, guesses: int, delta: float, confiden
     Source: Steinke, Nasr, Jagielski 2023 (arXiv:2305.08846), Theorem 5.2.
     """
     _check_guesses(correct, canaries=canaries, guesses=guesses, delta=delta, confidence=confidence)
-    return _largest_refuted(
+    return largest_refuted(
         lambda epsilon: (1 - confidence) - _steinke_p(epsilon, correct, canaries=canaries, guesses=guesses, delta=delta)
     )
 
@@ -45,7 +45,7 @@ def gaussian_one_run(correct: int, *, canaries: int, guesses: int, delta: float,
     """
     _check_guesses(correct, canaries=canaries, guesses=guesses, delta=delta, confidence=confidence)
     _check.probability("delta", delta, remedy="no Gaussian mechanism is private at δ = 0; use steinke")
-    mu = _largest_refuted(
+    mu = largest_refuted(
         lambda mu: _gaussian_excess(mu, correct, canaries=canaries, guesses=guesses, error=1 - confidence)
     )
     return gaussian_epsilon(mu, delta=delta)
@@ -147,7 +147,7 @@ def _other_world(mass: float, mu: float) -> float:
     return 0.5 * math.erfc((mu - _NORMAL.inv_cdf(mass)) / math.sqrt(2))
 
 
-def _largest_refuted(excess: Callable[[float], float]) -> float:
+def largest_refuted(excess: Callable[[float], float]) -> float:
     """The largest value that is refuted (``excess`` above zero, falling in its argument), 0 where none is."""
     if excess(0.0) <= 0:
         return 0.0

@@ -89,22 +89,23 @@ class Coins:
         return f"Coins({len(self)} canaries, commitment {self.commitment[:16]}…{', insecure' if self.insecure else ''})"
 
 
-def guess(scores: NDArray[np.floating], per_side: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The ``per_side`` canaries with the largest scores, guessed in, and those with the smallest, guessed out.
+def guess(
+    scores: NDArray[np.floating], *, guesses_in: int, guesses_out: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The ``guesses_in`` canaries with the largest scores, and the ``guesses_out`` with the smallest.
 
-    Ties fall to the smaller number: a canary's number says nothing about its coin.
+    Nothing is guessed of the others. Ties fall by number: a canary's number says nothing about its coin.
 
     Raises:
         AuditError: where a score is NaN, as nobody could say then what was guessed.
     """
     values = np.asarray(scores, np.float64)
-    _check.require(
-        0 < 2 * per_side <= len(values), "per_side", per_side, wanted=f"1 to {len(values) // 2}, half of the canaries"
-    )
+    both = _check.count("guesses_in", guesses_in, least=0) + _check.count("guesses_out", guesses_out, least=0)
+    _check.require(0 < both <= len(values), "guesses", both, wanted=f"1 to {len(values)}, the number of canaries")
     if np.isnan(values).any():
         raise AuditError(f"scores: {int(np.isnan(values).sum())} of {len(values)} are NaN; score every canary")
     order = np.argsort(values, kind="stable")
-    return order[len(order) - per_side :], order[:per_side]
+    return order[len(order) - guesses_in :], order[:guesses_out]
 
 
 def count_calls(scores: NDArray[np.floating], included: NDArray[np.bool_], *, threshold: float) -> dict[str, int]:
@@ -121,7 +122,7 @@ def count_calls(scores: NDArray[np.floating], included: NDArray[np.bool_], *, th
     }
 
 
-def count_right(scores: NDArray[np.floating], included: NDArray[np.bool_], *, per_side: int) -> int:
-    """How many of the 2 · ``per_side`` guesses the coins bear out."""
-    inside, outside = guess(scores, per_side)
+def count_right(scores: NDArray[np.floating], included: NDArray[np.bool_], *, guesses_in: int, guesses_out: int) -> int:
+    """How many of the guesses the coins bear out."""
+    inside, outside = guess(scores, guesses_in=guesses_in, guesses_out=guesses_out)
     return int(included[inside].sum() + (~included[outside]).sum())

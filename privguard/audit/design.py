@@ -17,7 +17,7 @@ from scipy import special
 
 from privguard import _check
 from privguard._random import Stream
-from privguard.audit import bound
+from privguard.audit import bound, rank_bound
 from privguard.audit.canary import Coins, count_calls, count_right
 from privguard.errors import AuditError
 from privguard.records import Claim, Finding, Measurement, Outcome, Record, Relation, Unit
@@ -29,13 +29,18 @@ class Bound(StrEnum):
     STEINKE = "steinke"
     GAUSSIAN_ONE_RUN = "gaussian-one-run"
     GAUSSIAN_THRESHOLD = "gaussian-threshold"
+    GAUSSIAN_RANK = "gaussian-rank"
 
 
 SPEAKS_OF = {
     Bound.STEINKE: "any (ε, δ) mechanism",
     Bound.GAUSSIAN_ONE_RUN: "Gaussian privacy matched to (ε, δ), not the (ε, δ) claim itself",
     Bound.GAUSSIAN_THRESHOLD: "Gaussian privacy matched to (ε, δ), with canaries that do not influence each other",
+    Bound.GAUSSIAN_RANK: (
+        "Gaussian privacy matched to (ε, δ), with canaries that are alike and do not influence each other"
+    ),
 }
+OF_ALL = (Bound.GAUSSIAN_THRESHOLD, Bound.GAUSSIAN_RANK)  # look at every canary, whatever the number of guesses
 
 
 @final
@@ -43,13 +48,16 @@ SPEAKS_OF = {
 class Design(Record):
     """An audit of one run, fixed before it.
 
-    ``canaries`` are included by fair coins; ``per_side`` of them are guessed in and as many guessed out. ``bounds``
-    names the primary bound, or several that share 1 - ``confidence`` evenly. ``threshold`` (in units of the score) is
-    for the threshold bound alone. ``claimed`` is the ε at ``delta`` to be refuted, ``unit`` what one canary is.
+    ``canaries`` are included by fair coins; the ``guesses_in`` with the largest scores are guessed in, the
+    ``guesses_out`` with the smallest are guessed out, and nothing is guessed of the rest. Where a model remembers a few
+    of its records, those stand out and nothing tells who was left out: guess in alone. ``bounds`` names the primary
+    bound, or several that share 1 - ``confidence`` evenly. ``threshold`` (in units of the score) is for the threshold
+    bound alone. ``claimed`` is the ε at ``delta`` to be refuted, ``unit`` what one canary is.
     """
 
     canaries: int
-    per_side: int
+    guesses_in: int
+    guesses_out: int
     claimed: float
     delta: float
     confidence: float = 0.95
@@ -59,12 +67,15 @@ class Design(Record):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "canaries", _check.count("canaries", self.canaries, least=2))
-        object.__setattr__(self, "per_side", _check.count("per_side", self.per_side))
+        for side in ("guesses_in", "guesses_out"):
+            object.__setattr__(self, side, _check.count(side, getattr(self, side), least=0))
+        most = f"1 to {self.canaries}, the number of canaries"
+        _check.require(0 < self.guesses <= self.canaries, "guesses_in + guesses_out", self.guesses, wanted=most)
         _check.require(
-            2 * self.per_side <= self.canaries,
-            "per_side",
-            self.per_side,
-            wanted=f"at most half of {self.canaries} canaries",
+            Bound.GAUSSIAN_RANK not in self.bounds or self.canaries <= rank_bound.MOST,
+            "canaries",
+            self.canaries,
+            wanted=f"at most {rank_bound.MOST:,} with gaussian-rank",
         )
         _check.non_negative("claimed", self.claimed)
         _check.probability("delta", self.delta, zero=True)
@@ -82,12 +93,12 @@ class Design(Record):
         claim: Claim,
         *,
         canaries: int,
-        per_side: int,
+        guesses: tuple[int, int],
         unit: Unit,
         bounds: tuple[Bound, ...] = (Bound.STEINKE,),
         threshold: float | None = None,
     ) -> "Design":
-        """A design against a claim of the same unit.
+        """A design against a claim of the same unit, with so many ``guesses`` in and out.
 
         Raises:
             AuditError: where one canary is not what one neighbour of the claim is. An example says nothing about a
@@ -105,7 +116,8 @@ class Design(Record):
             )
         return cls(
             canaries=canaries,
-            per_side=per_side,
+            guesses_in=guesses[0],
+            guesses_out=guesses[1],
             claimed=claim.epsilon,
             delta=claim.delta,
             bounds=bounds,
@@ -116,7 +128,7 @@ class Design(Record):
     @property
     def guesses(self) -> int:
         """Guesses in all, in and out."""
-        return 2 * self.per_side
+        return self.guesses_in + self.guesses_out
 
     @property
     def share(self) -> float:
@@ -124,21 +136,26 @@ class Design(Record):
         return 1 - (1 - self.confidence) / len(self.bounds)
 
     def cap(self, which: Bound) -> float:
-        """The largest ε that ``which`` could show: every guess right."""
+        """The largest ε that ``which`` could show: every guess right, and half of the coins in."""
+        half, others = self.canaries // 2, self.canaries - self.canaries // 2
         if which is Bound.GAUSSIAN_THRESHOLD:
-            half = self.canaries // 2
-            return self._at_threshold(half, half, 0, self.canaries - half)
+            return self._at_threshold(half, half, 0, others)
+        if which is Bound.GAUSSIAN_RANK:
+            return self._by_rank(half * others, half, others)
         return self._one_run(which, self.guesses)
 
     def needed(self, which: Bound) -> int | None:
         """The least number of right guesses that refutes the claim; None where even all of them would not.
 
-        For the threshold bound: right calls of all canaries, with both sides equally often wrong.
+        For the threshold bound: right calls of all canaries, with both sides equally often wrong. For the rank bound:
+        pairs of one that is in and one that is out, ranked right, where half are in.
         """
         if self.cap(which) <= self.claimed:
             return None
+        half = self.canaries // 2
+        if which is Bound.GAUSSIAN_RANK:
+            return self._pairs_needed(half)
         if which is Bound.GAUSSIAN_THRESHOLD:
-            half = self.canaries // 2
             refutes = [
                 self._at_threshold(half - wrong, half, wrong, self.canaries - half) > self.claimed
                 for wrong in range(half + 1)
@@ -157,7 +174,10 @@ class Design(Record):
         if which is Bound.GAUSSIAN_THRESHOLD:
             counts = count_calls(scores, included, threshold=self.threshold or 0.0)
             return self._at_threshold(**counts), counts
-        right = count_right(scores, included, per_side=self.per_side)
+        if which is Bound.GAUSSIAN_RANK:
+            counts = rank_bound.count_wins(scores, included)
+            return self._by_rank(**counts), counts
+        right = count_right(scores, included, guesses_in=self.guesses_in, guesses_out=self.guesses_out)
         return self._one_run(which, right), {"guesses": self.guesses, "right": right}
 
     def flip(self, source: Stream | None = None) -> Coins:
@@ -179,6 +199,16 @@ class Design(Record):
             confidence=self.share,
         )
         return bound.gaussian_epsilon(mu, delta=self.delta)
+
+    def _by_rank(self, wins: int, members: int, non_members: int) -> float:
+        if not members or not non_members:
+            return 0.0
+        mu = rank_bound.gaussian_rank(wins, members=members, non_members=non_members, confidence=self.share)
+        return bound.gaussian_epsilon(mu, delta=self.delta)
+
+    def _pairs_needed(self, half: int) -> int | None:
+        mu = bound.gaussian_mu(self.claimed, delta=self.delta)
+        return rank_bound.wins_needed(mu, members=half, non_members=self.canaries - half, confidence=self.share)
 
 
 @final
@@ -275,7 +305,8 @@ def _perfect(which: Bound, canaries: int, *, delta: float, confidence: float) ->
     threshold = 0.0 if which is Bound.GAUSSIAN_THRESHOLD else None
     whole = Design(
         canaries=canaries,
-        per_side=canaries // 2,
+        guesses_in=canaries // 2,
+        guesses_out=canaries // 2,
         claimed=0.0,
         delta=delta,
         confidence=confidence,
@@ -321,7 +352,12 @@ def _finding(design: Design, which: Bound, epsilon: float, counts: dict[str, int
         cap=cap,
         claimed=design.claimed,
         counts={"canaries": design.canaries, **counts},
-        settings={"per_side": design.per_side, "threshold": design.threshold, "unit": design.unit.value},
+        settings={
+            "guesses_in": design.guesses_in,
+            "guesses_out": design.guesses_out,
+            "threshold": design.threshold,
+            "unit": design.unit.value,
+        },
         notes=(f"speaks of {SPEAKS_OF[which]}", *_why_uninformative(design, cap, outcome, control)),
     )
 

@@ -31,9 +31,11 @@ def plan(
     epsilon: Epsilon,
     delta: Delta,
     canaries: Annotated[int, typer.Option(help="Records that are in or out by a fair coin each.")] = 1_000,
-    per_side: Annotated[int, typer.Option(help="Canaries to be guessed in, and as many out.")] = 100,
+    guesses_in: Annotated[int, typer.Option(help="Canaries with the largest scores, to be guessed in.")] = 100,
+    guesses_out: Annotated[int, typer.Option(help="Canaries with the smallest, to be guessed out; 0 abstains.")] = 100,
     bound: Annotated[
-        list[str] | None, typer.Option(help="steinke, gaussian-one-run or gaussian-threshold; several share the error.")
+        list[str] | None,
+        typer.Option(help="steinke, gaussian-one-run, gaussian-threshold or gaussian-rank; several share the error."),
     ] = None,
     threshold: Annotated[float | None, typer.Option(help="Of the score, for gaussian-threshold.")] = None,
     confidence: Annotated[float, typer.Option(help="Of all bounds together.")] = 0.95,
@@ -53,7 +55,8 @@ def plan(
     bounds = tuple(Bound(name) for name in bound or [Bound.STEINKE])
     design = Design(
         canaries=canaries,
-        per_side=per_side,
+        guesses_in=guesses_in,
+        guesses_out=guesses_out,
         claimed=epsilon,
         delta=delta,
         confidence=confidence,
@@ -306,14 +309,14 @@ def _references(
 def _plan_lines(design: "Design", table: list[dict[str, Any]], commitment: str | None) -> list[str]:
     lines = [
         f"claim ε = {design.claimed:g} at δ = {design.delta:g}; {design.canaries} canaries, each in by a fair coin",
-        f"{design.guesses} guesses, fixed now: {design.per_side} in, {design.per_side} out",
+        f"{design.guesses} guesses, fixed now: {design.guesses_in} in, {design.guesses_out} out",
     ]
     for row in table:
         needed, least = row["right_to_refute"], row["least_canaries_of_a_perfect_attack"]
         never = "cannot refute this claim: the verdict can only be uninformative"
         lines += [
             f"{row['bound']}: at most ε = {row['cap']:.2f}",
-            f"  {never if needed is None else f'{needed} right refute the claim'}",
+            f"  {never if needed is None else f'{needed} {_right_of(design, row)} refute the claim'}",
             f"  a run that spends the claim exactly shows about ε = {row['expected_of_an_exact_run']:.2f}",
             f"  a perfect attack on all canaries needs {least or 'more than 100,000'} of them",
             f"  speaks of {row['speaks_of']}",
@@ -322,6 +325,11 @@ def _plan_lines(design: "Design", table: list[dict[str, Any]], commitment: str |
         stderr().print("train on the canaries whose coin in coins.json is 1; keep that file secret until the audit")
         lines.append(f"commitment {commitment}")
     return lines
+
+
+def _right_of(design: "Design", row: dict[str, Any]) -> str:
+    pairs = (design.canaries // 2) * (design.canaries - design.canaries // 2)
+    return f"of {pairs} pairs of in and out ranked right" if row["bound"] == "gaussian-rank" else "right"
 
 
 def _membership_lines(found: "Membership") -> list[str]:

@@ -42,7 +42,7 @@ mark text write prompts.jsonl --model MODEL --profile profile.json --secret mark
 -o marked.jsonl
 mark text detect marked.jsonl --profile profile.json --secret mark.secret --trust profile.pem --report pages/
 mark text drill marked.jsonl --profile profile.json --secret mark.secret --trust profile.pem --plain other.txt
-audit plan --epsilon 8 --delta 1e-5 --canaries 1000 --per-side 250 --out audit/
+audit plan --epsilon 8 --delta 1e-5 --canaries 1000 --guesses-in 250 --guesses-out 250 --out audit/
 audit run my_model:trained --members in.npz --non-members out.npz --architecture my_model:network --references 16
 audit steps --noise-multiplier 1.13 --sample-rate 0.1 --steps 200 --run runs/mnist
 audit scores canaries.npz --design audit/design.json --coins audit/coins.json --commitment 28e8… --control twin.npz

@@ -101,7 +101,8 @@ class Settings(Record):
         """The audit of the run itself: a canary that is in scores one clipping norm a step, the others none."""
         return Design(
             canaries=self.canaries,
-            per_side=self.canaries // 4,
+            guesses_in=self.canaries // 4,
+            guesses_out=self.canaries // 4,
             claimed=self.epsilon,
             delta=self.delta,
             confidence=self.confidence,

@@ -22,7 +22,7 @@ def call():
     return lambda *arguments: CliRunner().invoke(app, ["audit", *map(str, arguments)])
 
 
-PLAN = ("plan", "--epsilon", 2, "--delta", 1e-5, "--canaries", 200, "--per-side", 100)
+PLAN = ("plan", "--epsilon", 2, "--delta", 1e-5, "--canaries", 200, "--guesses-in", 100, "--guesses-out", 100)
 
 
 def test_plan_says_the_cap_and_what_would_refute(call):
@@ -63,7 +63,7 @@ def judged(call, folder, commitment, scores, *more):
 
 def test_from_plan_to_verdict(call, tmp_path):
     folder = tmp_path / "audit"
-    commitment = written(call, folder, (*PLAN[:-1], 60))
+    commitment = written(call, folder, (*PLAN[:-3], 60, "--guesses-out", 60))
     included = drawn(folder, commitment)
     noise = np.random.default_rng(0).standard_normal(200)
     np.savez(folder / "control.npz", scores=included + 0.01 * noise)
@@ -80,7 +80,11 @@ def test_a_finding_above_its_claim_heads_the_report_of_its_run(call, tmp_path):
 
     train(tmp_path / "run", epochs=1, quiet=True)
     folder = tmp_path / "audit"
-    commitment = written(call, folder, ("plan", "--epsilon", 3, "--delta", 1e-4, "--canaries", 200, "--per-side", 60))
+    commitment = written(
+        call,
+        folder,
+        ("plan", "--epsilon", 3, "--delta", 1e-4, "--canaries", 200, "--guesses-in", 60, "--guesses-out", 60),
+    )
     included = drawn(folder, commitment)
     loud = included + 0.01 * np.random.default_rng(0).standard_normal(200)
     assert judged(call, folder, commitment, loud, "--run", tmp_path / "run").exit_code == 1
@@ -236,7 +240,9 @@ def test_steps_audits_the_step_of_this_installation(call, monkeypatch):
 def test_a_bound_that_is_none_and_a_folder_that_is_there_are_named(call, tmp_path):
     result = call(*PLAN, "--bound", "stienke")
     assert isinstance(result.exception, ValueError)
-    assert "bound='stienke': expected steinke, gaussian-one-run, gaussian-threshold" in str(result.exception)
+    assert "bound='stienke': expected steinke, gaussian-one-run, gaussian-threshold, gaussian-rank" in str(
+        result.exception
+    )
     result = call(*PLAN, "--out", tmp_path)
     assert isinstance(result.exception, FileExistsError)
     assert "a second flip of the coins could be a choice" in str(result.exception)

@@ -73,7 +73,10 @@ def false_claims(draw, epsilon_of, true, *, runs=RUNS):
 
 def one_run(rule, *, delta=1e-5, per_side=100):
     return lambda scores, included: rule(
-        count_right(scores, included, per_side=per_side), canaries=len(scores), guesses=2 * per_side, delta=delta
+        count_right(scores, included, guesses_in=per_side, guesses_out=per_side),
+        canaries=len(scores),
+        guesses=2 * per_side,
+        delta=delta,
     )
 
 

@@ -119,10 +119,10 @@ def test_a_pure_claim_is_judged_at_delta_zero_and_no_gaussian_bound_is():
     """All of 100 guesses right refute ln(1 / (20^(1/100) - 1)): randomised response is right with e^ε / (1 + e^ε)."""
     wanted = np.log(1 / (20 ** (1 / 100) - 1))
     assert steinke(100, canaries=100, guesses=100, delta=0.0) == pytest.approx(wanted, abs=1e-5)
-    design = Design(canaries=np.int64(100), per_side=np.int32(50), claimed=2.0, delta=0.0)
+    design = Design(canaries=np.int64(100), guesses_in=np.int32(50), guesses_out=50, claimed=2.0, delta=0.0)
     coins = design.flip()
     assert judge(design, Observed(coins.included + np.linspace(0, 0.1, 100), coins)).findings[0].epsilon_low > 1.5
     with pytest.raises(ValueError, match="steinke"):
         gaussian_one_run(50, canaries=100, guesses=100, delta=0.0)
     with pytest.raises(ValueError, match="steinke"):
-        Design(canaries=100, per_side=50, claimed=2.0, delta=0.0, bounds=(Bound.GAUSSIAN_ONE_RUN,))
+        Design(canaries=100, guesses_in=50, guesses_out=50, claimed=2.0, delta=0.0, bounds=(Bound.GAUSSIAN_ONE_RUN,))
