@@ -155,4 +155,4 @@ def die_as_told(rank: int, folder: Path) -> None:
     if what == "write":
         durable.pwrite_all = counted(durable.pwrite_all)
     else:
-        Path.rename = counted(Path.rename)  # type: ignore[method-assign]
+        durable.Directory.rename = counted(durable.Directory.rename)  # type: ignore[method-assign]
