@@ -199,7 +199,7 @@ def test_vllm_is_imported_only_by_its_own_modules():
 
 
 @pytest.mark.skipif(find_spec("vllm") is not None, reason="vLLM is installed")
-@pytest.mark.parametrize("name", ["vllm", "vllm_v1"])
+@pytest.mark.parametrize("name", ["vllm.runner_v1", "vllm.runner_v2"])
 def test_a_missing_vllm_is_a_clear_error(name):
     code = f"import privguard.integrations.{name}"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
