@@ -46,7 +46,7 @@ def model_named(name: str) -> Any:
 
 
 def examples(path: Path) -> Examples:
-    """Records from an ``.npz`` file with arrays ``inputs`` (n, ...) and ``labels`` (n,), and ``groups`` (n,) if any.
+    """Records from an ``.npz``, CSV or Parquet file: ``inputs`` (n, ...), ``labels`` (n,) and ``groups`` (n,) if any.
 
     Whole numbers stay whole, as they may be tokens; all other numbers become float32.
     """

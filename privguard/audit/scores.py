@@ -1,4 +1,4 @@
-"""The scores-only door: a model trained and attacked elsewhere, audited from one ``.npz`` file.
+"""The scores-only door: a model trained and attacked elsewhere, audited from one ``.npz``, CSV or Parquet file.
 
 Arrays in the file: ``scores`` (n,), or ``losses`` (n,), which are lower for members, or several of either, named
 ``scores_<attack>``; ``members`` (n,) of bool. Optional:
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from privguard import _check
 from privguard.audit.blind import Baseline, blind_baseline
+from privguard.audit.tables import read_table
 from privguard.audit.verdict import LEVEL, NOT_CLAIMED, AttackResult, Exposed, Leak, weigh
 from privguard.records import Measurement
 
@@ -36,16 +37,22 @@ class ScoresAudit(Measurement):
 
 
 def read_scores(path: Path) -> dict[str, NDArray[Any]]:
-    """The arrays of an ``.npz`` file by name; arrays of objects are refused, as they would be pickles.
+    """The arrays of an ``.npz`` file by name, or the columns of a ``.csv`` or ``.parquet`` file.
+
+    Arrays of objects are refused, as they would be pickles; see :func:`privguard.audit.tables.read_table`.
 
     Raises:
-        ValueError: where the file is no ``.npz`` of plain arrays.
+        ValueError: where the file is none of these.
     """
+    if path.suffix.lower() in {".csv", ".parquet"}:
+        return read_table(path)
     try:
         with path.open("rb") as content, np.load(content, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
     except (ValueError, TypeError, EOFError, AttributeError, BadZipFile) as error:
-        raise ValueError(f"{path}: expected an .npz file of plain arrays; write it with numpy.savez") from error
+        raise ValueError(
+            f"{path}: expected an .npz file of plain arrays; write it with numpy.savez, or give a .csv or .parquet"
+        ) from error
     return arrays
 
 
@@ -75,7 +82,14 @@ def audit_scores(arrays: Mapping[str, NDArray[Any]]) -> ScoresAudit:
         sorted(arrays),
         wanted="'members', True where the model was trained on the record",
     )
-    members = np.asarray(arrays["members"]).astype(bool)
+    members = _truth(np.asarray(arrays["members"]))
+    for name, values in attacks.items():
+        _check.require(
+            values.shape == members.shape, f"scores of {name}: shape", values.shape, wanted=f"{members.shape}"
+        )
+        _check.require(bool(np.isfinite(values).all()), f"scores of {name}", "NaN or inf", wanted="finite numbers")
+    sides = int(members.sum()), int((~members).sum())
+    _check.require(min(sides) > 0, "members, others", sides, wanted="some of both")
     baseline = _baseline(arrays, members)
     groups = np.asarray(arrays["groups"]) if "groups" in arrays else None
     weighed = weigh(attacks, members, baseline, groups=groups)
@@ -101,8 +115,16 @@ def _attacks(arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[np.float64
     for key, values in arrays.items():
         for kind, sign in (("scores", 1.0), ("losses", -1.0)):
             if key == kind or key.startswith(f"{kind}_"):
+                _check.require(values.dtype.kind in "biuf", key, values.dtype.name, wanted="numbers")
                 attacks[key.removeprefix(f"{kind}_")] = sign * np.asarray(values, np.float64)
     return attacks
+
+
+def _truth(values: NDArray[Any]) -> NDArray[np.bool_]:
+    """Who was a member (n,), from truth values or from 0 and 1: nothing else is taken for either."""
+    plain = values.ndim == 1 and values.dtype.kind in "biuf" and bool(np.isin(values, (0, 1)).all())
+    _check.require(plain, "members", np.unique(values)[:3].tolist(), wanted="true and false, or 1 and 0")
+    return values.astype(bool)
 
 
 def _baseline(arrays: Mapping[str, NDArray[Any]], members: NDArray[np.bool_]) -> Baseline | None:

@@ -95,7 +95,9 @@ def run(
         str,
         typer.Argument(help="module:name of a torch module, of a function that makes one, or of a scoring function."),
     ],
-    members: Annotated[Path, typer.Option(help=".npz with inputs and labels that the model was trained on.")],
+    members: Annotated[
+        Path, typer.Option(help=".npz, CSV or Parquet with inputs and labels that the model was trained on.")
+    ],
     non_members: Annotated[Path, typer.Option(help=".npz with inputs and labels that it was not.")],
     architecture: Annotated[
         str | None, typer.Option(help="module:name of a function that makes an untrained model, for references.")
@@ -182,7 +184,8 @@ def steps(
 @app.command()
 def scores(
     file: Annotated[
-        Path, typer.Argument(help=".npz with scores and members, or with the scores of a design's canaries.")
+        Path,
+        typer.Argument(help=".npz, CSV or Parquet with scores and members, or with the scores of a design's canaries."),
     ],
     design: Annotated[Path | None, typer.Option(help="design.json of privguard audit plan.")] = None,
     coins: Annotated[Path | None, typer.Option(help="Its coins.json.")] = None,
