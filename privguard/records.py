@@ -120,6 +120,34 @@ class Finding(Measurement):
 
 @final
 @dataclass(frozen=True, kw_only=True)
+class Sensitivity(Measurement):
+    """By how much one record moved a clipped sum, in clipping norms, at most over so many pairs of batches.
+
+    Batches had from 1 to ``largest`` ``records`` (synthetic or public); the worst pair was one of ``worst_size``
+    records, of which number ``worst_record`` was left out. A measurement, and no proof.
+    """
+
+    moved: float
+    pairs: int
+    largest: int
+    worst_size: int
+    worst_record: int
+    records: str
+    model: str
+    clipping: str
+    max_grad_norm: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.model}: the clipped sum moved by at most {math.ceil(self.moved * 1e4 - 1e-3) / 1e4:.4f} C when one "
+            f"record was left out, over {self.pairs:,} pairs of batches of 1 to {self.largest} {self.records} records; "
+            f"worst at {self.worst_size} records without number {self.worst_record} (C = {self.max_grad_norm:.4g}, "
+            f"clipped by {self.clipping})"
+        )
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
 class Verdict(Measurement):
     """What a mark says: an exact probability under a null model that is written out in words.
 

@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 import privguard
-from privguard.cli import audit, demo, doctor, init, journal, key, ledger, mark, plan, report, seal
+from privguard.cli import audit, audit_model, demo, doctor, init, journal, key, ledger, mark, plan, report, seal
 from privguard.cli._output import DEBUG, complain, exit_code
 from privguard.cli.examples import teach
 
@@ -35,6 +35,7 @@ app.command("doctor")(doctor.doctor)
 app.add_typer(key.app, name="key")
 seal.register(app)
 app.add_typer(mark.app, name="mark")
+audit.app.command("model")(audit_model.model)
 app.add_typer(audit.app, name="audit")
 app.add_typer(ledger.app, name="ledger")
 app.add_typer(journal.app, name="journal")

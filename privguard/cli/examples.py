@@ -45,6 +45,7 @@ mark text drill marked.jsonl --profile profile.json --secret mark.secret --trust
 audit plan --epsilon 8 --delta 1e-5 --canaries 1000 --guesses-in 250 --guesses-out 250 --out audit/
 audit run my_model:trained --members in.npz --non-members out.npz --architecture my_model:network --references 16
 audit steps --noise-multiplier 1.13 --sample-rate 0.1 --steps 200 --run runs/mnist
+audit model my_model:setup --pairs 200 --run runs/mnist
 audit scores canaries.npz --design audit/design.json --coins audit/coins.json --commitment 28e8… --control twin.npz
 ledger show runs/mnist
 ledger show runs/mnist --delta 1e-6 --json

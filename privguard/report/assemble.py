@@ -80,6 +80,7 @@ def assemble(folder: str | os.PathLike[str], *, sources: Sources | None = None) 
     manifest, history, claim, found = priced.manifest, priced.history, priced.claim, priced.evidence
     events = history.spent()
     profile = [] if claim is None else privacy_profile(events, claim=claim)
+    measured = [f"Measured by privguard audit model, which proves nothing: {each}." for each in found.sensitivities]
     checkpoints = tuple(holdings.checkpoints(folder, priced.files))
     return Report(
         manifest=manifest,
@@ -104,7 +105,7 @@ def assemble(folder: str | os.PathLike[str], *, sources: Sources | None = None) 
         checkpoints=checkpoints,
         access=None if sources.journal is None else findings.access(sources.journal, checkpoints),
         not_covered=tuple(guarantee.not_covered(manifest)),
-        assumptions=tuple(guarantee.assumptions(manifest, history.unchecked)),
+        assumptions=tuple(guarantee.assumptions(manifest, (*history.unchecked, *measured))),
         supports=supports.table(journal=sources.journal is not None),
     )
 

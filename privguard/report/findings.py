@@ -12,7 +12,7 @@ from privguard.accounting.events import Events
 from privguard.attest import journal
 from privguard.attest.statement import PREDICATES, Envelope, Identity, Statement
 from privguard.errors import TamperedError
-from privguard.records import Claim, Finding, Outcome, Record, Verdict
+from privguard.records import Claim, Finding, Outcome, Record, Sensitivity, Verdict
 from privguard.report import record
 from privguard.report.guarantee import downward, upward
 from privguard.report.record import Access, Act, Checkpoint, MarkClaim, Membership
@@ -34,6 +34,7 @@ class Evidence:
     verdicts: list[Verdict] = field(default_factory=list[Verdict])
     claims: list[MarkClaim] = field(default_factory=list[MarkClaim])
     other: list[str] = field(default_factory=list[str])
+    sensitivities: list[Sensitivity] = field(default_factory=list[Sensitivity])
 
 
 def read(folder: Path, names: Sequence[str], *, judge: Judge | None = None) -> Evidence:
@@ -50,6 +51,8 @@ def read(folder: Path, names: Sequence[str], *, judge: Judge | None = None) -> E
                 found.other.append(name)
             elif value.get("record") == "Finding":
                 found.findings.append(record.finding(value))
+            elif value.get("record") == "Sensitivity":
+                found.sensitivities.append(record.sensitivity(value))
             elif value.get("record") == "Membership":
                 found.memberships.append(record.membership(name, value))
             elif value.get("record") == "Verdict":

@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields
 from typing import Any, TypeVar, cast, final
 
 from privguard.errors import TamperedError
-from privguard.records import Claim, Finding, Manifest, Outcome, Record, Relation, Unit, Verdict
+from privguard.records import Claim, Finding, Manifest, Outcome, Record, Relation, Sensitivity, Unit, Verdict
 from privguard.report.supports import Support
 
 FORMAT = "privguard epsilon report v1"
@@ -192,6 +192,11 @@ def finding(value: Mapping[str, Any]) -> Finding:
         raise ValueError("a figure is not a number")
     claimed = None if value["claimed"] is None else _real(value["claimed"])
     return _build(Finding, value, **numbers, claimed=claimed, outcome=Outcome(value["outcome"]))
+
+
+def sensitivity(value: Mapping[str, Any]) -> Sensitivity:
+    """A measured sensitivity from its JSON; raises as :func:`finding` does."""
+    return _build(Sensitivity, value, moved=_real(value["moved"]))
 
 
 def membership(name: str, value: Mapping[str, Any]) -> Membership:
