@@ -16,7 +16,7 @@ from typing import Protocol, final
 import torch
 from torch import Tensor
 
-from privguard.training.bookkeeping.products import add_products, add_rows
+from privguard.training.bookkeeping.products import add_products, add_rows, times
 
 ROUNDING = 2.0**-24  # of one float32 operation
 KAPPA = 8.0  # worst seen error of a Gram norm is 7.04 ROUNDING · U², over the adversarial inputs of the tests
@@ -119,7 +119,7 @@ class Inputs:
         """Each example of ``x`` (B, T, d) times its weight, in the type of the weights."""
         kept = self._weighted
         if kept is None or not _is_same(kept[0], x) or kept[1] is not weights:
-            self._weighted = kept = x, weights, x * weights[:, None, None]
+            self._weighted = kept = x, weights, times(x, weights)
         return kept[2]
 
 
@@ -241,7 +241,7 @@ class SparseRows:
 
     def add_weighted(self, weights: Tensor, into: Tensor) -> None:
         """See :meth:`Gradient.add_weighted`."""
-        into.index_add_(0, self.ids, self.values * weights[self.example, None])
+        into.index_add_(0, self.ids, times(self.values, weights[self.example]))
 
 
 @final

@@ -18,18 +18,26 @@ LONGEST = 128  # positions whose products float32 adds up
 _SHORT = 16  # up to so many positions a float64 product is quicker
 _SMALL = 1 << 18  # multiplications of an example, below which calling for each one costs more
 _TOGETHER = 1 << 13  # positions that one float64 product adds up
-_CACHED = 1 << 18  # numbers of a product that stay in the cache until they are added
+_CACHED = 1 << 17  # numbers of a product that, with their float64 sum, stay in a core's cache (1.5 MiB)
 _ON_DEVICE = 1 << 26  # numbers of products that a device holds at once
 
 
 def add_rows(rows: Tensor, weights: Tensor, into: Tensor) -> None:
     """Add Σᵢ weightsᵢ rowsᵢ to ``into``; rows (B, n) float32, weights (B,) and into (n,) float64."""
-    size = _CACHED // 4 if rows.device.type == "cpu" else _ON_DEVICE
+    size = _CACHED // 2 if rows.device.type == "cpu" else _ON_DEVICE
     width = max(64, size // max(1, len(rows)))
     converted = torch.empty(len(rows), min(width, rows.shape[1]), dtype=torch.float64, device=rows.device)
     for start in range(0, rows.shape[1], width):
         part = rows[:, start : start + width]
         into[start : start + width].addmv_(converted[:, : part.shape[1]].copy_(part).t(), weights)
+
+
+def times(x: Tensor, weights: Tensor) -> Tensor:
+    """Each example of ``x`` (B, …) float32 times its weight, in the type of the weights.
+
+    Converted first: on a CPU a product of mixed types takes 1.6 times as long.
+    """
+    return x.to(weights.dtype, copy=True).mul_(weights.view(-1, *[1] * (x.dim() - 1)))
 
 
 def add_products(
@@ -45,7 +53,7 @@ def add_products(
     if alone:
         weights = weights.float().masked_fill_(weights < _TINY, 0)  # what has few bits left may be half too large
     if height < width:
-        rows = rows * weights[:, None, None]
+        rows = times(rows, weights)
     else:
         cols = weighted(cols, weights)
     if not alone:
@@ -72,16 +80,18 @@ def _one_by_one(rows: Tensor, cols: Tensor, into: Tensor) -> None:
     for start in range(0, into.shape[0], height):
         target = into[start : start + height].numpy()
         piece, whole = product[: len(target)], total[: len(target)]
-        for row, col in zip(rows[:, :, start : start + height], cols, strict=True):
-            first, *others = _stretches(row, col)
-            torch.mm(first[0].t(), first[1], out=piece)
+        added = piece.numpy()
+        stretches = _stretches(rows[:, :, start : start + height], cols)
+        pairs = [zip(x.transpose(1, 2).unbind(), y.unbind(), strict=True) for x, y in stretches]
+        for first, *others in zip(*pairs, strict=True):
+            torch.mm(*first, out=piece)
             if not others:
-                np.add(target, piece.numpy(), out=target)
+                np.add(target, added, out=target)
                 continue
-            np.copyto(whole, piece.numpy())
-            for x, y in others:
-                torch.mm(x.t(), y, out=piece)
-                np.add(whole, piece.numpy(), out=whole)
+            np.copyto(whole, added)
+            for pair in others:
+                torch.mm(*pair, out=piece)
+                np.add(whole, added, out=whole)
             np.add(target, whole, out=target)
 
 
