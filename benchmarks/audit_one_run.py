@@ -60,7 +60,7 @@ def one_run_validity(runs: int = 10_000) -> Rows:
         cases.append(("randomised response", Bound.STEINKE, response, 2.0, sides))
         cases += [("Gaussian", Bound.GAUSSIAN_ONE_RUN, gaussian_at, claim, sides) for claim in (0.1, 3.0)]
     for claim in (0.1, 2.0, CLAIM):
-        cases.append(("Gaussian", Bound.GAUSSIAN_RANK, gaussian_at, claim, (100, 100)))
+        cases.append(("Gaussian", Bound.GAUSSIAN_RANK, halves, claim, (100, 100)))
     for name, draw in (("rounded to whole numbers", rounded), ("a third of the scores lost", thinned)):
         cases.append((f"Gaussian, {name}", Bound.GAUSSIAN_RANK, draw, CLAIM, (100, 100)))
     rows: Rows = []
@@ -129,14 +129,24 @@ def response(epsilon: float) -> Drawing:
     return draw
 
 
-def gaussian(mu: float) -> Drawing:
+def fair(random: np.random.Generator) -> np.ndarray:
+    """A coin for each canary."""
+    return random.random(CANARIES) < 0.5
+
+
+def gaussian(mu: float, coins: Callable[[np.random.Generator], np.ndarray] = fair) -> Drawing:
     """Scores of the Gaussian mechanism of this μ."""
 
     def draw(random: np.random.Generator) -> Drawn:
-        included = random.random(CANARIES) < 0.5
+        included = coins(random)
         return random.standard_normal(CANARIES) + mu * (included - 0.5), included
 
     return draw
+
+
+def halved(random: np.random.Generator) -> np.ndarray:
+    """Half of the coins in: the rank bound holds for each number that is in, and each needs draws of its own."""
+    return random.permutation(CANARIES) < CANARIES // 2
 
 
 def gaussian_at(epsilon: float) -> Drawing:
@@ -144,11 +154,16 @@ def gaussian_at(epsilon: float) -> Drawing:
     return gaussian(bound.gaussian_mu(epsilon, delta=DELTA))
 
 
+def halves(epsilon: float) -> Drawing:
+    """The same, with half of the canaries in."""
+    return gaussian(bound.gaussian_mu(epsilon, delta=DELTA), halved)
+
+
 def rounded(epsilon: float) -> Drawing:
     """The same, with many ties."""
 
     def draw(random: np.random.Generator) -> Drawn:
-        scores, included = gaussian_at(epsilon)(random)
+        scores, included = halves(epsilon)(random)
         return np.round(scores), included
 
     return draw
@@ -158,7 +173,7 @@ def thinned(epsilon: float) -> Drawing:
     """The same, with a third of the scores replaced by noise: no more revealing, and of another shape."""
 
     def draw(random: np.random.Generator) -> Drawn:
-        scores, included = gaussian_at(epsilon)(random)
+        scores, included = halves(epsilon)(random)
         return np.where(random.random(CANARIES) < 1 / 3, 3 * random.standard_normal(CANARIES), scores), included
 
     return draw
