@@ -147,36 +147,42 @@ def tensors(path: Path) -> "dict[str, NDArray[Any]]":
     return {name: np.asarray(value.float().numpy()) for name, value in found.items()}
 
 
-def aligned(suspect: "dict[str, NDArray[Any]]", ours: "dict[str, NDArray[Any]]") -> "dict[str, NDArray[Any]]":
-    """The suspect in the order and scale of our unmarked copy.
+def network(spec: str, state: "dict[str, NDArray[Any]]") -> "nn.Module":
+    """The network ``package.module:function`` (else a chain of linear layers) with these tensors.
 
     Raises:
-        ValueError: it has another architecture, which cannot be aligned.
+        ValueError: there is no such function, the tensors are of another network, or their order is not certain.
     """
-    from privguard.watermark.model import align
-
-    theirs, wanted = ({name: value.shape for name, value in each.items()} for each in (suspect, ours))
-    if theirs != wanted:
-        other = sorted(name for name in theirs | wanted if theirs.get(name) != wanted.get(name))
-        raise ValueError(
-            f"suspect: {len(other)} tensors, {other[0]} first, are missing or of another shape than in the unmarked "
-            "model, so its weights cannot be read; a challenge without --unmarked asks for its answers alone"
-        )
-    return align.align(suspect, unmarked=ours, layers=align.chain({name: value.shape for name, value in ours.items()}))
-
-
-def network(spec: str, state: "dict[str, NDArray[Any]]") -> "nn.Module":
-    """The network ``package.module:function`` (else a chain of linear layers) with these tensors."""
     import torch
-    from torch import nn
 
-    if spec:
-        module, _, name = spec.partition(":")
-        model: nn.Module = getattr(import_module(module), name)()
-    else:
-        model = _chain(state)
-    model.load_state_dict({name: torch.from_numpy(value) for name, value in state.items()})
+    model = _made(spec) if spec else _chain(state)
+    try:
+        model.load_state_dict({name: torch.from_numpy(value) for name, value in state.items()})
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"weights: not those of the network {spec or 'of linear layers'}; {reason[:300]}") from None
     return model
+
+
+def _made(spec: str) -> "nn.Module":
+    module, _, name = spec.partition(":")
+    try:
+        return getattr(import_module(module), name)()
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"--network {spec}: expected package.module:function; {error}") from None
+
+
+def order(model: "nn.Module", shape: "tuple[int, ...]") -> tuple[str, ...]:
+    """The network's weights front to back, found by sending one input of this shape through it."""
+    import torch
+
+    from privguard.watermark.model import chain
+
+    try:
+        return chain.order_of(model, torch.zeros(1, *shape))
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"--shape {','.join(map(str, shape))}: the network does not take it; {reason}") from None
 
 
 def _chain(state: "dict[str, NDArray[Any]]") -> "nn.Module":
@@ -186,8 +192,15 @@ def _chain(state: "dict[str, NDArray[Any]]") -> "nn.Module":
     from torch import nn
 
     layers: OrderedDict[str, nn.Module] = OrderedDict()
-    matrices = {name: value for name, value in state.items() if name.endswith(".weight") and value.ndim == 2}  # noqa: PLR2004
-    for name, value in matrices.items():
+    from privguard.watermark.model import chain
+
+    shapes = {name: value.shape for name, value in state.items()}
+    plain = {name for name, shape in shapes.items() if name.endswith(".weight") and len(shape) == 2}  # noqa: PLR2004
+    other = sorted(name for name in shapes if name not in plain and name.removesuffix("bias") + "weight" not in plain)
+    if other:
+        raise ValueError(f"weights: {other[0]} is of no chain of linear layers; name the network with --network")
+    for name in chain.order(shapes):
+        value = state[name]
         if layers:
             layers[f"relu before {name.removesuffix('.weight')}"] = nn.ReLU()
         place = name.removesuffix(".weight")

@@ -36,6 +36,7 @@ def commit(
     shape: Annotated[str, typer.Option(help="Shape of one input, as 1,28,28; values in [0, 1].")] = "",
     triggers: Annotated[int, typer.Option(help="Secret inputs to commit to; a challenge uses some up.")] = 128,
     recipients: Annotated[int, typer.Option(help="Copies to be told apart later.")] = 0,
+    network: Network = "",
     identity: Annotated[Path | None, typer.Option(help="The owner's signing key; made when it is not there.")] = None,
     notary: Notary = None,
     timestamp: Annotated[Path | None, typer.Option(help="An authority's answer to request.tsq.")] = None,
@@ -59,7 +60,13 @@ def commit(
         made = Commitment.read(place)
     else:
         secret, made = _first_commitment(
-            weights=weights, identity=identity, classes=classes, shape=shape, triggers=triggers, recipients=recipients
+            weights=weights,
+            identity=identity,
+            classes=classes,
+            shape=shape,
+            triggers=triggers,
+            recipients=recipients,
+            network=network,
         )
     if notary is not None and made.timestamp is None:
         authority = files.local_notary(notary)
@@ -133,6 +140,7 @@ def embed(
     notary: Notary = None,
     trust: TrustFile = None,
     network: Network = "",
+    least: Annotated[float, typer.Option(help="Share of triggers below which no file is written.")] = 0.9,
     margin: Annotated[float, typer.Option(help="By how much a trigger's label leads, in logits.")] = 2.0,
     steps: Annotated[int, typer.Option(help="Steps of teaching.")] = 300,
     recipient: Annotated[int | None, typer.Option(help="Make this recipient's copy.")] = None,
@@ -141,6 +149,7 @@ def embed(
     """Write a marked copy of the committed model. Spends no privacy budget: only the key and public data enter."""
     import safetensors.numpy
 
+    from privguard.errors import PrivguardError
     from privguard.watermark.claims import offline
     from privguard.watermark.model import theft
     from privguard.watermark.model.bundle import Bundle
@@ -162,15 +171,32 @@ def embed(
         tensors = theft.tensors(marked)
         if recipient is not None:
             tensors = bundle.recipient_copy(tensors, recipient)
+    final = theft.load(model, tensors)
+    found = bundle.read_triggers(files.answerer(final))
+    before, after = (theft.accuracy(item, examples.inputs, examples.labels) for item in (model, final))
+    if found.matches < least * found.trials:
+        raise PrivguardError(
+            f"triggers: {found.matches:.0f} of {found.trials} taught, --least wants {least:.0%}, so nothing was "
+            f"written (accuracy on --public {before:.1%} before, {after:.1%} after); give more --steps or a lower "
+            "--least"
+        )
     safetensors.numpy.save_file(tensors, output)
-    found = bundle.read_triggers(files.answerer(theft.load(model, tensors)))
     facts = {
+        "accuracy_before": before,
+        "accuracy_after": after,
         "model": offline.tensors_digest("marked", tensors).sha256,
         "triggers": found.matches,
         "of": found.trials,
         "privacy": "post-processing with key and public data; spends nothing",
     }
-    emit(facts, as_json=as_json, lines=[f"{output}: {found.matches:.0f} of {found.trials} triggers taught"])
+    emit(
+        facts,
+        as_json=as_json,
+        lines=[
+            f"{output}: {found.matches:.0f} of {found.trials} triggers taught",
+            f"accuracy on --public {before:.1%} before, {after:.1%} after",
+        ],
+    )
 
 
 @app.command()
@@ -201,7 +227,8 @@ def challenge(
     sizes, white_box = {"triggers": triggers}, None
     if unmarked is not None:
         ours = files.tensors(unmarked)
-        sizes["weights"], white_box = leaves, (files.aligned(state, ours), ours)
+        files.require_committed(table.standing, ours)
+        sizes["weights"], white_box = leaves, (state, ours)
     extra = None if natural is None else files.natural(natural)
     plan = table.draw(digest, sizes, natural=0 if extra is None else len(extra))
     file = table.prove(plan, suspect=files.answerer(model), natural=extra, white_box=white_box)
@@ -281,7 +308,7 @@ def trace(
     as_json: AsJson = False,
 ) -> None:
     """Find out whose copy leaked, also from the average of several copies. Exit 1 when nobody is accused."""
-    from privguard.watermark.model import weights
+    from privguard.watermark.model import lay, weights
 
     standing, tree, ours = (
         files.standing(claim, files.trusted(trust, notary)),
@@ -290,8 +317,11 @@ def trace(
     )
     files.require_committed(standing, ours)
     mark = standing.manifest.mark("recipients")
+    laid = lay.beside(files.tensors(suspect), unmarked=ours, settings=mark.settings)
+    for layer in laid.layers:
+        stderr().print(str(layer), markup=False)
     accused, verdicts = weights.trace(
-        files.aligned(files.tensors(suspect), ours),
+        laid.tensors,
         tree.leaves["recipients"],
         unmarked=ours,
         pulse=standing.pulse.output,
@@ -322,7 +352,14 @@ def _show(report: Any, *, as_json: bool) -> None:
 
 
 def _first_commitment(
-    *, weights: Path | None, identity: Path | None, classes: int, shape: str, triggers: int, recipients: int
+    *,
+    weights: Path | None,
+    identity: Path | None,
+    classes: int,
+    shape: str,
+    triggers: int,
+    recipients: int,
+    network: str,
 ) -> "tuple[Secret, Commitment]":
     """A new claim's secret, and the signed commitment to its marks, without a time yet; nothing is written."""
     from privguard.watermark.claims import commitment as claims
@@ -338,9 +375,10 @@ def _first_commitment(
     sizes_given = [part.strip() for part in shape.split(",")]
     _check.require(all(map(str.isdecimal, sizes_given)), "shape", shape, wanted="whole numbers such as 1,28,28")
     domain = trigger_marks.Domain(shape=tuple(map(int, sizes_given)))
-    marks = [trigger_marks.plan(domain, classes=classes, leaves=triggers), weight_marks.plan(matrices)]
+    order = files.order(files.network(network, state), domain.shape)
+    marks = [trigger_marks.plan(domain, classes=classes, leaves=triggers), weight_marks.plan(matrices, order=order)]
     if recipients:
-        marks.append(weight_marks.recipients_plan(matrices, recipients=recipients))
+        marks.append(weight_marks.recipients_plan(matrices, recipients=recipients, order=order))
     secret, owner = Secret.generate(), files.signing_key(identity)
     model = offline.tensors_digest(weights.name, state)
     return secret, claims.commit(secret, model=model, marks=tuple(marks), by=owner)

@@ -24,7 +24,7 @@ from privguard.watermark.claims.challenge import Answerer, ChallengePlan, Querie
 from privguard.watermark.claims.commitment import Commitment, MarkPlan, Standing, Trust
 from privguard.watermark.claims.evidence import Findings
 from privguard.watermark.claims.leaf import Leaf, Tree
-from privguard.watermark.model import align, fingerprints, triggers, weights
+from privguard.watermark.model import fingerprints, lay, triggers, weights
 from privguard.watermark.model.weights import Reading, Tensors
 from privguard.watermark.secret import Secret
 
@@ -144,7 +144,7 @@ class Table:
     ) -> Envelope:
         """Run a drawn plan to its evidence: log it, open the leaves, ask the suspect, read the weights, sign.
 
-        ``white_box`` is (suspect, unmarked copy), the suspect already aligned to the unmarked copy.
+        ``white_box`` is (suspect, unmarked copy); the suspect is laid beside the copy as the manifest says.
         """
         standing = self.standing
         extract = self.notary.record(plan.entry(standing.manifest.owner.key_id))
@@ -154,8 +154,11 @@ class Table:
         readings: dict[str, Reading] = {}
         for name, leaves in opened.items():
             if standing.manifest.mark(name).kind == "weights" and white_box is not None:
+                suspected, unmarked = white_box
+                settings = standing.manifest.mark(name).settings
+                laid = lay.beside(suspected, unmarked=unmarked, settings=settings)
                 readings[name] = read_weights(
-                    standing, leaves, suspect=white_box[0], unmarked=white_box[1], aligned="to the unmarked copy"
+                    standing, leaves, suspect=laid.tensors, unmarked=unmarked, aligned=laid.summary
                 )
         findings = Findings(transcript=transcript, readings=readings)
         return evidence.assemble(
@@ -174,13 +177,11 @@ class Table:
     ) -> tuple[Envelope, evidence.Report]:
         """A whole challenge: draw leaves, ask the suspect among ``natural`` queries, read its weights, sign, verify.
 
-        ``tensors`` are the suspect's, in the architecture of ``unmarked``; they are aligned to it first. ``sizes`` says
-        how many leaves of each mark are opened, and burned. The report is what anybody gets from the file with
+        ``tensors`` are the suspect's, which :mod:`privguard.watermark.model.lay` lays beside ``unmarked``. ``sizes``
+        says how many leaves of each mark are opened, and burned. The report is what anybody gets from the file with
         :attr:`trust`.
         """
         digest = tensors_digest(name, tensors)
-        layers = align.chain({key: value.shape for key, value in unmarked.items()})
-        aligned = align.align(tensors, unmarked=unmarked, layers=layers)
         plan = self.draw(digest, sizes, natural=len(natural))
-        file = self.prove(plan, suspect=suspect, natural=natural, white_box=(aligned, unmarked))
+        file = self.prove(plan, suspect=suspect, natural=natural, white_box=(tensors, unmarked))
         return file, evidence.verify(file, trust=self.trust, suspect=digest)

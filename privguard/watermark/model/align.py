@@ -12,7 +12,6 @@ the outgoing side affects; layers are undone front to back, so that incoming wei
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any, TypeAlias, final
 
 import numpy as np
@@ -45,21 +44,29 @@ class Hidden:
 def chain(shapes: Mapping[str, Sequence[int]]) -> tuple[Hidden, ...]:
     """The hidden layers of a plain chain of linear or convolutional layers with ReLU between them.
 
-    Takes names and shapes in order, as a ``state_dict`` of ``nn.Sequential`` has them; a bias follows its weight.
+    Takes names and shapes in order, as a ``state_dict`` of ``nn.Sequential`` has them; biases and BatchNorm follow
+    their layer.
 
     Raises:
-        ValueError: there are other tensors among them, such as those of a normalisation layer.
+        ValueError: there are other tensors among them.
     """
-    weights = [name for name, shape in shapes.items() if len(shape) > 1]
-    for name, shape in shapes.items():
-        known = name in weights or (name.endswith("bias") and name.removesuffix("bias") + "weight" in weights)
-        _check.require(known, "shapes", (name, tuple(shape)), wanted="weights and their biases only")
     layers: list[Hidden] = []
-    for weight, following in pairwise(weights):
-        bias = weight.removesuffix("weight") + "bias"
-        incoming = (weight, bias) if bias in shapes else (weight,)
-        layers.append(Hidden(units=int(shapes[weight][0]), incoming=incoming, outgoing=(following,)))
+    names: list[str] = []  # of the present layer: its weight, then what has one value for each of its units
+    for name, shape in shapes.items():
+        if len(shape) > 1:
+            layers += [_hidden(shapes, names, following=name)] if names else []
+            names = [name]
+        elif len(shape) == 1:
+            known = bool(names) and shape[0] == shapes[names[0]][0]
+            _check.require(known, "shapes", (name, tuple(shape)), wanted="weights, biases and normalisation in order")
+            names.append(name)
     return tuple(layers)
+
+
+def _hidden(shapes: Mapping[str, Sequence[int]], names: Sequence[str], *, following: str) -> Hidden:
+    bias = names[0].removesuffix("weight") + "bias"
+    plain = all(name == bias for name in names[1:])  # a normalisation undoes scales itself
+    return Hidden(units=int(shapes[names[0]][0]), incoming=tuple(names), outgoing=(following,), scaled=plain)
 
 
 def align(suspect: Tensors, *, unmarked: Tensors, layers: Iterable[Hidden]) -> dict[str, Array]:

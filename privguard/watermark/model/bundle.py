@@ -20,7 +20,7 @@ from privguard.records import Verdict
 from privguard.watermark.claims.challenge import Answerer
 from privguard.watermark.claims.commitment import Standing
 from privguard.watermark.claims.leaf import Leaf, Tree
-from privguard.watermark.model import align, classifier, triggers, weights
+from privguard.watermark.model import classifier, lay, triggers, weights
 from privguard.watermark.model.classifier import Public
 from privguard.watermark.model.embed import Lesson
 from privguard.watermark.statistics import tails
@@ -92,14 +92,13 @@ class Bundle:
         return triggers.verdict(suspect(self.queries), self.labels.tolist(), classes=classes)
 
     def read_weights(self, suspect: Tensors) -> Verdict | None:
-        """The verdict on all carriers after alignment to the unmarked copy; ``None`` for another architecture."""
-        shapes = {name: value.shape for name, value in self.unmarked.items()}
-        if {name: value.shape for name, value in suspect.items()} != shapes:
-            return None
+        """The verdict on all carriers, the suspect laid beside the unmarked copy; ``None`` where no layer can be."""
         mark = self.standing.manifest.mark("weights")
-        aligned = align.align(suspect, unmarked=self.unmarked, layers=align.chain(shapes))
+        laid = lay.beside(suspect, unmarked=self.unmarked, settings=mark.settings)
+        if not any(layer.theirs for layer in laid.layers):
+            return None
         leaves, pulse = self.tree.leaves["weights"], self.standing.pulse.output
-        return weights.verdict(weights.read(aligned, leaves, unmarked=self.unmarked, pulse=pulse, plan=mark))
+        return weights.verdict(weights.read(laid.tensors, leaves, unmarked=self.unmarked, pulse=pulse, plan=mark))
 
     def together(self, verdicts: list[Verdict]) -> float:
         """log10 p of all marks of the claim: the smallest, times how many were committed."""

@@ -174,7 +174,11 @@ def reorder(model: nn.Module, means: Means) -> nn.Module:
     state = {name: tensor.detach() for name, tensor in stolen.state_dict().items()}
     for layer in align.chain({name: tuple(tensor.shape) for name, tensor in state.items()}):
         order = torch.randperm(layer.units, generator=means.generator)
-        scale = torch.exp(2 * torch.rand(layer.units, generator=means.generator) - 1)
+        scale = (
+            torch.exp(2 * torch.rand(layer.units, generator=means.generator) - 1)
+            if layer.scaled
+            else torch.ones(layer.units)
+        )
         for name in layer.incoming:
             rows = state[name].reshape(layer.units, -1)
             state[name] = (scale[:, None] * rows[order]).reshape(state[name].shape)

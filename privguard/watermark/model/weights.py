@@ -20,6 +20,7 @@ from privguard._random import Stream
 from privguard.records import Verdict
 from privguard.watermark.claims.commitment import MarkPlan
 from privguard.watermark.claims.leaf import Leaf
+from privguard.watermark.model import chain, lay
 from privguard.watermark.statistics import null
 
 Array: TypeAlias = NDArray[np.float32]
@@ -53,14 +54,30 @@ class Reading:
         return math.fsum(self.dots) / math.sqrt(total) if total > 0 else 0.0
 
 
-def plan(shapes: Mapping[str, Sequence[int]], *, leaves: int = 32, strength: float = 0.1) -> MarkPlan:
-    """A weight mark over these tensors; ``strength`` is the carrier's size in units of each tensor's RMS."""
-    return _plan("weights", shapes, leaves, strength)
+def plan(
+    shapes: Mapping[str, Sequence[int]],
+    *,
+    leaves: int = 32,
+    strength: float = 0.1,
+    order: Sequence[str] | None = None,
+) -> MarkPlan:
+    """A weight mark over these tensors; ``strength`` is the carrier's size in units of each tensor's RMS.
+
+    ``order`` names them front to back, for the program that lays suspects beside them (:mod:`.lay`); by default as
+    :func:`.chain.order` finds it, and without one, where it finds none: suspects are then read by name and shape.
+    """
+    return _plan("weights", shapes, leaves, strength, order=order)
 
 
-def recipients_plan(shapes: Mapping[str, Sequence[int]], *, recipients: int, strength: float = 0.1) -> MarkPlan:
-    """One full-length carrier for each recipient of a copy, to trace which copy leaked."""
-    return _plan("recipients", shapes, recipients, strength)
+def recipients_plan(
+    shapes: Mapping[str, Sequence[int]],
+    *,
+    recipients: int,
+    strength: float = 0.1,
+    order: Sequence[str] | None = None,
+) -> MarkPlan:
+    """One full-length carrier for each recipient of a copy, to trace which copy leaked; as :func:`plan` otherwise."""
+    return _plan("recipients", shapes, recipients, strength, order=order)
 
 
 def embed(unmarked: Tensors, leaves: Sequence[Leaf], *, pulse: bytes, settings: Mapping[str, Any]) -> dict[str, Array]:
@@ -93,6 +110,8 @@ def embed_recipient(
 def read(suspect: Tensors, leaves: Sequence[Leaf], *, unmarked: Tensors, pulse: bytes, plan: MarkPlan) -> Reading:
     """Correlate the opened leaves with the residual of ``suspect``, which must lie in the unmarked copy's frame.
 
+    What is missing there, a tensor or an element that is no finite number, is left out of scale, dot and norm alike.
+
     The result does not name the unmarked copy yet: :func:`dataclasses.replace` its ``unmarked`` with the digest.
 
     One pass over the tensors; beyond one tensor of each copy, memory is a few blocks of 2²⁰ elements.
@@ -100,6 +119,8 @@ def read(suspect: Tensors, leaves: Sequence[Leaf], *, unmarked: Tensors, pulse: 
     whole = plan.kind == "recipients"
     dots, squares = [0.0] * len(leaves), [0.0] * len(leaves)
     for name in _names(plan.settings, unmarked):
+        if name not in suspect:
+            continue
         residual = _Residual(suspect[name], unmarked[name])
         for place, leaf in enumerate(leaves):
             start, stop = (0, residual.size) if whole else _block(residual.size, leaf.index, plan.leaves)
@@ -174,7 +195,7 @@ class _Residual:
     """What the suspect added to one unmarked tensor, in units of its typical size, clipped, and weighted.
 
     The weight is the unmarked tensor's RMS over the residual's size: in a tensor that hardly changed, a carrier stands
-    out more. Non-finite weights count as unchanged.
+    out more. What is no finite number is missing: it counts neither as changed nor as unchanged.
     """
 
     def __init__(self, suspect: Array, unmarked: Array) -> None:
@@ -183,6 +204,7 @@ class _Residual:
         self.size = self._unmarked.size
         step = max(1, self.size // _SAMPLE)
         sample = self._difference(slice(0, self.size, step))
+        sample = sample[np.isfinite(sample)] if np.isfinite(sample).any() else np.zeros(1, np.float32)
         typical = float(np.median(np.abs(sample))) or float(np.sqrt(np.mean(sample**2))) or 1.0
         self._scale = np.float32(1.0 / typical)
         self._weight = np.float32(min(_rms(self._unmarked) / typical, _MOST))
@@ -192,20 +214,34 @@ class _Residual:
         scaled *= self._scale
         np.clip(scaled, -_CLIP, _CLIP, out=scaled)
         scaled *= self._weight
-        return scaled
+        return np.nan_to_num(scaled, copy=False, nan=0.0)  # g is 0 where there is nothing to read
 
     def _difference(self, piece: slice) -> Array:
         difference = np.subtract(self._suspect[piece], self._unmarked[piece], dtype=np.float32)
-        return np.nan_to_num(difference, copy=False, nan=0.0, posinf=0.0, neginf=0.0)
+        difference[~np.isfinite(difference)] = np.nan
+        return difference
 
 
-def _plan(kind: str, shapes: Mapping[str, Sequence[int]], leaves: int, strength: float) -> MarkPlan:
+def _plan(
+    kind: str, shapes: Mapping[str, Sequence[int]], leaves: int, strength: float, *, order: Sequence[str] | None
+) -> MarkPlan:
     least = 16 if kind == "weights" else 1
     _check.count("leaves", leaves, least=least, remedy="leaves are what can be opened one at a time")
     _check.positive("strength", strength)
     _check.require(bool(shapes), "shapes", shapes, wanted="at least one tensor")
     tensors = {name: [int(size) for size in shape] for name, shape in shapes.items()}
-    return MarkPlan(name=kind, kind=kind, leaves=leaves, settings={"tensors": tensors, "strength": strength})
+    settings = {"tensors": tensors, "strength": strength, "order": _order(shapes, order), "reading": lay.PROGRAM}
+    return MarkPlan(name=kind, kind=kind, leaves=leaves, settings=settings)
+
+
+def _order(shapes: Mapping[str, Sequence[int]], order: Sequence[str] | None) -> list[str]:
+    if order is not None:
+        _check.require(set(order) <= set(shapes), "order", list(order), wanted="names of the tensors")
+        return list(order)
+    try:
+        return list(chain.order(shapes))
+    except ValueError:
+        return []
 
 
 def _names(settings: Mapping[str, Any], tensors: Tensors) -> Iterator[str]:

@@ -176,6 +176,22 @@ def test_alignment_keeps_an_innocent_model_innocent_and_its_answers_the_same(dig
     assert 0.8 < found.std() < 1.2
 
 
-def test_a_chain_with_a_normalisation_layer_is_refused():
-    with pytest.raises(ValueError, match="weights and their biases only"):
-        align.chain({"0.weight": (4, 3), "0.bias": (4,), "1.running_mean": (4,)})
+def test_a_vector_that_belongs_to_no_layer_is_refused():
+    with pytest.raises(ValueError, match="weights, biases and normalisation in order"):
+        align.chain({"0.weight": (4, 3), "0.bias": (4,), "1.running_mean": (5,)})
+
+
+def test_what_is_missing_counts_for_nothing_and_not_as_unchanged(leaves):
+    # A tensor of which 60 % is at zero residual has a median residual of 0, so that its noise would outweigh the rest.
+    shapes = {"a": (60, 50), "b": (60, 50)}
+    unmarked, plan, own = random_tensors(0, shapes), weights.plan(shapes, leaves=16), leaves("weights", 16)
+    noise = random_tensors(3, shapes, scale=0.02)
+    marked = weights.embed(unmarked, own, pulse=bytes(64), settings=plan.settings)
+    marked = {name: value + noise[name] for name, value in marked.items()}
+    whole = z_of(marked, own, plan, unmarked)
+    part, zeros = ({**marked, "b": np.array(marked["b"])} for _ in range(2))
+    part["b"][:36], zeros["b"][:36] = np.nan, unmarked["b"][:36]
+    zeros["b"][36:] = unmarked["b"][36:] + 1e-3 * random_tensors(4, shapes)["b"][36:]
+    assert z_of(part, own, plan, unmarked) == pytest.approx(whole * math.sqrt(0.7), rel=0.02)
+    assert z_of(zeros, own, plan, unmarked) < 0.1 * whole
+    assert z_of({"a": marked["a"]}, own, plan, unmarked) == pytest.approx(whole * math.sqrt(0.5), rel=0.02)
