@@ -140,7 +140,7 @@ def embed(
     notary: Notary = None,
     trust: TrustFile = None,
     network: Network = "",
-    least: Annotated[float, typer.Option(help="Share of triggers below which no file is written.")] = 0.9,
+    least: Annotated[float, typer.Option(help="Share of triggers below which no file is written.")] = 0.75,
     margin: Annotated[float, typer.Option(help="By how much a trigger's label leads, in logits.")] = 2.0,
     steps: Annotated[int, typer.Option(help="Steps of teaching.")] = 300,
     recipient: Annotated[int | None, typer.Option(help="Make this recipient's copy.")] = None,

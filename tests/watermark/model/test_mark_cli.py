@@ -228,12 +228,12 @@ def test_a_suspect_in_bfloat16_is_read(folder, tmp_path, digits):
 def test_a_model_that_did_not_learn_its_triggers_is_not_written(folder, tmp_path):
     embed = ["embed", folder / "claim", "--weights", folder / "plain.safetensors", "--public", folder / "own.npz",
              "--notary", folder / "notary.json", "--steps", 1, "-o", tmp_path / "weak"]  # fmt: skip
-    with pytest.raises(PrivguardError, match=r"of 128 taught, --least wants 90%.*before"):
+    with pytest.raises(PrivguardError, match=r"of 128 taught, --least wants 75%.*before"):
         run(*embed)
     assert not (tmp_path / "weak").exists()
     facts = json.loads(run(*embed, "--least", 0, "--json"))
     assert facts["accuracy_before"] > 0.9
-    assert facts["triggers"] < 0.9 * facts["of"]
+    assert facts["triggers"] < 0.75 * facts["of"]
 
 
 def test_layers_are_taught_in_the_order_of_the_network_and_not_of_the_file(tmp_path):
