@@ -159,7 +159,8 @@ def test_innocents_keep_the_bound_over_many_keys_however_much_is_searched(leaves
             weights.read(laid, case.leaves, unmarked=case.unmarked, pulse=case.rng.bytes(64), plan=case.plan).z
             for _ in range(200)
         ])  # fmt: skip
-        assert found.std() > 0.5  # not degenerate
+        read = any(np.isfinite(value).any() for value in laid.values())
+        assert (found.std() > 0.5) == read  # not degenerate; a stranger of whom no unit matches reads nothing at all
         for t in (1.0, 2.0, 3.0):
             assert (found >= t).sum() <= binom.isf(1e-7, len(found), math.exp(-t * t / 2))
 
