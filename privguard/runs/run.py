@@ -113,6 +113,7 @@ class PrivateRun:
         Raises:
             BudgetExceededError: the plan is used up, or the data set's limit was lowered below what is spent.
         """
+        self._step.require_own_process()
         if self._every and self.remaining and self.taken % self._every == 0 and not self._step.pending:
             self.save()
         return self._step.position()

@@ -96,16 +96,20 @@ class PrivateStep:
             raise BudgetExceededError(
                 f"steps={self._plan.steps}: all are spent; stop here, or plan a new run and account for both"
             )
-        if os.getpid() != self._process:
-            raise PrivacyError(
-                "step: taken in a forked process, whose parent draws the same samples and noise; train in the process "
-                "that began the run"
-            )
+        self.require_own_process()
         if self._writing is None and self._next == self._ledger.position:
             self._permit()
             self._unsettled = True
             self._writing = self._disk.submit(self._write, min(self._block, self.remaining))
         return self._next
+
+    def require_own_process(self) -> None:
+        """Raise PrivacyError in a forked process, whose parent draws the same samples and noise."""
+        if os.getpid() != self._process:
+            raise PrivacyError(
+                "step: taken in a forked process, whose parent draws the same samples and noise; train in the process "
+                "that began the run"
+            )
 
     def _write(self, times: int) -> None:
         self._ledger.reserve(self._plan.event(), times=times)
@@ -119,10 +123,12 @@ class PrivateStep:
         """Return when all that was reserved is on disk.
 
         Raises:
+            PrivacyError: this is not the process that began the run.
             OSError: the disk is full or failed; nothing was reserved.
             LedgerError: the ledger changed under this run.
         """
         if self._writing is not None:
+            self.require_own_process()  # no thread writes in a fork: to wait for one would be for ever
             self._writing.result()
             self._writing = None
 
