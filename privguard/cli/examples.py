@@ -42,6 +42,15 @@ mark text write prompts.jsonl --model MODEL --profile profile.json --secret mark
 -o marked.jsonl
 mark text detect marked.jsonl --profile profile.json --secret mark.secret --trust profile.pem --report pages/
 mark text drill marked.jsonl --profile profile.json --secret mark.secret --trust profile.pem --plain other.txt
+mark text message marked.jsonl --profile profile.json --secret mark.secret --trust profile.pem
+mark text trace leaked.txt --profile profile.json --secret mark.secret --trust profile.pem --users names.txt
+mark text decoys found.txt --profile profile.json --secret mark.secret --trust profile.pem --decoys 999
+mark text radioactivity model-output.jsonl --profile profile.json --secret mark.secret --trust profile.pem
+mark image setup --profile picture.json --secret mark.secret --sign-with signer.key
+mark image write photos/ -o marked/ --profile picture.json --secret mark.secret --trust signer.pem
+mark image detect found.jpg --profile picture.json --secret mark.secret --trust signer.pem --search scale
+mark image attribute found.jpg --profile picture.json --secret mark.secret --trust signer.pem \
+--log pictures.jsonl --log-trust signer.pem
 audit plan --epsilon 8 --delta 1e-5 --canaries 1000 --guesses-in 250 --guesses-out 250 --out audit/
 audit run my_model:trained --members in.npz --non-members out.npz --architecture my_model:network --references 16
 audit steps --noise-multiplier 1.13 --sample-rate 0.1 --steps 200 --run runs/mnist
