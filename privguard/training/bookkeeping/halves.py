@@ -95,7 +95,7 @@ class HalfChecks:
                     "(x.repeat_interleave(2, 0), not torch.cat([x, x])); or pass losses= where the run begins, so that "
                     "the probe can choose a slower way"
                 )
-        if self._due and not self._counted:
+        if self._due and not self._counted and not self.impossible:
             self.checked, self._counted = self.checked + 1, True
 
     def _half(self, size: int) -> Tensor:
