@@ -6,12 +6,17 @@ example's loss is the mean over its *own* labels, the value that the model itsel
 alone. An example without any label has loss zero.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+)
 
 from privguard.errors import UnsupportedModelError
 from privguard.runs.driver import Batch, Head, PerExampleLoss
@@ -22,10 +27,11 @@ _TOKENS = 6  # of a made-up text
 _IGNORED = -100
 
 
-def head_of(model: nn.Module, *, label_smoothing: float = 0.0) -> Head:
+def head_of(model: nn.Module, *, label_smoothing: float = 0.0, record: Structure | None = None) -> Head:
     """What is to be known about a transformers model, by the name of its class.
 
-    ``label_smoothing`` is the share of the target's mass that is spread evenly over all classes.
+    ``label_smoothing`` is the share of the target's mass that is spread evenly over all classes. ``record`` is the
+    structure of a collated record, from which the shapes of sounds and videos are taken; a configuration lacks them.
 
     Raises:
         UnsupportedModelError: the head is not known; the message names the way out.
@@ -35,8 +41,13 @@ def head_of(model: nn.Module, *, label_smoothing: float = 0.0) -> Head:
     for ending, (make, labels) in _HEADS.items():
         if name.endswith(ending):
             choices = ending == "ForMultipleChoice"
-            structure = {**_inputs(inner, choices=choices), **labels(inner.config)}
+            structure = {**_inputs(inner, record, choices=choices), **labels(inner.config)}
+            if ending == "ForCTC" and isinstance(record, Mapping) and isinstance(record.get("labels"), Field):
+                structure["labels"] = replace(structure["labels"], shape=record["labels"].shape)
             return Head(make(inner, label_smoothing), structure, choices)
+    for ending, reason in _COUPLED_HEADS.items():
+        if name.endswith(ending):
+            raise UnsupportedModelError(f"model={name}: {reason}")
     raise UnsupportedModelError(
         f"model={name}: no per-example loss is known for its head; pass per_example_loss, a function of "
         "(outputs, batch) that returns one loss for each example"
@@ -177,7 +188,12 @@ def _cross_entropy(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
 
 
 def _conditional(model: nn.Module, smoothing: float) -> PerExampleLoss:
-    """Text in, text out; models that generate from images or sound mask their labels in ways of their own."""
+    """Text in, text out; models that generate from sound mask their labels in ways of their own.
+
+    Some classes of this name are decoders, which see text and perhaps images: each token predicts the one after it.
+    """
+    if type(model).__name__ in _decoders():
+        return _next_token(model, smoothing)
     if not _is_sequence_to_sequence(model):
         raise UnsupportedModelError(
             f"model={type(model).__name__}: no per-example loss is known for its head; pass per_example_loss"
@@ -185,14 +201,63 @@ def _conditional(model: nn.Module, smoothing: float) -> PerExampleLoss:
     return _tokens(model, smoothing)
 
 
-def _inputs(model: Any, *, choices: bool) -> dict[str, Structure]:
-    """The main input of a model, as its configuration describes it."""
-    config = model.config
-    if model.main_input_name == "pixel_values":
+def _decoders() -> frozenset[str]:
+    """The classes that transformers maps to causal language modelling, of text or of text and images."""
+    names = (MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES)
+    found = (value for mapping in names for value in mapping.values())
+    return frozenset(name for value in found for name in ([value] if isinstance(value, str) else value))
+
+
+def _ctc(model: nn.Module, _: float) -> PerExampleLoss:
+    """Connectionist temporal classification: the mean over an example's own labels, or their sum, as configured."""
+    config, lengths = cast("Any", model).config, cast("Any", model)._get_feat_extract_output_lengths  # noqa: SLF001
+
+    def losses(outputs: Any, batch: Batch) -> Tensor:
+        logits, labels = _logits(outputs), batch["labels"]
+        mask = batch.get("attention_mask")
+        frames = torch.full((len(logits),), logits.shape[1], device=logits.device)
+        frames = frames if mask is None else lengths(mask.sum(-1)).to(torch.long)
+        targets = (labels >= 0).sum(-1)
+        each = functional.ctc_loss(
+            logits.log_softmax(-1).transpose(0, 1),
+            labels.clamp(min=0),
+            frames,
+            targets,
+            blank=config.pad_token_id,
+            reduction="none",
+            zero_infinity=config.ctc_zero_infinity,
+        )
+        return each / targets.clamp(min=1) if config.ctc_loss_reduction == "mean" else each
+
+    return losses
+
+
+def _ctc_labels(config: Any) -> dict[str, Structure]:
+    return {"labels": Field((2,), torch.long, top=config.vocab_size)}
+
+
+def _inputs(model: Any, record: Structure | None, *, choices: bool) -> dict[str, Structure]:
+    """The main input of a model, as its configuration or a record describes it."""
+    config, main = model.config, model.main_input_name
+    if main not in {"input_ids", "pixel_values"} or hasattr(config, "num_frames") or not _says_shape(config, main):
+        field = record.get(main) if isinstance(record, Mapping) else None
+        return {} if field is None else {main: field}
+    if main == "pixel_values":
         sides = config.image_size if isinstance(config.image_size, list | tuple) else [config.image_size] * 2
         return {"pixel_values": Field((config.num_channels, *sides), torch.float32)}
     shape = (CHOICES, _TOKENS) if choices else (_TOKENS,)
-    return {"input_ids": Field(shape, torch.long, top=config.get_text_config().vocab_size)}
+    return {"input_ids": Field(shape, torch.long, top=_text_top(config))}
+
+
+def _says_shape(config: Any, main: str) -> bool:
+    return main == "input_ids" or hasattr(config, "image_size")
+
+
+def _text_top(config: Any) -> int:
+    """One more than the largest id of plain text: ids that stand for images and sounds want those beside them."""
+    size = config.get_text_config().vocab_size
+    ids = [getattr(config, f"{kind}_token_{name}", None) for kind in _BESIDE_TEXT for name in ("id", "index")]
+    return min([size, *(number for number in ids if isinstance(number, int) and number > 1)])
 
 
 def _class_labels(config: Any) -> dict[str, Structure]:
@@ -207,7 +272,7 @@ def _token_labels(config: Any) -> dict[str, Structure]:
 
 
 def _text_labels(config: Any) -> dict[str, Structure]:
-    return {"labels": Field((_TOKENS,), torch.long, top=config.get_text_config().vocab_size, ignore=_IGNORED)}
+    return {"labels": Field((_TOKENS,), torch.long, top=_text_top(config), ignore=_IGNORED)}
 
 
 def _choice_labels(_: Any) -> dict[str, Structure]:
@@ -219,13 +284,24 @@ def _span_labels(_: Any) -> dict[str, Structure]:
 
 
 _Make = Callable[[nn.Module, float], PerExampleLoss]
+_BESIDE_TEXT = ("image", "boi", "eoi", "video", "audio", "boa", "eoa")
+_BOXES = (
+    "its loss matches what it finds to a record's boxes and divides by the number of boxes in the batch, which couples "
+    "the examples; pass per_example_loss, a function of (outputs, batch) that divides by a record's own"
+)
+_COUPLED_HEADS = {"ForObjectDetection": _BOXES, "ForUniversalSegmentation": _BOXES, "ForInstanceSegmentation": _BOXES}
 _HEADS: dict[str, tuple[_Make, Callable[[Any], dict[str, Structure]]]] = {
     "ForSequenceClassification": (_sequence, _class_labels),
     "ForImageClassification": (_sequence, _class_labels),
+    "ForAudioClassification": (_sequence, _class_labels),
+    "ForVideoClassification": (_sequence, _class_labels),
+    "ForCTC": (_ctc, _ctc_labels),
     "ForTokenClassification": (_tokens, _token_labels),
     "ForMaskedLM": (_tokens, _text_labels),
     "ForCausalLM": (_next_token, _text_labels),
     "LMHeadModel": (_next_token, _text_labels),
+    "WithLMHead": (_next_token, _text_labels),
+    "BertGenerationDecoder": (_next_token, _text_labels),
     "ForConditionalGeneration": (_conditional, _text_labels),
     "ForMultipleChoice": (_choice, _choice_labels),
     "ForQuestionAnswering": (_span, _span_labels),

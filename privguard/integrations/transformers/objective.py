@@ -7,6 +7,7 @@ a batch with each other, is refused before step 1, and so is a model whose own l
 """
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, final
 
@@ -112,7 +113,7 @@ def refuse_other_loss(model: nn.Module, head: Head, forward: Callable[[Any], Any
     """
     names = ("labels", "start_positions", "end_positions")
     plain = head_of(model)  # without label smoothing, which is Trainer's
-    with untouched(model), without_dropout(model), float32_copies(model), torch.no_grad():
+    with untouched(model), without_dropout(model), _float32(model), torch.no_grad():
         batch = in_float32(make(head.structure, 1, seed=3, device=next(model.parameters()).device))
         inputs = {**batch, **{name: batch[name] for name in names if name in batch}}
         try:
@@ -129,6 +130,12 @@ def refuse_other_loss(model: nn.Module, head: Head, forward: Callable[[Any], Any
         f"model={name}: its own loss of a made-up record is {own.item():.4g}, that of its head {ours.item():.4g}; "
         + remedy
     )
+
+
+def _float32(model: nn.Module) -> AbstractContextManager[object]:
+    """Copies in float32 where weights are not; CTC's own loss cannot be computed among them."""
+    narrow = any(parameter.dtype in {torch.float16, torch.bfloat16} for parameter in model.parameters())
+    return float32_copies(model) if narrow or hasattr(model, "_original_forward") else nullcontext()
 
 
 def _gradient(model: nn.Module, loss: Callable[[], Tensor]) -> list[Tensor]:

@@ -75,7 +75,8 @@ def training_objective(
             raise PrivacyError(f"per_example_loss and {users[0]}: two losses to train on; leave one away")
         return _of_head(Head(own_loss, _structure_in(data, {})), forward)
     if users is None:
-        head = head_of(model, label_smoothing=trainer.args.label_smoothing_factor)
+        smoothing, record = trainer.args.label_smoothing_factor, _structure_in(data, {})
+        head = head_of(model, label_smoothing=smoothing, record=record)
         refuse_other_loss(model, head, forward)
         return _of_head(head, forward)
     known = known_head(model)
