@@ -122,6 +122,7 @@ def adapted(kind):
     return peft.get_peft_model(gpt2, config)
 
 
+@pytest.mark.usefixtures("fine_grid")
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # peft with transformers 5.23
 @pytest.mark.parametrize("kind", ["lora", "dora", "ia3", "prompt", "prompt, encoded", "prefix", "bias"])
 def test_adapters_train_exactly(kind, tmp_path):

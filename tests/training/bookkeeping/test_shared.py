@@ -130,7 +130,7 @@ def test_bfloat16_autocast_keeps_the_bound_and_the_sum() -> None:
 
     model, batch = t5(), texts(4)
     whole = clip(model, batch, losses=rounded)
-    assert all(value.dtype == torch.float32 for value in whole.values())
+    assert all(value.dtype == torch.float64 for value in whole.values())
     assert distance(whole, clip(model, batch)) < 0.1
     with torch.autocast("cpu", torch.bfloat16):  # around the backward pass as well: not one bit may change
         inside = clip(model, batch, losses=rounded)
