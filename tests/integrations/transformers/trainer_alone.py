@@ -12,6 +12,9 @@ from pathlib import Path
 
 import torch
 import transformers as hf
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # where small.py is
+
 from drive import arguments, make_plan, private_trainer
 from zoo import ZOO
 
