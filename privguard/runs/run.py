@@ -206,7 +206,7 @@ class PrivateRun:
     def save(self) -> Path:
         """Seal a snapshot of everything that resuming needs, return its path, and remove all but the newest two."""
         path = folder.snapshot(self.folder, self.taken)
-        if self._saved == self.taken and path.exists():
+        if self._saved == self.taken and self._setup.ranks.from_lead(path.exists):  # one answer for all ranks
             return path
         self.save_to(path)
         self._saved = self.taken

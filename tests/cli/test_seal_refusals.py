@@ -70,7 +70,7 @@ def test_a_full_disk_names_the_file_and_leaves_nothing(source, capsys, monkeypat
 
     monkeypatch.setattr(durable, "pwrite_all", full)
     said = refused(capsys, "seal", source, "--to", "team.key", code=2)
-    assert f"{source}.sealed: No space left on device" in said
+    assert f"{source}.sealed:Nospaceleftondevice" in said.replace(" ", "")  # a long path is broken over lines
 
 
 def test_key_inspect_knows_signing_keys_and_what_a_key_signs_as(capsys):

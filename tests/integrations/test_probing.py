@@ -26,7 +26,7 @@ def test_model_and_loss_are_probed_where_the_loss_is_given(small):
 def test_model_and_loop_are_probed_otherwise(small):
     private = small.start()
     assert private._run.manifest.probe == "the model, with a synthetic loss, and the loop, in a rehearsal"
-    assert private._run.manifest.unchecked == ()
+    assert not [line for line in private._run.manifest.unchecked if "loss" in line or "model" in line]
 
 
 def test_what_was_not_rehearsed_is_said_by_manifest_and_claim(small):

@@ -311,7 +311,7 @@ def test_experts_that_the_model_itself_balances_are_refused(tmp_path):
 
 def test_evaluating_on_the_training_data_is_refused(tmp_path):
     data = texts()
-    with pytest.raises(PrivacyError, match="eval_dataset is train_dataset"):
+    with pytest.raises(PrivacyError, match="evaluation data: 8 of its records are in the training set"):
         noisy(tmp_path, data=data, evaluation={"held out": texts(4), "seen": data})
 
 

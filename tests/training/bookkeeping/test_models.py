@@ -204,7 +204,7 @@ def test_bf16_autocast_keeps_the_bound_and_the_sum(bound: float) -> None:
         clipper.backward(losses)
         total = clipper.take().gradients
         clipper.close()
-        assert all(value.dtype == torch.float32 for value in total.values())
+        assert all(value.dtype == torch.float64 for value in total.values())
         return total
 
     whole, rest = one(x), one(x[1:])
