@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 Shapes = Mapping[str, Sequence[int]]
 _PLAIN = re.compile(r"\d+")
+_MOST_TRIES = 20_000  # of the search for an order
 
 
 def order(shapes: Shapes) -> tuple[str, ...]:
@@ -32,10 +33,12 @@ def order(shapes: Shapes) -> tuple[str, ...]:
     numbered = len({_PLAIN.sub("#", name) for name in weights}) == 1 and len({_natural(name) for name in weights}) > 1
     if numbered and all(_fits(shapes[a], shapes[b]) for a, b in itertools.pairwise(weights)):
         return tuple(weights)
-    paths = [path for path, _ in zip(_paths(weights, shapes), range(2), strict=False)]
-    if len(paths) == 1:
+    tries = itertools.count()
+    paths = [path for path, _ in zip(_paths(weights, shapes, tries), range(2), strict=False)]
+    gave_up = next(tries) > _MOST_TRIES
+    if len(paths) == 1 and not gave_up:
         return tuple(paths[0])
-    why = "no order of them makes a chain" if not paths else "they fit together in several orders"
+    why = "they fit together in several orders" if paths or gave_up else "no order of them makes a chain"
     raise ValueError(f"weights: {len(weights)} matrices, {weights[0]} first: {why}; name the network with --network")
 
 
@@ -72,11 +75,15 @@ def _fits(before: Sequence[int], after: Sequence[int]) -> bool:
     return before[0] == after[1] or (len(before) > 2 and after[1] % before[0] == 0)  # noqa: PLR2004
 
 
-def _paths(weights: Sequence[str], shapes: Shapes, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-    """Every order in which each layer fits the next, one after another."""
+def _paths(
+    weights: Sequence[str], shapes: Shapes, tries: Iterator[int], path: tuple[str, ...] = ()
+) -> Iterator[tuple[str, ...]]:
+    """Every order in which each layer fits the next, one after another, as far as so many tries find them."""
+    if next(tries) > _MOST_TRIES:  # many equal shapes, as in a transformer: no chain, and more orders than atoms
+        return
     if len(path) == len(weights):
         yield path
         return
     for name in weights:
         if name not in path and (not path or _fits(shapes[path[-1]], shapes[name])):
-            yield from _paths(weights, shapes, (*path, name))
+            yield from _paths(weights, shapes, tries, (*path, name))
