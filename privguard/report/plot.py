@@ -25,7 +25,7 @@ def epsilon_curve(points: Sequence[tuple[int, float]]) -> str:
         figure, axes = _blank()
         axes.plot(steps, epsilons, color=_LINE, linewidth=2)
         axes.plot(steps[-1:], epsilons[-1:], "o", color=_LINE)
-        axes.set(xlabel="steps", ylabel="ε spent", xlim=(0, steps[-1]), ylim=(0, epsilons[-1] * 1.08))
+        axes.set(xlabel="steps", ylabel="ε spent", xlim=(0, max(1, steps[-1])), ylim=(0, epsilons[-1] * 1.08 or 1))
         return _svg(figure, "curve", f"ε grows from 0 to {upward(epsilons[-1])} over {steps[-1]:,} steps")
 
 

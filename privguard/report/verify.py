@@ -68,8 +68,8 @@ def verify(
     path = _envelope(Path(path))
     try:
         said, report, signer = sign.check(sign.read(path), by=signers)
-    except UnrecognisedError:
-        raise
+    except UnrecognisedError as error:
+        raise UnrecognisedError(f"{path.name}: {error}") from None
     except TamperedError as error:
         raise TamperedError(f"{path.name}: {error}") from None
     folder = kept.run_of(path.parent) if run is None else Path(run)
