@@ -40,16 +40,19 @@ import torch
 from torch import nn
 
 from privguard._random import Stream
-from privguard.audit import attack, blind, bound, checks, extraction, roc
-from privguard.audit.attack import Evidence
-from privguard.audit.canary import count_right
-from privguard.audit.design import Bound, Design, Observed, judge
-from privguard.audit.reference import Schedule, draw_inclusion, train_references
-from privguard.audit.steps import StepDesign, Trace, observe, step_finding
+from privguard.audit.membership import attack, blind, roc
+from privguard.audit.membership.attack import Evidence
+from privguard.audit.one_run import bound
+from privguard.audit.one_run.canary import count_right
+from privguard.audit.one_run.design import Bound, Design, Observed, judge
+from privguard.audit.references.reference import Schedule, draw_inclusion, train_references
+from privguard.audit.steps import checks
+from privguard.audit.steps.audit import StepDesign, Trace, observe, step_finding
+from privguard.audit.text import extraction
 from privguard.records import Outcome
-from privguard.runs.audited_step import AuditedStep
+from privguard.runs.audits.step import AuditedStep
 from privguard.training.plan import Plan
-from privguard.training.sample import Poisson
+from privguard.training.sampling.sample import Poisson
 
 RESULTS = Path(__file__).parent / "results"
 DATA = Path(os.environ.get("PRIVGUARD_DATA", Path(__file__).parents[2] / "shared" / "data"))

@@ -10,9 +10,9 @@ from collections.abc import Callable
 import numpy as np
 
 from benchmarks import audit as kept
-from privguard.audit import bound, rank_bound
-from privguard.audit.canary import count_right
-from privguard.audit.design import Bound, Design
+from privguard.audit.one_run import bound, rank_bound
+from privguard.audit.one_run.canary import count_right
+from privguard.audit.one_run.design import Bound, Design
 
 Rows = list[dict[str, object]]
 Drawn = tuple[np.ndarray, np.ndarray]  # scores and coins

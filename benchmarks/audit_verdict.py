@@ -13,12 +13,12 @@ import torch
 from torch import nn
 
 from benchmarks import audit as kept
-from privguard.audit.attack import RMIA, Evidence, LabelOnly, LiRA, Loss, OfflineLiRA
-from privguard.audit.blind import blind_baseline
-from privguard.audit.bound import rate_above
-from privguard.audit.membership import Examples, run
-from privguard.audit.reference import Schedule, draw_inclusion, train_references
-from privguard.audit.verdict import Leak, weigh
+from privguard.audit.membership.attack import RMIA, Evidence, LabelOnly, LiRA, Loss, OfflineLiRA
+from privguard.audit.membership.audit import Examples, run
+from privguard.audit.membership.blind import blind_baseline
+from privguard.audit.membership.verdict import Leak, weigh
+from privguard.audit.one_run.bound import rate_above
+from privguard.audit.references.reference import Schedule, draw_inclusion, train_references
 
 Rows = list[dict[str, object]]
 Split = tuple[np.ndarray, np.ndarray]  # records and scores, members first

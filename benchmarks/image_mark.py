@@ -26,13 +26,13 @@ from skimage.metrics import structural_similarity
 from benchmarks.image_pictures import TEN, pictures
 from privguard.attest.journal import Journal, read, verify
 from privguard.attest.statement import SigningKey
+from privguard.watermark.image.blocks import Evidence, Grid, content
 from privguard.watermark.image.detect import ImageDetector
-from privguard.watermark.image.grid import Evidence, Grid, content
 from privguard.watermark.image.keys import BLOCK, TILE
 from privguard.watermark.image.latent import KeyedLatents
-from privguard.watermark.image.log import ImageLog, attribute, read_log
 from privguard.watermark.image.pixels import luma, mask, residual, spread_out
 from privguard.watermark.image.profile import ImageProfile
+from privguard.watermark.image.registry import ImageLog, attribute, read_log
 from privguard.watermark.image.sync import Search, place
 from privguard.watermark.image.write import ImageMark
 from privguard.watermark.secret import Secret

@@ -30,9 +30,9 @@ from privguard.accounting.accountant import spent
 from privguard.accounting.calibrate import dp_sgd
 from privguard.training.attach import attach
 from privguard.training.clip import ROUNDING, ClippedSum, Clipper
-from privguard.training.float32_noise import add_float32_noise
-from privguard.training.gaussian import PAIRS, DevicePairs, HostPairs, Refiner, error_bound
-from privguard.training.noise import NoisySum, add_noise, grid_of
+from privguard.training.noise.exact import NoisySum, add_noise, grid_of
+from privguard.training.noise.float32 import add_float32_noise
+from privguard.training.noise.gaussian import PAIRS, DevicePairs, HostPairs, Refiner, error_bound
 from privguard.training.ranks import Ranks
 
 SIGMA, WIDTH = 20.0, 64  # of the attacked step

@@ -51,8 +51,9 @@ from cryptography.cobblestone import Cobblestone256Encryptor
 from safetensors.torch import load_file, save_file
 
 from benchmarks import seal_peers
-from privguard.checkpoint import Key, open_sealed, rewrap, tensors
+from privguard.checkpoint import Key, open_sealed, rewrap
 from privguard.checkpoint.archive import Audience, Contents, write_file
+from privguard.checkpoint.content import tensors
 from privguard.checkpoint.envelope import PREAMBLE_BYTES, Preamble
 from privguard.checkpoint.opened import Sealed
 

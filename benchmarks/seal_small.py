@@ -17,8 +17,8 @@ from safetensors.torch import save_file
 
 from privguard.checkpoint import Key, open_into, open_sealed, rewrap, seal
 from privguard.checkpoint.archive import Audience, Contents
-from privguard.checkpoint.folder import write_folder
-from privguard.checkpoint.payload import Bytes
+from privguard.checkpoint.content.payload import Bytes
+from privguard.checkpoint.sealed_folder import write_folder
 
 FILES, ROUNDS = 4_000, 50
 

@@ -52,8 +52,8 @@ from benchmarks.models import CASES, LARGE, Case
 from benchmarks.ways import MODES, WAYS, Batch, Setting, ways_of
 from privguard._random import Stream
 from privguard.errors import UnsupportedModelError
-from privguard.training.batches import PoissonLoader, to_device
-from privguard.training.sample import Poisson
+from privguard.training.sampling.batches import PoissonLoader, to_device
+from privguard.training.sampling.sample import Poisson
 
 _PROCESSES = 5  # whose peaks are compared
 Found = dict[str, dict[str, Any]]

@@ -25,13 +25,13 @@ from torch.utils.data import Dataset
 from benchmarks import clock as clocks
 from benchmarks.ways import MODES
 from privguard._random import Stream
-from privguard.checkpoint.key import Key
+from privguard.checkpoint.keys.key import Key
 from privguard.errors import PrivacyError
 from privguard.integrations.transformers.losses import head_of, inputs_for
 from privguard.integrations.transformers.trainer import PrivateTrainer
 from privguard.training.attach import attach
 from privguard.training.clip import trainable
-from privguard.training.noise import add_noise
+from privguard.training.noise.exact import add_noise
 from privguard.training.plan import Plan
 from privguard.training.step import hand_over
 

@@ -13,7 +13,7 @@ from benchmarks.models import Case
 from privguard._random import Stream
 from privguard.accounting.ledger import Ledger
 from privguard.training.attach import attach
-from privguard.training.noise import NoisySum
+from privguard.training.noise.exact import NoisySum
 from privguard.training.plan import Plan
 from privguard.training.step import PrivateStep, hand_over
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from privguard.accounting.calibrate import Budget as Budget
     from privguard.accounting.ledger import Ledger as Ledger
-    from privguard.checkpoint.key import Key as Key
-    from privguard.checkpoint.key import Recipient as Recipient
+    from privguard.checkpoint.keys.key import Key as Key
+    from privguard.checkpoint.keys.key import Recipient as Recipient
     from privguard.integrations.accelerate import PrivateAccelerator as PrivateAccelerator
     from privguard.integrations.torch_loop import privatize as privatize
     from privguard.integrations.transformers.trainer import PrivateTrainer as PrivateTrainer
@@ -55,7 +55,7 @@ _HOMES = {
     "ImageDetector": "privguard.watermark.image.detect",
     "ImageMark": "privguard.watermark.image.write",
     "ImageProfile": "privguard.watermark.image.profile",
-    "Key": "privguard.checkpoint.key",
+    "Key": "privguard.checkpoint.keys.key",
     "Ledger": "privguard.accounting.ledger",
     "Manifest": "privguard.records",
     "MarkedGeneration": "privguard.watermark.text.writing.generate",
@@ -65,7 +65,7 @@ _HOMES = {
     "PrivateAccelerator": "privguard.integrations.accelerate",
     "PrivateTrainer": "privguard.integrations.transformers.trainer",
     "Profile": "privguard.watermark.text.profile",
-    "Recipient": "privguard.checkpoint.key",
+    "Recipient": "privguard.checkpoint.keys.key",
     "RunOptions": "privguard.runs.options",
     "Secret": "privguard.watermark.secret",
     "Tournament": "privguard.watermark.text.scheme",

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import privguard as pg
 from privguard.audit import Assignment, Examples, Membership, Place, Schedule, draw_inclusion, run, train_references
 from privguard.audit.inversion import nearest_members, nearness, picture, reconstruct
-from privguard.audit.roc_plot import roc_svg
+from privguard.audit.membership.roc_plot import roc_svg
 
 
 def network() -> nn.Sequential:

@@ -18,10 +18,11 @@ import torch
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from privguard.audit import language, roc
-from privguard.audit.blind import blind_baseline
-from privguard.audit.extraction import Sampling, exposure, queries_needed, suffix_log_probability, verbatim
-from privguard.audit.max_t import max_t
+from privguard.audit.membership import roc
+from privguard.audit.membership.blind import blind_baseline
+from privguard.audit.membership.max_t import max_t
+from privguard.audit.text import attacks as language
+from privguard.audit.text.extraction import Sampling, exposure, queries_needed, suffix_log_probability, verbatim
 
 CHUNK = 128  # characters
 DIGITS = 4

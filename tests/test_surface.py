@@ -32,7 +32,7 @@ def test_importing_privguard_brings_in_nothing_heavy():
 
 
 def test_importing_privguard_does_not_open_the_unsafe_door():
-    assert "privguard.checkpoint.unsafe" not in modules_after("import privguard, privguard.cli")
+    assert "privguard.checkpoint.keys.unsafe" not in modules_after("import privguard, privguard.cli")
 
 
 def test_an_unknown_name_says_which_names_there_are():

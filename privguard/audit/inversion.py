@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from privguard import _check
-from privguard.audit.score import evaluating
+from privguard.audit.membership.score import evaluating
 from privguard.records import Measurement
 
 _SMOOTH = 1e-3  # weight of the total variation: enough to keep the ascent from noise of single pixels
@@ -78,7 +78,7 @@ def picture(reconstructions: NDArray[np.floating], *, nearest: NDArray[np.floati
     """Reconstructions (n, h, w) above the member nearest to each, as SVG text."""
     from matplotlib.figure import Figure
 
-    from privguard.audit.roc_plot import svg_text
+    from privguard.audit.membership.roc_plot import svg_text
 
     figure = Figure(figsize=(1.1 * len(reconstructions), 2.4), layout="constrained")
     for row, images in enumerate((reconstructions, nearest)):

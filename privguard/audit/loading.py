@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from privguard import _check
-from privguard.audit.design import Bound, Design
-from privguard.audit.membership import Examples
-from privguard.audit.scores import array, read_scores
+from privguard.audit.membership.audit import Examples
+from privguard.audit.membership.scores import array, read_scores
+from privguard.audit.one_run.design import Bound, Design
 from privguard.errors import TamperedError
 from privguard.records import Unit
 

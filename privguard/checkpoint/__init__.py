@@ -12,30 +12,30 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from privguard.checkpoint.access import inspect as inspect
-    from privguard.checkpoint.access import rewrap as rewrap
     from privguard.checkpoint.files import open_into as open_into
     from privguard.checkpoint.files import seal as seal
-    from privguard.checkpoint.key import Key as Key
-    from privguard.checkpoint.key import Recipient as Recipient
+    from privguard.checkpoint.keys.access import inspect as inspect
+    from privguard.checkpoint.keys.access import rewrap as rewrap
+    from privguard.checkpoint.keys.key import Key as Key
+    from privguard.checkpoint.keys.key import Recipient as Recipient
+    from privguard.checkpoint.keys.trust import Trust as Trust
     from privguard.checkpoint.opened import Sealed as Sealed
     from privguard.checkpoint.opened import open_sealed as open_sealed
     from privguard.checkpoint.store import Snapshot as Snapshot
     from privguard.checkpoint.store import load as load
     from privguard.checkpoint.store import save as save
-    from privguard.checkpoint.trust import Trust as Trust
 
 _HOMES = {
-    "Key": "key",
-    "Recipient": "key",
+    "Key": "keys.key",
+    "Recipient": "keys.key",
     "Sealed": "opened",
     "Snapshot": "store",
-    "Trust": "trust",
-    "inspect": "access",
+    "Trust": "keys.trust",
+    "inspect": "keys.access",
     "load": "store",
     "open_into": "files",
     "open_sealed": "opened",
-    "rewrap": "access",
+    "rewrap": "keys.access",
     "save": "store",
     "seal": "files",
 }

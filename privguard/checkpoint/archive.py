@@ -2,7 +2,7 @@
 
 A file is the head, the members, the index of their names and sizes, the ledger and the manifest, in this order. A
 folder holds the same parts as files of their own under names that begin with the file id, and the head as
-``privguard.seal``: :mod:`privguard.checkpoint.folder`.
+``privguard.seal``: :mod:`privguard.checkpoint.sealed_folder`.
 
 Members and index open with the file key; ledger and manifest also with the auditor's.
 """
@@ -17,10 +17,10 @@ from privguard import _canon
 from privguard.attest import journal
 from privguard.attest.statement import PREDICATES, SigningKey, Statement, sign
 from privguard.checkpoint import durable, envelope
+from privguard.checkpoint.content.payload import Bytes, Content, Member, Place, sealed_size
 from privguard.checkpoint.envelope import Form, Preamble, Secrets
-from privguard.checkpoint.key import Recipient, To, recipients
-from privguard.checkpoint.payload import Bytes, Content, Member, Place, sealed_size
-from privguard.checkpoint.stanza import Stanza
+from privguard.checkpoint.keys.key import Recipient, To, recipients
+from privguard.checkpoint.keys.stanza import Stanza
 from privguard.records import Digest
 
 HEAD = "privguard.seal"

@@ -23,10 +23,10 @@ from typing import final
 from cryptography.hazmat.primitives.hashes import SHA512
 from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 
-from privguard.checkpoint import stanza
-from privguard.checkpoint.key import Key, Kind, Recipient
-from privguard.checkpoint.payload import MalformedError
-from privguard.checkpoint.stanza import KEY_BYTES, Role, Stanza
+from privguard.checkpoint.content.payload import MalformedError
+from privguard.checkpoint.keys import stanza
+from privguard.checkpoint.keys.key import Key, Kind, Recipient
+from privguard.checkpoint.keys.stanza import KEY_BYTES, Role, Stanza
 from privguard.errors import SealError
 
 MAGIC = b"privguard sealed"

@@ -14,13 +14,14 @@ from typing import IO, final
 
 import privguard
 from privguard import _canon, _os
-from privguard.checkpoint import archive, durable, stream
+from privguard.checkpoint import archive, durable
 from privguard.checkpoint.archive import HEAD, STATE, WEIGHTS, Advance, Audience, Contents
+from privguard.checkpoint.content import stream
 from privguard.checkpoint.durable import Directory
 from privguard.checkpoint.fingerprint import is_sealed
-from privguard.checkpoint.folder import LOCK, write_folder
-from privguard.checkpoint.key import Key, To
+from privguard.checkpoint.keys.key import Key, To
 from privguard.checkpoint.opened import Sealed
+from privguard.checkpoint.sealed_folder import LOCK, write_folder
 from privguard.errors import SealError
 
 SUFFIX = ".sealed"

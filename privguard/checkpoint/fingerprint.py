@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import BinaryIO, final
 
 from privguard.checkpoint import envelope
+from privguard.checkpoint.content.payload import MalformedError
 from privguard.checkpoint.envelope import MAGIC, PREAMBLE_BYTES, Preamble, Slot
-from privguard.checkpoint.payload import MalformedError
-from privguard.checkpoint.stanza import Role
+from privguard.checkpoint.keys.stanza import Role
 from privguard.errors import TamperedError
 from privguard.records import Record
 

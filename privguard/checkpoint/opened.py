@@ -18,17 +18,17 @@ from privguard.attest import journal
 from privguard.attest.statement import Envelope, Identity, verify
 from privguard.checkpoint import archive, envelope
 from privguard.checkpoint.archive import HEAD, SMALL, Advance, Places
+from privguard.checkpoint.content.payload import MalformedError, Place, Reader, one_failure, plain_size, sealed_size
 from privguard.checkpoint.durable import Directory
 from privguard.checkpoint.envelope import MAGIC, PREAMBLE_BYTES, Form, Preamble
-from privguard.checkpoint.key import Key
-from privguard.checkpoint.payload import MalformedError, Place, Reader, one_failure, plain_size, sealed_size
-from privguard.checkpoint.stanza import Role
+from privguard.checkpoint.keys.key import Key
+from privguard.checkpoint.keys.stanza import Role
 from privguard.errors import PlainCheckpointError, SealError, TamperedError, UnrecognisedError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from privguard.checkpoint.tensors import TensorFile
+    from privguard.checkpoint.content.tensors import TensorFile
 
 _HELD = 256  # descriptors that one opened folder keeps; parts beyond them are opened for each read
 _PATIENCE, _MOMENT = 100, 0.02  # how often, and after how many seconds, to look again beside a busy writer
@@ -254,12 +254,12 @@ class Sealed:
         Raises:
             SealError: several members hold a tensor of one name, and nothing says which of them counts.
         """
-        from privguard.checkpoint import shards
-        from privguard.checkpoint.tensors import TensorFile
+        from privguard.checkpoint.content import model_files
+        from privguard.checkpoint.content.tensors import TensorFile
 
-        readers = {name: self.reader(name) for name in shards.tensor_members(self)}
+        readers = {name: self.reader(name) for name in model_files.tensor_members(self)}
         files = {name: TensorFile(reader) for name, reader in readers.items()}
-        shards.require_one_home(self.path, files)
+        model_files.require_one_home(self.path, files)
         return TensorFile(*readers.values())
 
     def __getitem__(self, name: str) -> "Tensor":

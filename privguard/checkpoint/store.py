@@ -13,12 +13,13 @@ import privguard
 from privguard import _canon, _check
 from privguard.attest import merkle
 from privguard.attest.statement import Identity, SigningKey
-from privguard.checkpoint import archive, tensors, tree
+from privguard.checkpoint import archive
 from privguard.checkpoint.archive import STATE, STATE_TENSORS, WEIGHTS, Advance, Audience, Contents
-from privguard.checkpoint.key import Key, To
+from privguard.checkpoint.content import tensors, tree
+from privguard.checkpoint.content.payload import Bytes
+from privguard.checkpoint.keys.key import Key, To
+from privguard.checkpoint.keys.trust import require_step
 from privguard.checkpoint.opened import Sealed
-from privguard.checkpoint.payload import Bytes
-from privguard.checkpoint.trust import require_step
 from privguard.errors import RollbackError, TamperedError
 
 
@@ -92,8 +93,8 @@ def load(
     """The snapshot in the sealed file ``path``.
 
     ``signer`` is who must have sealed it, an identity or several key ids: anybody can seal to a public key.
-    :class:`~privguard.checkpoint.trust.Trust` tells whom a run believes. ``expect`` gives the head of the ledger at
-    hand when it had so many entries; a snapshot whose head is another one does not belong to that ledger.
+    :class:`~privguard.checkpoint.keys.trust.Trust` tells whom a run believes. ``expect`` gives the head of the ledger
+    at hand when it had so many entries; a snapshot whose head is another one does not belong to that ledger.
 
     Raises:
         TamperedError: the key does not open it, it is not what was written, or ``signer`` did not seal it.

@@ -13,9 +13,13 @@ from typing import Annotated
 import typer
 
 import privguard
-from privguard.cli import audit, audit_model, demo, doctor, init, journal, key, ledger, mark, plan, report, seal
+from privguard.cli import demo, doctor, init, journal, key, plan, report, seal
 from privguard.cli._output import DEBUG, complain, exit_code
+from privguard.cli.audit import app as audit
+from privguard.cli.audit import model as audit_model
 from privguard.cli.examples import teach
+from privguard.cli.ledger import app as ledger
+from privguard.cli.mark import app as mark
 
 app = typer.Typer(
     name="privguard",

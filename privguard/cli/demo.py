@@ -27,7 +27,7 @@ def demo(
     """
     import torch
 
-    from privguard.audit.design import Outcome
+    from privguard.audit.one_run.design import Outcome
     from privguard.demo import Settings
     from privguard.demo import demo as tell
 

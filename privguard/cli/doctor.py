@@ -74,8 +74,8 @@ def _storage(folder: Path) -> Iterator[Check]:
 
 
 def _keys(key: Path | None) -> Iterator[Check]:
-    from privguard.checkpoint.key import Key
-    from privguard.checkpoint.trust import own_signer
+    from privguard.checkpoint.keys.key import Key
+    from privguard.checkpoint.keys.trust import own_signer
 
     yield _attempt("signing key", lambda: f"this user signs with {own_signer().identity}")
     if key is not None:

@@ -22,7 +22,7 @@ def new(
     as_json: AsJson = False,
 ) -> None:
     """Make a key: a pair of X25519 and ML-KEM-768 unless told otherwise."""
-    from privguard.checkpoint.key import Key
+    from privguard.checkpoint.keys.key import Key
 
     if symmetric + classic + signing > 1:
         raise ValueError("--symmetric --x25519 --signing: expected one kind of key; leave out the others")
@@ -55,7 +55,7 @@ def recipient(
     as_json: AsJson = False,
 ) -> None:
     """Print the public half of a key, or write it to a file: give that to whoever seals."""
-    from privguard.checkpoint.key import Key
+    from privguard.checkpoint.keys.key import Key
 
     found = Key.read(path).recipient()
     text = found.text()
@@ -75,7 +75,7 @@ def inspect(
     path: Annotated[Path, typer.Argument(help="A key, recipient or signing key file.")], as_json: AsJson = False
 ) -> None:
     """Show kind and identity of a key, recipient or signing key file, and nothing secret."""
-    from privguard.checkpoint.key import Key, Recipient
+    from privguard.checkpoint.keys.key import Key, Recipient
 
     with path.open("rb") as file:
         if file.read(5) == b"-----":

@@ -13,9 +13,9 @@ from privguard.cli._output import AsJson, emit, progress, stderr
 from privguard.cli._recording import recorded
 
 if TYPE_CHECKING:
-    from privguard.checkpoint.access import Inspection
     from privguard.checkpoint.archive import Advance
-    from privguard.checkpoint.key import Key
+    from privguard.checkpoint.keys.access import Inspection
+    from privguard.checkpoint.keys.key import Key
 
 Sealed = Annotated[Path, typer.Argument(help="A sealed file or folder.")]
 KeyFile = Annotated[Path | None, typer.Option("--key", help="The key file; without one, the passphrase is asked for.")]
@@ -130,7 +130,7 @@ def rewrap(
 ) -> None:
     """Change who may open a sealed file, without touching what is in it."""
     from privguard import checkpoint
-    from privguard.checkpoint.access import NOT_REVOKED
+    from privguard.checkpoint.keys.access import NOT_REVOKED
 
     if not (add or auditor or remove or checkpoint.inspect(path).leftover):
         raise ValueError("--add, --add-auditor, --remove: expected at least one; there is nothing to change")
@@ -175,13 +175,13 @@ def _show(found: "Inspection", *, as_json: bool) -> None:
 
 
 def _key(path: Path | None, passphrase_file: Path | None) -> "Key":
-    from privguard.checkpoint.key import Key
+    from privguard.checkpoint.keys.key import Key
 
     return Key.read(path) if path is not None else _passphrase(passphrase_file, confirm=False)
 
 
 def _passphrase(path: Path | None, *, confirm: bool) -> "Key":
-    from privguard.checkpoint.key import Key
+    from privguard.checkpoint.keys.key import Key
 
     if path is not None:
         try:

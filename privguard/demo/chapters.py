@@ -15,9 +15,9 @@ from torch.nn import functional
 from torch.utils.data import DataLoader
 
 from privguard.audit import Assignment, Coins, Examples, Membership, Observed, OneRun, Schedule, judge
-from privguard.audit.membership import run as attack
-from privguard.audit.reference import draw_inclusion, train_references
-from privguard.checkpoint.key import Key
+from privguard.audit.membership.audit import run as attack
+from privguard.audit.references.reference import draw_inclusion, train_references
+from privguard.checkpoint.keys.key import Key
 from privguard.checkpoint.store import Snapshot, load, save
 from privguard.demo.digits import OTHERS, Digits, WithCanaries, network, with_canaries
 from privguard.demo.settings import Settings

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from privguard.audit.canary import Coins
-from privguard.audit.membership import Examples
+from privguard.audit.membership.audit import Examples
+from privguard.audit.one_run.canary import Coins
 
 PRIVATE, OTHERS = 1_197, 200  # images to train on under ε, and of each of the three other parts
 _LOUD = 100.0  # a canary's raw gradient: above any clipping norm in use, so that it is clipped to it

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, final
 
 from privguard import _check
-from privguard.audit.design import Bound, Design
+from privguard.audit.one_run.design import Bound, Design
 from privguard.demo.digits import PRIVATE
 from privguard.records import Record
 from privguard.training.plan import Plan

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TypeAlias, final
 
 from privguard.audit import Membership, OneRun
-from privguard.checkpoint.key import Key
+from privguard.checkpoint.keys.key import Key
 from privguard.demo import chapters
 from privguard.demo.chapters import Stage, Theft
 from privguard.demo.digits import Digits
@@ -17,7 +17,7 @@ from privguard.demo.settings import Settings
 from privguard.records import Claim, Finding, Record
 from privguard.report import render
 from privguard.report.assemble import Sources, assemble
-from privguard.runs.audited_step import audit_step
+from privguard.runs.audits.step import audit_step
 from privguard.runs.folder import REPORT_PAGE, keep
 from privguard.watermark.claims import evidence
 from privguard.watermark.model import theft

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, RandomSampler
 
-from privguard.checkpoint.key import To
+from privguard.checkpoint.keys.key import To
 from privguard.errors import PrivacyError, ResumeError
 from privguard.integrations.settled import COMPILED, CUT, ENGINE, SPLIT, refuse_environment, refuse_state
 from privguard.records import Claim
@@ -34,14 +34,14 @@ from privguard.runs import start
 from privguard.runs.driver import Underway
 from privguard.runs.options import RunOptions, RunSetup, audience_of
 from privguard.runs.run import PrivateRun
-from privguard.training.batches import examples_of, rows_at_once, to_device
-from privguard.training.identity import require_apart
 from privguard.training.plan import Plan, steps_in
 from privguard.training.probes.gradients import Losses
 from privguard.training.probes.loader import probed_clipper
 from privguard.training.probes.rehearsal import Rehearsal
 from privguard.training.ranks import Ranks
-from privguard.training.sample import PhysicalBatch
+from privguard.training.sampling.batches import examples_of, rows_at_once, to_device
+from privguard.training.sampling.identity import require_apart
+from privguard.training.sampling.sample import PhysicalBatch
 
 SEALED = "state.sealed"
 _REFUSED = {

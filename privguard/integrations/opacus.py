@@ -25,19 +25,19 @@ from privguard.accounting.calibrate import dp_sgd
 from privguard.accounting.claim import claim_of
 from privguard.accounting.events import Events
 from privguard.checkpoint.archive import Audience
-from privguard.checkpoint.key import To
+from privguard.checkpoint.keys.key import To
 from privguard.checkpoint.store import Snapshot
 from privguard.errors import PrivacyError
 from privguard.records import Claim, Manifest
 from privguard.runs import folder as names
 from privguard.runs import manifest, start
-from privguard.runs.commitment import commitment
+from privguard.runs.data_commitment import commitment
 from privguard.runs.options import RunOptions, as_list
 from privguard.runs.run import write_snapshot
-from privguard.runs.streams import Streams
+from privguard.runs.seeds import Streams
 from privguard.training import rng_state
 from privguard.training.clip import trainable
-from privguard.training.mechanism import mechanism
+from privguard.training.noise.mechanism import mechanism
 from privguard.training.plan import Plan
 from privguard.training.probes.modules import refuse_mixing
 

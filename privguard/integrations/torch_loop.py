@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
-from privguard.checkpoint.key import To
+from privguard.checkpoint.keys.key import To
 from privguard.errors import PrivacyError
 from privguard.records import Claim
 from privguard.runs import start
@@ -27,7 +27,11 @@ from privguard.runs.options import RunOptions, RunSetup, audience_of
 from privguard.runs.progress import Meter
 from privguard.runs.run import PrivateRun
 from privguard.runs.signals import Interrupts
-from privguard.training.batches import (
+from privguard.training.plan import Plan
+from privguard.training.probes.gradients import Losses
+from privguard.training.probes.loader import probed_clipper
+from privguard.training.probes.rehearsal import Rehearsal
+from privguard.training.sampling.batches import (
     PoissonLoader,
     check_rows,
     examples_of,
@@ -35,11 +39,7 @@ from privguard.training.batches import (
     shapes_of,
     to_device,
 )
-from privguard.training.plan import Plan
-from privguard.training.probes.gradients import Losses
-from privguard.training.probes.loader import probed_clipper
-from privguard.training.probes.rehearsal import Rehearsal
-from privguard.training.sample import PhysicalBatch
+from privguard.training.sampling.sample import PhysicalBatch
 
 
 def privatize(  # noqa: PLR0913 — the loop's own objects, and what everybody says about a run

@@ -12,10 +12,10 @@ from privguard.errors import PrivacyError
 from privguard.runs.options import RunSetup
 from privguard.runs.progress import SpentSoFar
 from privguard.runs.run import PrivateRun
-from privguard.training.batches import PoissonLoader, check_rows, shapes_of, unit_losses
 from privguard.training.probes.fields import Structure
-from privguard.training.sample import PhysicalBatch
-from privguard.training.users import Users
+from privguard.training.sampling.batches import PoissonLoader, check_rows, shapes_of, unit_losses
+from privguard.training.sampling.sample import PhysicalBatch
+from privguard.training.sampling.users import Users
 
 Batch: TypeAlias = Mapping[str, Any]
 PerExampleLoss: TypeAlias = Callable[[Any, Batch], Tensor]

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 import privguard
-from privguard.checkpoint.key import Recipient
+from privguard.checkpoint.keys.key import Recipient
 from privguard.records import Manifest
 from privguard.runs.options import RunSetup
 from privguard.training.plan import Plan

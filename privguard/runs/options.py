@@ -11,8 +11,8 @@ from torch.optim import Optimizer
 
 from privguard.attest.statement import SigningKey
 from privguard.checkpoint.archive import Audience
-from privguard.checkpoint.key import Key, Recipient, To, key_among
-from privguard.checkpoint.trust import Trust
+from privguard.checkpoint.keys.key import Key, Recipient, To, key_among
+from privguard.checkpoint.keys.trust import Trust
 from privguard.errors import ResumeError
 from privguard.runs.budget import BookOrPlace, Charge
 from privguard.training.clip import Clipper

@@ -8,9 +8,9 @@ from privguard import _check
 from privguard.errors import PrivacyError
 from privguard.records import Unit as Kind
 from privguard.training.clip import Clipper
-from privguard.training.identity import require_once
 from privguard.training.plan import Plan
-from privguard.training.users import EqualShares, Users
+from privguard.training.sampling.identity import require_once
+from privguard.training.sampling.users import EqualShares, Users
 
 
 @final

@@ -8,7 +8,7 @@ from privguard.accounting.ledger import Ledger
 from privguard.checkpoint.store import Snapshot
 from privguard.errors import LedgerError, ResumeError
 from privguard.records import Manifest
-from privguard.runs.commitment import commitment
+from privguard.runs.data_commitment import commitment
 from privguard.runs.options import RunSetup
 from privguard.training.plan import Plan
 

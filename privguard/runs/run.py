@@ -26,7 +26,7 @@ from privguard.records import Claim, Manifest
 from privguard.runs import folder
 from privguard.runs.budget import Charge
 from privguard.runs.options import RunSetup
-from privguard.runs.streams import Streams
+from privguard.runs.seeds import Streams
 from privguard.training import rng_state, shards
 from privguard.training.clip import trainable
 from privguard.training.plan import Plan

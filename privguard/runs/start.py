@@ -21,13 +21,13 @@ from privguard.errors import PrivacyError, ResumeError
 from privguard.records import Manifest
 from privguard.runs import folder as names
 from privguard.runs import manifest, resuming
-from privguard.runs.commitment import commitment
+from privguard.runs.data_commitment import commitment
 from privguard.runs.options import RunSetup
 from privguard.runs.run import PrivateRun
-from privguard.runs.streams import METHOD, Streams
+from privguard.runs.seeds import METHOD, Streams
 from privguard.training import shards
 from privguard.training.clip import trainable
-from privguard.training.mechanism import mechanism
+from privguard.training.noise.mechanism import mechanism
 from privguard.training.plan import Plan
 from privguard.training.step import Follower, check_optimizer
 

@@ -32,7 +32,7 @@ class ClippedSum:
 
     Guarantee: given the gradient of each example, adding or removing one moves the sum, taken over all parameters
     together, by at most ``l2_bound``, rounding included, also when its gradient is NaN or infinite. It is *not* private
-    yet: only :mod:`privguard.training.noise` makes it so.
+    yet: only :mod:`privguard.training.noise.exact` makes it so.
 
     Attributes:
         gradients: float64 tensor per name of ``model.named_parameters()``; tied parameters once, untouched ones zero.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, final
 
 from privguard import _check
 from privguard.records import Record, Relation, Unit
-from privguard.training.sample import Poisson
+from privguard.training.sampling.sample import Poisson
 
 if TYPE_CHECKING:
     from dp_accounting import DpEvent

@@ -23,10 +23,10 @@ from privguard.accounting.history import History
 from privguard.accounting.ledger import Ledger
 from privguard.errors import BudgetExceededError, InteractionError, PrivacyError
 from privguard.training import shards
-from privguard.training.ahead import Ahead, has_idle_core
 from privguard.training.clip import ClippedSum, Clipper
-from privguard.training.float32_noise import add_float32_noise
-from privguard.training.noise import NoisySum, add_noise, grid_of, rows
+from privguard.training.noise.ahead import Ahead, has_idle_core
+from privguard.training.noise.exact import NoisySum, add_noise, grid_of, rows
+from privguard.training.noise.float32 import add_float32_noise
 from privguard.training.plan import Plan
 from privguard.training.ranks import Ranks
 

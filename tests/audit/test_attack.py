@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from privguard.audit import attack, roc, score
-from privguard.audit.attack import (
+from privguard.audit.membership import attack, roc, score
+from privguard.audit.membership.attack import (
     RMIA,
     Bayesian,
     Evidence,

@@ -11,8 +11,8 @@ from torch import nn
 from typer.testing import CliRunner
 
 from privguard._random import Stream
-from privguard.audit.canary import Coins
 from privguard.audit.loading import read_design
+from privguard.audit.one_run.canary import Coins
 from privguard.cli import app
 from privguard.errors import AuditError, TamperedError
 

@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 from privguard.cli import app
 from privguard.errors import SensitivityError
 from privguard.report.findings import read
-from privguard.runs import audited_model
-from privguard.runs.audited_model import audit_model
+from privguard.runs.audits import model as audited_model
+from privguard.runs.audits.model import audit_model
 
 BATCH = (torch.randn(12, 5, generator=torch.Generator().manual_seed(0)), torch.arange(12) % 2)
 

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from privguard.audit import bound
-from privguard.audit.canary import count_right
+from privguard.audit.one_run import bound
+from privguard.audit.one_run.canary import count_right
 
 VECTORS = json.loads((Path(__file__).parent / "vectors" / "jax_privacy_bounds.json").read_text())
 RUNS = 1_000

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from privguard._random import Stream
-from privguard.audit import bound, rank_bound
-from privguard.audit.canary import Coins, count_right, guess
-from privguard.audit.design import Bound, Design, Observed, ideal, judge, least_canaries
+from privguard.audit.one_run import bound, rank_bound
+from privguard.audit.one_run.canary import Coins, count_right, guess
+from privguard.audit.one_run.design import Bound, Design, Observed, ideal, judge, least_canaries
 from privguard.errors import AuditError, TamperedError
 from privguard.records import Claim, Outcome, Relation, Unit
 

@@ -6,10 +6,11 @@ import torch
 from sklearn.ensemble import RandomForestClassifier
 from torch import nn
 
-from privguard.audit import Examples, Schedule, draw_inclusion, run, score, train_references
-from privguard.audit.bound import gaussian_one_run, steinke
-from privguard.audit.design import Bound, Design, Observed, judge
-from privguard.audit.reference import Place
+from privguard.audit import Examples, Schedule, draw_inclusion, run, train_references
+from privguard.audit.membership import score
+from privguard.audit.one_run.bound import gaussian_one_run, steinke
+from privguard.audit.one_run.design import Bound, Design, Observed, judge
+from privguard.audit.references.reference import Place
 from privguard.errors import AuditError
 
 

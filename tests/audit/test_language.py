@@ -8,8 +8,8 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from privguard.audit import language
-from privguard.audit.extraction import (
+from privguard.audit.text import attacks
+from privguard.audit.text.extraction import (
     Exposure,
     Sampling,
     exposure,
@@ -54,14 +54,14 @@ def distribution(model, text):
 
 
 def test_token_scores_do_not_depend_on_padding_or_batches(model, texts):
-    together, apart = language.token_scores(model, texts, batch=6), language.token_scores(model, texts, batch=1)
+    together, apart = attacks.token_scores(model, texts, batch=6), attacks.token_scores(model, texts, batch=1)
     for one, other in zip(together, apart, strict=True):
         for name in ("observed", "mean", "deviation"):
             assert np.allclose(getattr(one, name), getattr(other, name), atol=1e-5)
 
 
 def test_token_scores_are_the_log_probabilities_and_their_moments(model, texts):
-    for text, found in zip(texts, language.token_scores(model, texts, batch=1), strict=True):
+    for text, found in zip(texts, attacks.token_scores(model, texts, batch=1), strict=True):
         p = distribution(model, text)
         logs = np.log(p)
         mean = (p * logs).sum(1)
@@ -71,8 +71,8 @@ def test_token_scores_are_the_log_probabilities_and_their_moments(model, texts):
 
 
 def test_min_k_and_plus_plus_equal_their_formulas(model, texts):
-    scores = language.token_scores(model, texts, batch=1)
-    for text, k, plus in zip(texts, language.min_k(scores), language.min_k_plus_plus(scores), strict=True):
+    scores = attacks.token_scores(model, texts, batch=1)
+    for text, k, plus in zip(texts, attacks.min_k(scores), attacks.min_k_plus_plus(scores), strict=True):
         p = distribution(model, text)
         logs, length = np.log(p), max(1, int((len(text) - 1) * 0.2))
         observed = logs[np.arange(len(text) - 1), text[1:]]
@@ -84,9 +84,9 @@ def test_min_k_and_plus_plus_equal_their_formulas(model, texts):
 
 def test_zlib_and_reference_ratio_equal_their_formulas(model, texts):
     words = ["a" * len(text) + "xyz" for text in texts]
-    scores, other = language.token_scores(model, texts), language.token_scores(transformer(1), texts)
+    scores, other = attacks.token_scores(model, texts), attacks.token_scores(transformer(1), texts)
     for text, word, z, ratio, theirs in zip(
-        texts, words, language.zlib_ratio(scores, words), language.reference_ratio(scores, other), other, strict=True
+        texts, words, attacks.zlib_ratio(scores, words), attacks.reference_ratio(scores, other), other, strict=True
     ):
         p = distribution(model, text)
         loss = -np.log(p[np.arange(len(text) - 1), text[1:]]).mean()
@@ -97,13 +97,12 @@ def test_zlib_and_reference_ratio_equal_their_formulas(model, texts):
 def test_window_votes_are_counted_window_by_window():
     random = np.random.default_rng(2)
     target, reference = (
-        [language.TokenScores(random.standard_normal(n), np.zeros(n), np.ones(n)) for n in (50, 12, 1)]
-        for _ in range(2)
+        [attacks.TokenScores(random.standard_normal(n), np.zeros(n), np.ones(n)) for n in (50, 12, 1)] for _ in range(2)
     )
-    found = language.window_votes(target, reference)
+    found = attacks.window_votes(target, reference)
     for ours, theirs, value in zip(target, reference, found, strict=True):
         shares = []
-        for size in language.WINDOWS:
+        for size in attacks.WINDOWS:
             width = min(size, len(ours.observed))
             starts = range(len(ours.observed) - width + 1)
             shares.append(
@@ -114,12 +113,12 @@ def test_window_votes_are_counted_window_by_window():
 
 def test_a_text_of_one_token_is_refused(model):
     with pytest.raises(ValueError, match=r"numbers \[1\]': expected at least two tokens"):
-        language.token_scores(model, [[1, 2], [3]])
+        attacks.token_scores(model, [[1, 2], [3]])
 
 
 def test_the_model_keeps_its_mode():
     noisy = transformer(0).train()
-    language.token_scores(noisy, [[1, 2, 3]])
+    attacks.token_scores(noisy, [[1, 2, 3]])
     verbatim(noisy, [1], [2])
     assert noisy.training
 

@@ -10,11 +10,12 @@ from scipy import stats
 from torch import nn
 
 from privguard import audit
-from privguard.audit import inversion, roc_plot, scores
-from privguard.audit.blind import _auc_within, blind_baseline
-from privguard.audit.membership import Assignment, Examples, run, target_digest
-from privguard.audit.reference import Schedule, draw_inclusion, train_references
-from privguard.audit.verdict import Leak
+from privguard.audit import inversion
+from privguard.audit.membership import roc_plot, scores
+from privguard.audit.membership.audit import Assignment, Examples, run, target_digest
+from privguard.audit.membership.blind import _auc_within, blind_baseline
+from privguard.audit.membership.verdict import Leak
+from privguard.audit.references.reference import Schedule, draw_inclusion, train_references
 
 
 def mlp():

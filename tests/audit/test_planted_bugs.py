@@ -15,16 +15,16 @@ import torch
 from scipy.special import ndtr
 
 from privguard._random import Stream
-from privguard.audit import checks
-from privguard.audit.checks import FALSE_ALARM, examine
-from privguard.audit.steps import StepDesign, Trace, observe, step_finding
+from privguard.audit.steps import checks
+from privguard.audit.steps.audit import StepDesign, Trace, observe, step_finding
+from privguard.audit.steps.checks import FALSE_ALARM, examine
 from privguard.errors import AuditError
 from privguard.records import Outcome
-from privguard.runs.audited_step import AuditedStep
+from privguard.runs.audits.step import AuditedStep
 from privguard.training.clip import ClippedSum
-from privguard.training.noise import NoisySum
+from privguard.training.noise.exact import NoisySum
 from privguard.training.plan import Plan
-from privguard.training.sample import Poisson
+from privguard.training.sampling.sample import Poisson
 
 SIGMA = 1.13
 SEEDS = range(20)

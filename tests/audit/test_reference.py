@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch import nn
 
-from privguard.audit import reference
-from privguard.audit.reference import Place, Schedule, batches, draw_inclusion, train_references
-from privguard.audit.stack import stack_modules, stackable
+from privguard.audit.references import reference
+from privguard.audit.references.reference import Place, Schedule, batches, draw_inclusion, train_references
+from privguard.audit.references.stack import stack_modules, stackable
 from privguard.errors import AuditError, UnsupportedModelError
 
 

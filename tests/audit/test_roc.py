@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from privguard.audit import roc
+from privguard.audit.membership import roc
 
 SCORES = st.lists(st.integers(-5, 5), min_size=2, max_size=30)
 

@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from privguard.audit.loading import examples
-from privguard.audit.scores import audit_scores, read_scores
+from privguard.audit.membership.scores import audit_scores, read_scores
 from privguard.cli import app
 from privguard.cli._output import exit_code
 

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from privguard.audit import scores
-from privguard.audit.blind import blind_baseline
-from privguard.audit.bound import rate_above
-from privguard.audit.max_t import max_t
-from privguard.audit.verdict import Leak, exposed, weigh
+from privguard.audit.membership import scores
+from privguard.audit.membership.blind import blind_baseline
+from privguard.audit.membership.max_t import max_t
+from privguard.audit.membership.verdict import Leak, exposed, weigh
+from privguard.audit.one_run.bound import rate_above
 
 
 def members_of(random, count):

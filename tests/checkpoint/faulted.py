@@ -19,7 +19,7 @@ from privguard.attest import journal
 from privguard.attest.journal import Journal
 from privguard.attest.statement import SigningKey
 from privguard.checkpoint import Key, open_into, open_sealed, rewrap, seal
-from privguard.checkpoint.folder import remove
+from privguard.checkpoint.sealed_folder import remove
 from privguard.errors import PlainCheckpointError, PrivguardError, SealError
 
 KEY, NEW, SIGNER = Key.generate_symmetric(), Key.generate_symmetric(), SigningKey.generate()

@@ -19,11 +19,12 @@ import atheris
 
 with atheris.instrument_imports(include=["privguard"]):
     from privguard.attest.statement import SigningKey, sign
-    from privguard.checkpoint import load, tensors, tree
+    from privguard.checkpoint import load
     from privguard.checkpoint.archive import statement
+    from privguard.checkpoint.content import tensors, tree
+    from privguard.checkpoint.content.payload import Bytes
     from privguard.checkpoint.envelope import Preamble
     from privguard.checkpoint.opened import Sealed
-    from privguard.checkpoint.payload import Bytes
     from privguard.errors import PrivguardError
     from tests.checkpoint import make_vectors as making
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from privguard import _canon
 from privguard.attest.statement import Envelope, SigningKey, Statement, sign
 from privguard.checkpoint.archive import statement
-from privguard.checkpoint.key import Key
+from privguard.checkpoint.keys.key import Key
 from tests.checkpoint import make_vectors
 from tests.checkpoint.make_vectors import HYBRID, OFFICER, TEAM, File, case
 

@@ -19,12 +19,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from privguard import _canon
-from privguard.checkpoint import archive, envelope, stanza, unsafe
+from privguard.checkpoint import archive, envelope
 from privguard.checkpoint.archive import HEAD, SMALL
+from privguard.checkpoint.content.payload import Bytes, Place, sealed_size
 from privguard.checkpoint.envelope import PREAMBLE_BYTES, Form, Preamble, Secrets
-from privguard.checkpoint.key import Key, Kind
-from privguard.checkpoint.payload import Bytes, Place, sealed_size
-from privguard.checkpoint.stanza import Role, Stanza
+from privguard.checkpoint.keys import stanza, unsafe
+from privguard.checkpoint.keys.key import Key, Kind
+from privguard.checkpoint.keys.stanza import Role, Stanza
 
 SLOT = 16 << 10
 KEYS = {

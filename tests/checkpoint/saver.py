@@ -5,8 +5,9 @@ from pathlib import Path
 
 import torch
 
-from privguard.checkpoint import Key, Snapshot, archive, payload, save
-from privguard.checkpoint.folder import write_folder
+from privguard.checkpoint import Key, Snapshot, archive, save
+from privguard.checkpoint.content import payload
+from privguard.checkpoint.sealed_folder import write_folder
 
 
 def save_for_ever(key_file: str, target: str, kind: str, told: Connection) -> None:

@@ -16,8 +16,8 @@ import torch
 
 from privguard.checkpoint import Key, Sealed, Snapshot, load, open_sealed, rewrap, save, seal
 from privguard.checkpoint.archive import HEAD, Audience, Contents
-from privguard.checkpoint.folder import write_folder
-from privguard.checkpoint.payload import Bytes
+from privguard.checkpoint.content.payload import Bytes
+from privguard.checkpoint.sealed_folder import write_folder
 from privguard.errors import TamperedError
 from tests.checkpoint.saver import save_for_ever
 

@@ -8,9 +8,9 @@ from collections.abc import Iterable, Iterator
 import pytest
 
 from privguard.checkpoint import Key, Sealed, envelope, inspect, open_into, seal
+from privguard.checkpoint.content.payload import MalformedError
 from privguard.checkpoint.envelope import PREAMBLE_BYTES, Preamble
 from privguard.checkpoint.opened import LeftoverWarning
-from privguard.checkpoint.payload import MalformedError
 from privguard.errors import SealError, TamperedError
 
 
@@ -157,7 +157,7 @@ def test_two_thousand_flips_in_the_payload(sealed, key):
 @pytest.mark.slow
 def test_segments_of_the_real_size_do_not_change_places(tmp_path, key):
     """Three segments of 64 MiB: each pair swapped, one repeated, one dropped."""
-    from privguard.checkpoint.payload import SEGMENT, message_size
+    from privguard.checkpoint.content.payload import SEGMENT, message_size
 
     with (tmp_path / "content").open("wb") as file:
         file.truncate(3 * SEGMENT)

@@ -6,8 +6,8 @@ import stat
 import pytest
 
 from privguard.checkpoint import Key, Recipient
-from privguard.checkpoint.key import Kind, recipients
-from privguard.checkpoint.stanza import Role, unpack, unwrap, wrap
+from privguard.checkpoint.keys.key import Kind, recipients
+from privguard.checkpoint.keys.stanza import Role, unpack, unwrap, wrap
 from privguard.errors import NoRecipientError, SealError
 
 FILE, SECRET = bytes(range(16)), bytes(range(100, 132))
@@ -139,7 +139,7 @@ def test_raw_bytes_are_refused_at_the_front_door():
 
 
 def test_the_unsafe_door_moves_keys_in_and_out():
-    from privguard.checkpoint import unsafe
+    from privguard.checkpoint.keys import unsafe
 
     for maker in MAKERS:
         key = maker()

@@ -15,10 +15,10 @@ import torch
 
 from privguard.checkpoint import Key, Snapshot, load, open_into, open_sealed, rewrap, save, seal
 from privguard.checkpoint.archive import HEAD, Audience, Contents, write_file
+from privguard.checkpoint.content.payload import Bytes, sealed_size
+from privguard.checkpoint.content.tensors import DTYPES, Layout, from_buffer
 from privguard.checkpoint.files import FileContent, seal_stream
-from privguard.checkpoint.folder import write_folder
-from privguard.checkpoint.payload import Bytes, sealed_size
-from privguard.checkpoint.tensors import DTYPES, Layout, from_buffer
+from privguard.checkpoint.sealed_folder import write_folder
 from privguard.errors import SealError, TamperedError
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from privguard.checkpoint import Key, inspect, open_into, open_sealed, rewrap, seal
 from privguard.checkpoint.archive import HEAD
-from privguard.checkpoint.folder import remove
+from privguard.checkpoint.sealed_folder import remove
 from privguard.errors import PlainCheckpointError, SealError
 from tests.checkpoint.schedules import Killed, kills, schedules
 
@@ -217,9 +217,9 @@ def test_a_kill_at_any_call_of_a_removal_leaves_it_whole_or_away():
 
 def test_the_explorer_finds_the_race_that_it_is_there_for(monkeypatch):
     """Without the lock of a folder, some order of two savers loses what one of them wrote."""
-    from privguard.checkpoint import folder
+    from privguard.checkpoint import sealed_folder
 
-    monkeypatch.setattr(folder._os, "lock", lambda *_, **__: None)
+    monkeypatch.setattr(sealed_folder._os, "lock", lambda *_, **__: None)
     world, lost = World("folder"), 0
     for run in schedules(actors(world, world.save("new"), world.save("newer")), bound=1):
         try:

@@ -8,8 +8,8 @@ import torch
 
 from privguard.checkpoint import Key, Sealed, Snapshot, load, save
 from privguard.checkpoint.archive import Contents
+from privguard.checkpoint.content.payload import SEGMENT, Bytes, plain_size, sealed_size
 from privguard.checkpoint.opened import LeftoverWarning
-from privguard.checkpoint.payload import SEGMENT, Bytes, plain_size, sealed_size
 from privguard.errors import NoRecipientError, PlainCheckpointError, RollbackError, SealError, TamperedError
 
 CANARY = b"weight canary, sixteen times "
@@ -181,8 +181,9 @@ def test_sizes_of_members_and_their_plaintext_belong_together():
 
 
 def test_members_over_several_segments_come_back(tmp_path, key, monkeypatch):
-    from privguard.checkpoint import archive, payload
-    from privguard.checkpoint.folder import write_folder
+    from privguard.checkpoint import archive
+    from privguard.checkpoint.content import payload
+    from privguard.checkpoint.sealed_folder import write_folder
 
     monkeypatch.setattr(payload, "SEGMENT", 64 << 10)
     content = os.urandom(300_000)

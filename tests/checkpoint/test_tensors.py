@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from privguard import _canon
-from privguard.checkpoint import tensors, tree
-from privguard.checkpoint.tensors import DTYPES, Layout, TensorFile
+from privguard.checkpoint.content import tensors, tree
+from privguard.checkpoint.content.tensors import DTYPES, Layout, TensorFile
 from privguard.errors import TamperedError
 
 

@@ -12,11 +12,12 @@ from accelerate import Accelerator
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from privguard.attest.statement import SigningKey
-from privguard.checkpoint import Key, Sealed, Trust, archive, load, save, unsafe
+from privguard.checkpoint import Key, Sealed, Trust, archive, load, save
 from privguard.checkpoint.archive import Audience, Contents
-from privguard.checkpoint.key import Kind
-from privguard.checkpoint.payload import Bytes
-from privguard.checkpoint.trust import own_signer
+from privguard.checkpoint.content.payload import Bytes
+from privguard.checkpoint.keys import unsafe
+from privguard.checkpoint.keys.key import Kind
+from privguard.checkpoint.keys.trust import own_signer
 from privguard.errors import RollbackError, SealError, TamperedError
 from privguard.integrations.sealed.accelerate import load_state, save_state
 from privguard.integrations.sealed.dcp import SealedReader, SealedWriter

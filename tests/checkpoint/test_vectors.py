@@ -13,8 +13,10 @@ import pytest
 import torch
 
 from privguard import _canon
-from privguard.checkpoint import Key, Sealed, save, seal, tree, unsafe
-from privguard.checkpoint.key import Kind
+from privguard.checkpoint import Key, Sealed, save, seal
+from privguard.checkpoint.content import tree
+from privguard.checkpoint.keys import unsafe
+from privguard.checkpoint.keys.key import Kind
 from privguard.checkpoint.opened import LeftoverWarning
 from privguard.errors import SealError, TamperedError
 from tests.checkpoint import second_reader

@@ -16,7 +16,7 @@ import torch
 from small import SmallRun, small_plan
 from torch.nn import functional
 
-from privguard.checkpoint.key import Key
+from privguard.checkpoint.keys.key import Key
 
 
 def main(folder, key, *flags):

@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
-from privguard.checkpoint.key import Key
+from privguard.checkpoint.keys.key import Key
 from privguard.integrations.torch_loop import privatize
 from privguard.runs.options import RunOptions
 from privguard.training.plan import Plan

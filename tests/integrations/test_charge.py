@@ -16,7 +16,7 @@ from privguard.accounting.budget.rules import DataSet
 from privguard.accounting.calibrate import Budget
 from privguard.accounting.ledger import Ledger
 from privguard.attest.statement import SigningKey
-from privguard.checkpoint.key import Key
+from privguard.checkpoint.keys.key import Key
 from privguard.errors import BookUnavailableError, BudgetExceededError, PrivacyError, ResumeError
 from privguard.integrations.accelerate import PrivateAccelerator
 from privguard.integrations.transformers.trainer import PrivateTrainer

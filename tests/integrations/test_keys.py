@@ -14,7 +14,7 @@ from privguard.accounting.calibrate import Budget
 from privguard.accounting.ledger import Ledger
 from privguard.attest.statement import SigningKey
 from privguard.checkpoint import Trust
-from privguard.checkpoint.key import Key
+from privguard.checkpoint.keys.key import Key
 from privguard.errors import LedgerError, ResumeError
 from privguard.runs import start
 from privguard.runs.options import RunOptions, RunSetup

@@ -13,11 +13,11 @@ from privguard.accounting.ledger import Ledger
 from privguard.errors import PrivacyError, ResumeError
 from privguard.report import guarantee
 from privguard.runs.start import read_manifest
-from privguard.training import ahead
-from privguard.training.ahead import Ahead
 from privguard.training.attach import attach
 from privguard.training.clip import ROUNDING, trainable
-from privguard.training.noise import draw
+from privguard.training.noise import ahead
+from privguard.training.noise.ahead import Ahead
+from privguard.training.noise.exact import draw
 from privguard.training.plan import Performance
 from privguard.training.step import PrivateStep
 from tests.integrations.small import small_model, small_plan

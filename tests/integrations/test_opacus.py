@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from privguard.accounting.accountant import spent
 from privguard.accounting.calibrate import dp_sgd
 from privguard.accounting.ledger import Ledger
-from privguard.checkpoint.key import Key
+from privguard.checkpoint.keys.key import Key
 from privguard.checkpoint.store import load
 from privguard.errors import PrivacyError, ResumeError, UnsupportedModelError
 from privguard.integrations.opacus import fixed, take_over

@@ -14,7 +14,7 @@ from privguard._random import Stream
 from privguard.accounting.accountant import spent
 from privguard.accounting.ledger import Ledger
 from privguard.errors import BudgetExceededError, NoRecipientError, PrivacyError, ResumeError, SensitivityError
-from privguard.training.sample import Poisson
+from privguard.training.sampling.sample import Poisson
 
 
 def reference_run(model, optimizer, data, plan, seed):

@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from benchmarks.book import forked
 from privguard.accounting.ledger import Ledger
-from privguard.checkpoint.key import Key
+from privguard.checkpoint.keys.key import Key
 from privguard.errors import LedgerError, ResumeError, TamperedError
 
 HERE = Path(__file__).parent

@@ -14,7 +14,7 @@ from small import SmallRun, small_plan
 
 from privguard.attest.journal import Journal, recorded_in
 from privguard.attest.statement import SigningKey
-from privguard.checkpoint.key import Key
+from privguard.checkpoint.keys.key import Key
 from privguard.report.assemble import assemble
 
 

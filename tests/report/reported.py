@@ -4,7 +4,7 @@ import json
 
 import torch
 
-from privguard.audit.membership import Assignment, Examples, run
+from privguard.audit.membership.audit import Assignment, Examples, run
 from privguard.records import Finding, Outcome
 from privguard.report import render, sign
 from privguard.report.assemble import Sources, assemble

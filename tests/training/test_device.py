@@ -19,7 +19,7 @@ from privguard.errors import UnsupportedModelError
 from privguard.training.attach import attach
 from privguard.training.bookkeeping import BookKeeper
 from privguard.training.clip import ClippedSum, OneByOne, trainable
-from privguard.training.noise import NoisySum, add_noise
+from privguard.training.noise.exact import NoisySum, add_noise
 from privguard.training.step import hand_over
 
 aten = torch.ops.aten

@@ -11,9 +11,9 @@ import torch
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
 
 from privguard._random import Stream
-from privguard.training import chacha20, gaussian
-from privguard.training.gaussian import PAIRS, DevicePairs, HostPairs, Refiner, error_bound
-from privguard.training.noise import _Noise, draw
+from privguard.training.noise import chacha20, gaussian
+from privguard.training.noise.exact import _Noise, draw
+from privguard.training.noise.gaussian import PAIRS, DevicePairs, HostPairs, Refiner, error_bound
 
 FIRST, LAST = (0x0123456789ABCDEF, 0x0FEDCBA987654321), (0xFFFFFFFF, -0x7EDCBA9876543210)
 KNOWN = [

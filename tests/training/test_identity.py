@@ -7,9 +7,9 @@ import torch
 from torch.utils.data import ConcatDataset, DataLoader, StackDataset, Subset, TensorDataset, random_split
 
 from privguard.errors import PrivacyError
-from privguard.runs.commitment import commitment
-from privguard.training.batches import examples_of
-from privguard.training.identity import places, require_apart, require_once
+from privguard.runs.data_commitment import commitment
+from privguard.training.sampling.batches import examples_of
+from privguard.training.sampling.identity import places, require_apart, require_once
 
 BASE = TensorDataset(torch.arange(10.0), torch.arange(10))
 TABLE = datasets.Dataset.from_dict({"text": [f"sentence {n}" for n in range(10)], "label": [n % 2 for n in range(10)]})

@@ -12,9 +12,9 @@ from scipy.stats import kstest, norm
 from privguard._random import Stream
 from privguard.errors import PrivacyError, SensitivityError
 from privguard.training.clip import ClippedSum
-from privguard.training.gaussian import PAIRS
-from privguard.training.grid import Grid
-from privguard.training.noise import add_noise, grid_of
+from privguard.training.noise.exact import add_noise, grid_of
+from privguard.training.noise.gaussian import PAIRS
+from privguard.training.noise.grid import Grid
 from privguard.training.ranks import Ranks
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.stats import chi2
 
 from privguard._random import Stream
-from privguard.training.sample import Poisson, cut
+from privguard.training.sampling.sample import Poisson, cut
 
 SOURCE = Stream.from_insecure_seed(1, "test")
 

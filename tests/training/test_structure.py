@@ -10,8 +10,8 @@ from transformers import BatchEncoding
 from transformers.modeling_outputs import BaseModelOutput
 
 from privguard.training import structure
-from privguard.training.batches import rows_of, to_device
 from privguard.training.probes.fields import Field, Listed, exchanged, first_rows, make, structure_of
+from privguard.training.sampling.batches import rows_of, to_device
 
 Pair = namedtuple("Pair", "x y")  # noqa: PYI024 — as users write it
 

@@ -14,12 +14,12 @@ from torch.utils.data import DataLoader, TensorDataset
 from privguard._random import Stream
 from privguard.errors import SensitivityError, UnsupportedModelError
 from privguard.training.attach import attach
-from privguard.training.batches import PoissonLoader
 from privguard.training.clip import OneByOne
 from privguard.training.plan import Plan
 from privguard.training.probes.examples import probe
 from privguard.training.probes.fields import Field
-from privguard.training.sample import Poisson
+from privguard.training.sampling.batches import PoissonLoader
+from privguard.training.sampling.sample import Poisson
 
 BOUND = 1.0
 

@@ -9,8 +9,8 @@ from scipy import stats
 
 from privguard._random import Stream
 from privguard.errors import PrivacyError
-from privguard.training.sample import PhysicalBatch
-from privguard.training.users import Users
+from privguard.training.sampling.sample import PhysicalBatch
+from privguard.training.sampling.users import Users
 
 OWNERS = ["ann"] * 7 + ["bob"] * 2 + ["eve"] * 3
 STREAM = Stream.from_insecure_seed(11, "users")

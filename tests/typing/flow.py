@@ -3,9 +3,9 @@
 from torch import nn
 
 from privguard._random import Stream
-from privguard.checkpoint.key import Key
+from privguard.checkpoint.keys.key import Key
 from privguard.training.clip import ClippedSum
-from privguard.training.noise import NoisySum, add_noise
+from privguard.training.noise.exact import NoisySum, add_noise
 from privguard.training.plan import Performance, Plan
 from privguard.training.step import hand_over
 

@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from privguard.checkpoint import stream
-from privguard.checkpoint.key import Key
+from privguard.checkpoint.content import stream
+from privguard.checkpoint.keys.key import Key
 from privguard.checkpoint.opened import Sealed
 from privguard.errors import SealError
 

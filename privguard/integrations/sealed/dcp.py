@@ -41,13 +41,14 @@ from torch.futures import Future
 
 from privguard import _canon
 from privguard.attest import journal
-from privguard.checkpoint import archive, files, stream, tree
+from privguard.checkpoint import archive, files
 from privguard.checkpoint.archive import Audience, Contents
+from privguard.checkpoint.content import stream, tree
+from privguard.checkpoint.content.payload import Bytes
 from privguard.checkpoint.durable import Directory, sweep
-from privguard.checkpoint.key import Key, To
+from privguard.checkpoint.keys.key import Key, To
+from privguard.checkpoint.keys.trust import Trust
 from privguard.checkpoint.opened import Sealed, head_of
-from privguard.checkpoint.payload import Bytes
-from privguard.checkpoint.trust import Trust
 from privguard.errors import SealError, TamperedError
 
 _METADATA = ".metadata"

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from transformers import AutoConfig, GenerationConfig, PreTrainedTokenizerFast
 from transformers.models.auto.auto_factory import _get_model_class
 
-from privguard.checkpoint import shards
-from privguard.checkpoint.key import Key
+from privguard.checkpoint.content import model_files
+from privguard.checkpoint.keys.key import Key
 from privguard.checkpoint.opened import Sealed
 from privguard.errors import SealError
 from privguard.integrations.sealed.state import WEIGHTS, read_tensors
@@ -113,9 +113,9 @@ def tokenizer_texts(tokenizer: Any) -> dict[str, str]:
 
 def _weights(sealed: Sealed, *, variant: str | None = None) -> dict[str, Tensor]:
     """All tensors of the model, from the members that transformers would load."""
-    names = [name for name in shards.tensor_members(sealed, variant=variant) if not name.startswith("adapter_")]
+    names = [name for name in model_files.tensor_members(sealed, variant=variant) if not name.startswith("adapter_")]
     files = {name: read_tensors(sealed, name) for name in names}
-    shards.require_one_home(sealed.path, files)
+    model_files.require_one_home(sealed.path, files)
     if not files:
         raise SealError(f"{sealed.path}: expected safetensors of a model and found none")
     return {name: tensor for file in files.values() for name, tensor in file.items()}

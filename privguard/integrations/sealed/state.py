@@ -14,13 +14,14 @@ from torch import Tensor
 
 from privguard import _canon
 from privguard.attest.statement import SigningKey
-from privguard.checkpoint import files, tensors, tree
+from privguard.checkpoint import files
 from privguard.checkpoint.archive import HEAD, STATE, STATE_TENSORS, Audience, Contents
-from privguard.checkpoint.folder import write_folder
-from privguard.checkpoint.key import Key, To, key_among
+from privguard.checkpoint.content import tensors, tree
+from privguard.checkpoint.content.payload import Bytes, Content
+from privguard.checkpoint.keys.key import Key, To, key_among
+from privguard.checkpoint.keys.trust import Trust, require_step
 from privguard.checkpoint.opened import Sealed
-from privguard.checkpoint.payload import Bytes, Content
-from privguard.checkpoint.trust import Trust, require_step
+from privguard.checkpoint.sealed_folder import write_folder
 from privguard.errors import PlainCheckpointError, SealError
 
 WEIGHTS = "model.safetensors"

@@ -14,11 +14,11 @@ from privguard.integrations.transformers.objective import RowByRow, refuse_coupl
 from privguard.integrations.transformers.overrides import own_loss_of
 from privguard.runs.driver import Head, Objective, PerExampleLoss
 from privguard.runs.privacy_unit import Unit
-from privguard.training.batches import fetch, refuse_stream
 from privguard.training.clip import Clipper
 from privguard.training.probes.collate import refuse_meeting
 from privguard.training.probes.examples import clipper_for
 from privguard.training.probes.fields import Field, Structure, structure_of
+from privguard.training.sampling.batches import fetch, refuse_stream
 
 
 def training_loader(trainer: Trainer) -> DataLoader[Any]:

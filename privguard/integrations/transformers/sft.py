@@ -23,7 +23,7 @@ from trl.trainer.sft_trainer import SFTTrainer
 from privguard.errors import PrivacyError
 from privguard.integrations.transformers import sft_arguments
 from privguard.integrations.transformers.trainer import PrivateTrainer
-from privguard.training.identity import require_apart
+from privguard.training.sampling.identity import require_apart
 
 
 class PrivateSFTTrainer(PrivateTrainer, SFTTrainer):

@@ -24,7 +24,7 @@ from transformers.trainer_utils import TrainOutput, get_last_checkpoint, rotate_
 
 from privguard.accounting.calibrate import Budget
 from privguard.accounting.ledger import Ledger
-from privguard.checkpoint.key import To
+from privguard.checkpoint.keys.key import To
 from privguard.errors import PrivacyError
 from privguard.integrations.settled import refuse_environment, refuse_state
 from privguard.integrations.transformers import arguments as training_arguments
@@ -43,11 +43,11 @@ from privguard.runs.privacy_unit import ByUser, Unit
 from privguard.runs.progress import public
 from privguard.runs.run import SNAPSHOTS
 from privguard.runs.signals import Interrupts
-from privguard.training.batches import refuse_stream
-from privguard.training.identity import require_apart
 from privguard.training.plan import Plan, steps_in
 from privguard.training.probes.modules import refuse_mixing
 from privguard.training.ranks import Ranks
+from privguard.training.sampling.batches import refuse_stream
+from privguard.training.sampling.identity import require_apart
 
 EVALUATED = "Metrics of the evaluation data carry no noise: the people in it are not protected by this claim"
 SELECTED = "; and by them the model to keep, or the step to stop at, was chosen."

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from privguard.errors import SensitivityError, UnsupportedModelError
 from privguard.training.bookkeeping.factors import Factor, Outer
-from privguard.training.bookkeeping.layout import SHARED, Layout
+from privguard.training.bookkeeping.isolation.layout import SHARED, Layout
 from privguard.training.bookkeeping.taps import tap
 
 

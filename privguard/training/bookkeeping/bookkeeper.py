@@ -18,10 +18,10 @@ from privguard.training import shards
 from privguard.training.bookkeeping.batch import Batch, Desk, Part, Tapped
 from privguard.training.bookkeeping.factors import gather
 from privguard.training.bookkeeping.gradients import Gradient, Inputs
-from privguard.training.bookkeeping.halves import HalfChecks
+from privguard.training.bookkeeping.isolation.halves import HalfChecks
+from privguard.training.bookkeeping.isolation.reach import check_leaves
 from privguard.training.bookkeeping.norms import example_norms
 from privguard.training.bookkeeping.precision import exact, uncast
-from privguard.training.bookkeeping.reach import check_leaves
 from privguard.training.bookkeeping.rules import listen_to
 from privguard.training.bookkeeping.shared import (
     is_of_all_windows,

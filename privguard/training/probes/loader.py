@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from privguard.training.attach import attach
-from privguard.training.batches import to_device
 from privguard.training.clip import Clipper
 from privguard.training.probes.collate import refuse_meeting
 from privguard.training.probes.examples import clipper_for
 from privguard.training.probes.fields import Structure, make, structure_of
 from privguard.training.probes.gradients import Losses, untouched
 from privguard.training.probes.rehearsal import Rehearsal
+from privguard.training.sampling.batches import to_device
 from privguard.training.shards import is_cut
 
 _COPIES = 7  # unlike the length of most things

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from privguard import _check
 from privguard.records import Verdict
-from privguard.watermark.image.grid import Evidence, Grid
+from privguard.watermark.image.blocks import Evidence, Grid
 from privguard.watermark.image.keys import PIECE_BITS, POSITIONS, ImageKeys, pieces_of, walsh, walsh_transform
 from privguard.watermark.image.pixels import luma
 from privguard.watermark.image.profile import ImageProfile

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from privguard import _check
 from privguard.errors import MarkError
-from privguard.watermark.image import grid as grids
-from privguard.watermark.image.grid import Grid
+from privguard.watermark.image import blocks as grids
+from privguard.watermark.image.blocks import Grid
 from privguard.watermark.image.keys import BLOCK, PIECE_BITS, TILE, Reals, pieces_of, walsh
 from privguard.watermark.image.pixels import luma, mask, spread_out
 from privguard.watermark.image.profile import ImageProfile

@@ -16,7 +16,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
-from privguard.checkpoint.key import Key
+from privguard.checkpoint.keys.key import Key
 from privguard.integrations.accelerate import PrivateAccelerator
 from privguard.runs.options import RunOptions
 from privguard.training.plan import Plan

@@ -11,11 +11,11 @@ from torch.nn import functional
 from privguard._random import Stream
 from privguard.accounting.accountant import spent
 from privguard.accounting.ledger import Ledger
-from privguard.checkpoint.key import Key
+from privguard.checkpoint.keys.key import Key
 from privguard.errors import PrivacyError, SensitivityError
 from privguard.integrations.accelerate import PrivateAccelerator
 from privguard.records import Manifest
-from privguard.training.sample import Poisson
+from privguard.training.sampling.sample import Poisson
 
 KEY = Key.generate_symmetric()
 

@@ -10,7 +10,7 @@ from processes import launch
 from scipy.stats import kstest, norm
 
 from privguard.accounting.ledger import Ledger
-from privguard.checkpoint.key import Key
+from privguard.checkpoint.keys.key import Key
 
 SCRIPT = Path(__file__).parent / "loop.py"
 

@@ -20,4 +20,4 @@ def _one_thread():
 @pytest.fixture
 def fine_grid(monkeypatch):
     """Rounds sums 1,000 times finer than a run does, for comparisons with sums that nobody has rounded."""
-    monkeypatch.setattr("privguard.training.grid._SHARE", 1e-7)
+    monkeypatch.setattr("privguard.training.noise.grid._SHARE", 1e-7)

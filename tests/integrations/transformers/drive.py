@@ -7,7 +7,7 @@ import transformers as hf
 from small import with_options
 from zoo import pad
 
-from privguard.checkpoint.key import Key
+from privguard.checkpoint.keys.key import Key
 from privguard.integrations.transformers.trainer import PrivateTrainer
 from privguard.training.plan import Plan
 

@@ -8,7 +8,7 @@ import trainer_alone
 from processes import WAIT, launch, spawn, until
 
 from privguard.accounting.ledger import Ledger
-from privguard.checkpoint.key import Key
+from privguard.checkpoint.keys.key import Key
 
 SCRIPT = Path(trainer_alone.__file__)
 

@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # where small.py is
 from drive import arguments, make_plan, private_trainer
 from zoo import ZOO
 
-from privguard.checkpoint.key import Key
+from privguard.checkpoint.keys.key import Key
 
 
 class Tell(hf.TrainerCallback):

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from privguard.errors import UnsupportedModelError
 from privguard.training.bookkeeping import BookKeeper
-from privguard.training.bookkeeping.layout import SHARED, Layout
+from privguard.training.bookkeeping.isolation.layout import SHARED, Layout
 from privguard.training.clip import Clipper, OneByOne
 from privguard.training.probes.examples import choose
 from privguard.training.probes.fields import Field

@@ -10,7 +10,7 @@ from PIL import Image
 from privguard.attest.journal import Journal
 from privguard.attest.statement import SigningKey
 from privguard.errors import TamperedError
-from privguard.watermark.image.log import Attributed, ImageLog, Looks, attribute, read_log
+from privguard.watermark.image.registry import Attributed, ImageLog, Looks, attribute, read_log
 from tests.watermark.image.test_cli_image import privguard
 from tests.watermark.image.test_image_mark import jpeg, quarter
 
@@ -71,7 +71,7 @@ def test_the_very_file_is_found_whatever_it_carries(detector, photographs, entri
 
 
 def test_a_faint_copy_of_the_shading_does_not_look_like_the_picture(photographs):
-    from privguard.watermark.image.grid import Grid
+    from privguard.watermark.image.blocks import Grid
     from privguard.watermark.image.pixels import luma
 
     y = luma(photographs["china"])

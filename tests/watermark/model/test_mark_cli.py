@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 from privguard.attest import journal, timestamp
 from privguard.attest.notary import LocalNotary
 from privguard.attest.statement import SigningKey
-from privguard.cli import _mark_files as files
 from privguard.cli import app
+from privguard.cli.mark import _files as files
 from privguard.errors import PrivguardError, ProtocolInvalidError
 from privguard.watermark.model import theft
 from privguard.watermark.model.embed import Lesson, embed

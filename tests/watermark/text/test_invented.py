@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from privguard.cli import app
-from privguard.cli._text_files import log10_of, read_rows, tokens_of
+from privguard.cli.mark._text_files import log10_of, read_rows, tokens_of
 from privguard.errors import ProfileMismatchError
 from privguard.watermark.secret import Secret
 from privguard.watermark.text.profile import Profile

@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 from privguard.errors import UnsupportedModelError
 from privguard.training.bookkeeping.batch import Call, Heard
 from privguard.training.bookkeeping.factors import Factor, Full
-from privguard.training.bookkeeping.layout import SHARED
+from privguard.training.bookkeeping.isolation.layout import SHARED
 from privguard.training.bookkeeping.taps import frozen
 
 _DROPOUT = (nn.modules.dropout._DropoutNd, nn.RReLU)  # noqa: SLF001 — torch has no public name for "any dropout"

@@ -1,0 +1,1 @@
+"""Who was in the training data: attacks, the blind baseline, and the verdict that a split supports."""

@@ -1,0 +1,233 @@
+"""Statistics of attacks on a split → what may be said about a leak, in words that the split supports.
+
+Two questions, each one test over all attacks, statistics, directions and groups
+(:mod:`privguard.audit.membership.max_t`). Do
+members stand out at all? And do they stand out given what the records alone say? The second takes off each score what
+the records let one expect of it, and draws memberships by the chances that the records give: an error in either of the
+two models is harmless as long as the other is right (Shah and Peters 2020, arXiv:1804.07203; Berrett et al. 2020,
+arXiv:1807.05405). A shift that no blind model can represent is beyond both, and the report says so.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import final
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import special, stats
+
+from privguard.audit.membership import roc
+from privguard.audit.membership.blind import Baseline
+from privguard.audit.membership.max_t import DRAWS, TOPS, Best, max_t
+from privguard.audit.membership.roc import Auc, Rate
+from privguard.records import Measurement
+
+LEVEL = 0.05  # of everything that was looked at together
+SEPARATED = 0.97  # blind AUC from which hardly any record is left whose membership is open
+FloatArray = NDArray[np.float64]
+BoolArray = NDArray[np.bool_]
+
+NOT_CLAIMED = (
+    "that the model is private: an attack that fails may be a weak attack",
+    "an ε: records that were not included by recorded coins support no bound",
+    "that any one record was a member: read the precision at a prior instead",
+    (
+        "that the split was random: the blind models see shifts of means, of spread, of products of two columns, of "
+        "steps, and of words and their order; a shift of another kind would be taken for a leak"
+    ),
+)
+
+
+class Leak(StrEnum):
+    """What the attacks found, in words that the split supports."""
+
+    FOUND = "members stand out beyond the blind baseline"
+    NOT_FOUND = "no attack tells members from others better than chance"
+    INSEPARABLE = "what the attacks found cannot be separated from the split"
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class AttackResult(Measurement):
+    """One attack: its ranking, and p-values that pay for all attacks, statistics, directions and groups.
+
+    ``p_adjusted`` is for members standing out at all, by ``statistic``, the most telling one. ``p_beyond`` is for
+    members standing out given the records, by ``statistic_beyond``; both are None where there was no blind baseline,
+    or nothing to explain.
+    """
+
+    attack: str
+    auc: Auc
+    rates: tuple[Rate, ...]
+    p_adjusted: float
+    statistic: str
+    p_beyond: float | None = None
+    statistic_beyond: str | None = None
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Exposed(Measurement):
+    """How many members stand above everybody else at the top of the rankings, from below.
+
+    ``low`` of them at least, with 95 % confidence over all attacks and depths; ``false_alarms`` others stand among the
+    first ``depth`` of ``attack``, where the bound was reached.
+    """
+
+    low: int
+    attack: str
+    depth: int
+    false_alarms: int
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Weighed:
+    """The verdict and what it rests on; ``leak`` is None where no blind baseline could be run."""
+
+    leak: Leak | None
+    attacks: tuple[AttackResult, ...]
+    exposed: Exposed
+    notes: tuple[str, ...]
+
+
+def weigh(
+    statistics: Mapping[str, FloatArray],
+    members: BoolArray,
+    blind: Baseline | None,
+    *,
+    groups: NDArray[np.generic] | None = None,
+    draws: int = DRAWS,
+) -> Weighed:
+    """Hold every attack (n,) against chance and, where something stands out, against the blind baseline.
+
+    ``groups`` (n,) has every statistic looked at within each group too; ``draws`` is the number of memberships drawn.
+
+    Guarantee: where members were a random subset, the verdict is another than NOT_FOUND with probability at most 5 %,
+    whatever was attacked and however often.
+    """
+    plain = max_t(statistics, members, groups=groups, draws=draws)
+    stands_out = min(best.p_value for best in plain.values()) <= LEVEL
+    beyond = _given_records(statistics, blind, groups, draws) if blind is not None and stands_out else {}
+    results = tuple(
+        AttackResult(
+            attack=name,
+            auc=roc.auc(values, members),
+            rates=tuple(roc.rates(values, members)),
+            p_adjusted=plain[name].p_value,
+            statistic=plain[name].statistic,
+            p_beyond=beyond[name].p_value if beyond else None,
+            statistic_beyond=beyond[name].statistic if beyond else None,
+        )
+        for name, values in statistics.items()
+    )
+    leak = None if blind is None else _leak(results, blind)
+    return Weighed(leak=leak, attacks=results, exposed=exposed(statistics, members), notes=_notes(results, blind, leak))
+
+
+def exposed(statistics: Mapping[str, FloatArray], members: BoolArray, *, confidence: float = 0.95) -> Exposed:
+    """How many members are named by the top of a ranking, from below.
+
+    Were E members always at the very top and the rest in random order, the members among the other places of the first
+    k would be hypergeometric. E is the least that this law does not refute, at an error shared by all attacks and
+    depths (Bonferroni).
+    """
+    depths = [depth for depth in TOPS if depth <= len(members) // 2] or [len(members) // 2]
+    error = (1 - confidence) / (len(depths) * len(statistics))
+    reached: list[Exposed] = []
+    for name, values in statistics.items():
+        order = np.argsort(-values, kind="stable")
+        ties = np.lexsort((members, -values))  # among equal scores, members last: ties never help
+        order = ties if len(np.unique(values)) < len(values) else order
+        for depth in depths:
+            hits = int(members[order[:depth]].sum())
+            low = _least(hits, depth, members, error)
+            reached.append(Exposed(low=low, attack=name, depth=depth, false_alarms=depth - hits))
+    return max(reached, key=lambda each: (each.low, -each.false_alarms))
+
+
+def _given_records(
+    statistics: Mapping[str, FloatArray], blind: Baseline, groups: NDArray[np.generic] | None, draws: int
+) -> dict[str, Best]:
+    """The test given the records; on a split that shows by itself a lead has to outlast what more records would teach.
+
+    What the blind models have not learnt yet looks like a leak, and shrinks as they see more records; a leak does not.
+    So there the lead is extrapolated from half and from all of the records to no end of them, at the slowest rate that
+    the two models' product of errors may have (n^-1/2), and p is that of what is left where that is larger.
+    """
+    rest, chances = _residuals(statistics, blind)
+    best = max_t(rest, blind.members, chances=chances, groups=groups, draws=draws)
+    if not blind.record.flagged:
+        return best
+    fewer, their_chances = _residuals(statistics, replace(blind, thinned=True))
+    kept: dict[str, Best] = {}
+    for name, each in best.items():
+        lead = _lead(rest[name], blind.members, chances, each.statistic)
+        before = _lead(fewer[name], blind.members, their_chances, each.statistic)
+        left = lead - max(0.0, before - lead) / (math.sqrt(2) - 1)
+        p_left = min(1.0, len(best) * float(special.ndtr(-left)))
+        kept[name] = replace(each, p_value=max(each.p_value, p_left))
+    return kept
+
+
+def _residuals(statistics: Mapping[str, FloatArray], blind: Baseline) -> tuple[dict[str, FloatArray], FloatArray]:
+    """What each score (n,) adds to what the records let one expect, and P[member | record] (n,)."""
+    kept = {name: _squashed(values) for name, values in statistics.items()}
+    expected = {name: blind.expected(values) for name, values in kept.items()}
+    return {name: kept[name] - expected[name] for name in kept}, blind.chances(list(expected.values()))
+
+
+def _lead(rest: FloatArray, members: BoolArray, chances: FloatArray, statistic: str) -> float:
+    """How many deviations members lie above their chances, in the statistic of this name, or in the ranks."""
+    ranks = stats.rankdata(-rest if ", lower" in statistic else rest)
+    top = re.match(r"top (\d+)", statistic)
+    depth = int(top.group(1)) if top else TOPS[1] if statistic.startswith("TPR") else 0
+    weights = (ranks > len(ranks) - depth).astype(np.float64) if depth else ranks
+    weights = weights - weights.mean()
+    deviation = math.sqrt(float((chances * (1 - chances) * weights**2).sum()))
+    return float(((members - chances) * weights).sum()) / max(deviation, 1e-12)
+
+
+def _least(hits: int, depth: int, members: BoolArray, error: float) -> int:
+    inside, count = int(members.sum()), len(members)
+    for exposed_ones in range(hits + 1):
+        rest = stats.hypergeom(count - exposed_ones, inside - exposed_ones, depth - exposed_ones)
+        if float(rest.sf(hits - exposed_ones - 1)) > error:
+            return exposed_ones
+    return hits
+
+
+def _leak(results: tuple[AttackResult, ...], blind: Baseline) -> Leak:
+    if min(result.p_adjusted for result in results) > LEVEL:
+        return Leak.NOT_FOUND
+    separated = blind.record.auc.value >= SEPARATED
+    beyond = any(result.p_beyond is not None and result.p_beyond <= LEVEL for result in results)
+    return Leak.FOUND if beyond and not separated else Leak.INSEPARABLE
+
+
+def _notes(results: tuple[AttackResult, ...], blind: Baseline | None, leak: Leak | None) -> tuple[str, ...]:
+    notes: list[str] = []
+    if blind is None:
+        notes.append("no records, so no blind baseline: nothing here is called a leak; add an array 'records'")
+    elif leak is Leak.INSEPARABLE:
+        notes.append(
+            f"the records alone tell members from others with AUC {blind.record.auc.value:.3f}, so no statement on a "
+            "leak can be made; split members and others at random, or leave out the columns that differ"
+        )
+    lower = [each.attack for each in results if each.p_adjusted <= LEVEL and ", lower" in each.statistic]
+    if lower:
+        notes.append(
+            f"members score lower than others in {', '.join(lower)}: if these are losses, say so (an array called "
+            "'losses', or --losses), so that rates are counted from the right end"
+        )
+    return tuple(notes)
+
+
+def _squashed(values: FloatArray) -> FloatArray:
+    """The scores on a scale that keeps order and gaps but not the weight of outliers, for regression on records."""
+    centred = values - np.median(values)
+    scale = float(np.median(np.abs(centred))) or float(centred.std()) or 1.0
+    return np.arcsinh(centred / scale)

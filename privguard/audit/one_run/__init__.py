@@ -1,0 +1,1 @@
+"""An audit of ε in one training run: canaries with coins, committed before training, and bounds from their guesses."""

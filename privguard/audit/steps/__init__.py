@@ -1,0 +1,1 @@
+"""The per-step audit: does an implementation of clip and noise do what its accountant is told?"""

@@ -1,0 +1,1 @@
+"""What a language model memorised: attacks on membership, exposure and extraction."""

@@ -1,0 +1,1 @@
+"""``privguard audit``: audits that try to refute a claim."""

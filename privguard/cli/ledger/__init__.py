@@ -1,0 +1,1 @@
+"""``privguard ledger``: what a run spent, and what may be spent on a data set over all runs."""

@@ -1,0 +1,1 @@
+"""``privguard mark``: marks in models, in text and in pictures."""

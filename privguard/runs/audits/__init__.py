@@ -1,0 +1,1 @@
+"""privguard's own step and a user's model, put before the audits."""

@@ -1,0 +1,1 @@
+"""Do the losses of some examples reach rows of others? Asked before and while training."""

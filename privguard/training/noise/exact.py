@@ -1,0 +1,301 @@
+"""Exact Gaussian noise: a clipped sum goes in, integers meet on a public grid, a noisy sum comes out.
+
+Guarantee: what is released is a function of the *ideal* Gaussian mechanism on the rounded sum. For an integer k and a
+real x, rint(k + x) = k + rint(x) but for ties, which have probability 0; so adding rint(s·z) to an integer is the same
+as rounding the sum of that integer and a real Gaussian (docs/spec/mechanism-v1.md). No float is involved before the sum
+of all ranks is complete, so attacks on floating-point noise (Mironov 2012) have nothing to look at.
+
+Each ledger position has a stream of its own, of which the parameters take consecutive pieces, so no noise is ever used
+twice, and two processes that share the key add the same noise, not two noises. How many threads make it, and with which
+library, changes nothing.
+"""
+
+import itertools
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from privguard import _check
+from privguard._random import Stream
+from privguard.errors import SensitivityError
+from privguard.training import shards
+from privguard.training.clip import MOST_RECORDS, ClippedSum
+from privguard.training.noise import chacha20
+from privguard.training.noise.gaussian import PAIRS, DevicePairs, HostPairs, Refiner
+from privguard.training.noise.grid import Grid
+from privguard.training.ranks import Ranks
+
+_BLOCK = 2 * PAIRS  # integers per block
+_BYTES = 16 * PAIRS  # of the stream for each block: one word for each radius, one for each angle
+_AT_ONCE = 64  # blocks that a device makes together: a million integers
+
+Integers = NDArray[np.int64]
+Label = tuple[str | int, ...]
+
+
+@final
+@dataclass(frozen=True)
+class NoisySum:
+    """A clipped sum with noise of deviation ``deviation`` in every coordinate; only this may reach the optimizer.
+
+    ``gradients`` maps the names of the model's parameters to float32 tensors of their shapes.
+    """
+
+    gradients: dict[str, Tensor]
+    deviation: float
+
+
+@final
+@dataclass(frozen=True)
+class Row:
+    """This rank's float64 totals that take consecutive integers of one stream; ``noisy`` if they take any here."""
+
+    label: Label
+    totals: dict[str, Tensor]
+    noisy: bool
+
+    @property
+    def device(self) -> torch.device:
+        """Where all of them are."""
+        return next(iter(self.totals.values())).device
+
+    @property
+    def count(self) -> int:
+        """How many integers it takes."""
+        return sum(total.numel() for total in self.totals.values())
+
+
+def rows(gradients: Mapping[str, Tensor], *, lead: bool) -> list[Row]:
+    """How a model's parameters share the streams of one position.
+
+    Parameters of which each process has a copy go together, and only the one with ``lead`` adds noise to them. Of a
+    parameter that is cut over ranks each process adds noise to its own part, from a stream named by the parameter and
+    by where the part begins.
+    """
+    whole: dict[torch.device, dict[str, Tensor]] = {}
+    cut: list[Row] = []
+    for name, gradient in gradients.items():
+        mine, begins = shards.part(gradient)
+        if shards.is_cut(gradient):
+            cut.append(Row((name, *begins), {name: mine}, noisy=True))
+        else:
+            whole.setdefault(mine.device, {})[name] = mine
+    return cut + [Row((number,), totals, noisy=lead) for number, totals in enumerate(whole.values())]
+
+
+def grid_of(clipped: ClippedSum, ranks: Ranks) -> Grid:
+    """The grid of a sum, from public numbers: its bound, the sizes of its parameters, and how many ranks round."""
+    coordinates = sum(gradient.numel() for gradient in clipped.gradients.values())
+    return Grid.of(clipped.l2_bound, coordinates=coordinates, processes=ranks.size)
+
+
+@torch.no_grad()
+def add_noise(
+    clipped: ClippedSum,
+    *,
+    multiplier: float,
+    source: Stream,
+    ranks: Ranks | None = None,
+    drawn: Mapping[Label, Integers] | None = None,
+) -> NoisySum:
+    """Round to the grid, add rint of N(0, (multiplier · Δ)²) to every coordinate, and add up over ``ranks``.
+
+    ``clipped`` is used up. Every rank has to call this. ``drawn`` holds integers of ``source`` that were made
+    beforehand (:func:`draw`); the others are made now.
+
+    Guarantee: the Gaussian mechanism for a sum of L2 sensitivity Δ = :attr:`Grid.sensitivity` under add-or-remove-one
+    (Dwork & Roth 2014, A.1; Abadi et al. 2016, Algorithm 1), followed by rounding. ``source`` must belong to one ledger
+    position alone. ``multiplier`` is dimensionless; 0 adds nothing, and the claim of such a run is infinite.
+
+    Raises:
+        PrivacyError: public numbers that do not fit; see :meth:`Grid.check`.
+        SensitivityError: the sum is larger than its records can make it, or not finite: a bug of privguard. Nothing was
+            released.
+    """
+    ranks = ranks or Ranks()
+    grid = grid_of(clipped, ranks)
+    s = grid.deviation(_check.non_negative("multiplier", multiplier))
+    grid.check(multiplier, records=ranks.size * MOST_RECORDS)
+    integers: dict[str, Tensor] = {}
+    squares = 0.0
+    for row in rows({name: _total(gradient) for name, gradient in clipped.gradients.items()}, lead=ranks.lead):
+        noise = _Noise(s, source.child(*row.label), (drawn or {}).get(row.label)) if row.noisy and s > 0 else None
+        rounded, square = (_on_host if row.device.type == "cpu" else _on_device)(row.totals, grid.step, noise)
+        integers |= rounded
+        squares += square
+    _check_norm(squares, clipped, ranks)
+    gradients = clipped.gradients
+    ranks.add_up(integers[name] for name, gradient in gradients.items() if not shards.is_cut(gradient))
+    released = {name: _released(integers[name], gradient, grid.step) for name, gradient in gradients.items()}
+    return NoisySum(released, multiplier * grid.sensitivity)
+
+
+def draw(into: Integers, *, deviation: float, source: Stream) -> Integers:
+    """Overwrite ``into`` with rint(deviation · N(0, 1)) of a stream, on the host, in this thread alone; return it."""
+    for start, block in zip(range(0, len(into), _BLOCK), _Noise(deviation, source).blocks(0, len(into)), strict=True):
+        into[start : start + len(block)] = block
+    return into
+
+
+@final
+@dataclass(frozen=True)
+class _Noise:
+    """The integers of one stream with deviation ``s``; ``drawn`` where they have been made already."""
+
+    s: float
+    source: Stream
+    drawn: Integers | None = None
+
+    def blocks(self, first: int, stop: int) -> Iterator[Integers]:
+        """Block by block on the host, from integer number ``first``, a multiple of a block, up to ``stop``."""
+        if self.drawn is not None:
+            yield from (self.drawn[start : min(start + _BLOCK, stop)] for start in range(first, stop, _BLOCK))
+            return
+        pairs, refine = HostPairs(self.s), self._refine()
+        fill = self.source.reader(first // _BLOCK * _BYTES)
+        words, ready = np.empty(2 * PAIRS, np.int64), np.empty(_BLOCK, np.int64)
+        for start in range(first, stop, _BLOCK):
+            count = min(_BLOCK, stop - start)
+            used = words[: count + count % 2]
+            fill(used)
+            mine = used.reshape(2, -1)
+            decided, doubtful = pairs(mine)
+            for p in doubtful:
+                decided[:, p] = refine(start // 2 + p, *mine[:, p].tolist())
+            np.copyto(ready[: len(used)], decided.reshape(-1), casting="unsafe")
+            yield ready[:count]
+
+    def on_device(self, count: int, device: torch.device) -> Tensor:
+        """The integers made on an accelerator, int64 (count,), from ChaCha20 under the stream's key.
+
+        The host waits once, for the numbers of the pairs in doubt, and makes their words again by itself.
+        """
+        pairs, edge = DevicePairs(self.s), count - count % _BLOCK
+        made, doubts = list[Tensor](), list[Tensor]()
+        starts = list(range(0, edge, _AT_ONCE * _BLOCK))
+        for start, stop in [
+            *zip(starts, [*starts[1:], edge], strict=False),
+            *([(edge, count)] if edge < count else []),
+        ]:
+            size = stop - start + count % 2 * (stop == count)
+            words = self._words(start, size, device).view(-1, 2, min(PAIRS, size // 2))
+            decided, doubtful = pairs(words)
+            made.append(decided.long().flatten()[: stop - start])
+            doubts.append(doubtful.flatten())
+        if not made:
+            return torch.empty(0, dtype=torch.int64, device=device)
+        integers, refine = torch.cat(made), self._refine()
+        for pair in torch.cat(doubts).nonzero().flatten().tolist():
+            block, inside = divmod(pair, PAIRS)
+            first = block * _BLOCK + inside
+            second = first + min(PAIRS, -(-(count - block * _BLOCK) // 2))  # where its angle, and its sine, are
+            angle, radius = (int(self._words(at - at % 8, 8, torch.device("cpu"))[at % 8]) for at in (second, first))
+            for at, value in zip((first, second), refine(pair, radius, angle), strict=True):
+                integers[at : at + 1] = value  # nothing where an odd row ends before its last sine
+        return integers
+
+    def _words(self, start: int, count: int, device: torch.device) -> Tensor:
+        """``count`` words from number ``start`` on, a multiple of 8."""
+        blocks = -(-count * 8 // chacha20.BLOCK)
+        stream = chacha20.keystream(
+            self.source.secret(), first=start * 8 // chacha20.BLOCK, blocks=blocks, device=device
+        )
+        return stream.flatten().view(torch.int64)[:count]
+
+    def _refine(self) -> Any:
+        """A function of a pair's number in the row and its two words; its further bits are a stream of that number."""
+        decide, source = Refiner(self.s), self.source.child("further bits")
+        return lambda pair, radius, angle: decide(radius, angle, _further(source.child(pair)))
+
+
+def _further(source: Stream) -> Iterator[tuple[int, int]]:
+    fill, words = source.reader(), np.empty(4, np.uint64)
+    while True:
+        fill(words)
+        yield int.from_bytes(words[:2].tobytes(), "little"), int.from_bytes(words[2:].tobytes(), "little")
+
+
+def _total(gradient: Tensor) -> Tensor:
+    """A sum in float64 and in its order in memory; a clipper's own totals are."""
+    return gradient if shards.is_cut(gradient) else gradient.double().contiguous()
+
+
+def _on_host(totals: dict[str, Tensor], step: float, noise: _Noise | None) -> tuple[dict[str, Tensor], float]:
+    """Totals rounded to multiples of ``step`` plus noise, in their place, and the sum of their squares before that.
+
+    As many threads as torch uses make consecutive blocks each, and what they need lies in the cache.
+    """
+    flat = [total.view(-1).numpy() for total in totals.values()]
+    ends = list(itertools.accumulate(map(len, flat)))
+    count = ends[-1]
+    share = max(1, -(-count // (_BLOCK * torch.get_num_threads()))) * _BLOCK
+
+    def work(first: int) -> float:
+        stop, squares, scratch = min(count, first + share), 0.0, np.empty(_BLOCK)
+        blocks = itertools.repeat(None) if noise is None else noise.blocks(first, stop)
+        for start, block in zip(range(first, stop, _BLOCK), blocks, strict=False):
+            for number, part, inside in _pieces(ends, start, min(_BLOCK, stop - start)):
+                total, rounded = flat[number][part], scratch[inside]
+                squares += float(np.dot(total, total))
+                np.multiply(total, 1 / step, out=rounded)  # exact: a power of two
+                np.rint(rounded, out=rounded)
+                integers = total.view(np.int64)
+                with np.errstate(invalid="ignore"):  # what is not finite is refused before it is used
+                    np.copyto(integers, rounded, casting="unsafe")
+                if block is not None:
+                    integers += block[inside]
+        return squares
+
+    firsts = range(0, count, share)
+    if len(firsts) > 1:
+        with ThreadPoolExecutor(len(firsts)) as pool:
+            squares = sum(pool.map(work, firsts))
+    else:
+        squares = sum(map(work, firsts))
+    return {name: total.view(torch.int64) for name, total in totals.items()}, squares
+
+
+def _pieces(ends: Sequence[int], start: int, count: int) -> Iterator[tuple[int, slice, slice]]:
+    """Where ``count`` numbers of a row from ``start`` on lie: number of the tensor, part of it, part of the block."""
+    done, number = 0, bisect_right(ends, start)
+    while done < count:
+        begin = start + done - (ends[number - 1] if number else 0)
+        room = min(count - done, ends[number] - start - done)
+        yield number, slice(begin, begin + room), slice(done, done + room)
+        done, number = done + room, number + 1
+
+
+def _on_device(totals: dict[str, Tensor], step: float, noise: _Noise | None) -> tuple[dict[str, Tensor], float]:
+    """See :func:`_on_host`; on an accelerator."""
+    flat = torch.cat([total.flatten() for total in totals.values()])
+    squares = float(torch.dot(flat, flat))
+    integers = flat.mul_(1 / step).round_().long()
+    if noise is not None:
+        integers += noise.on_device(len(integers), flat.device)
+    parts = integers.split([total.numel() for total in totals.values()])
+    return {name: part.view(total.shape) for (name, total), part in zip(totals.items(), parts, strict=True)}, squares
+
+
+def _check_norm(squares: float, clipped: ClippedSum, ranks: Ranks) -> None:
+    """An invariant: n records of norm at most C have a sum of norm at most n·C. NaN and infinity fail it too."""
+    if not squares <= (ranks.size * clipped.records * clipped.l2_bound) ** 2:
+        raise SensitivityError(
+            "clipped sum: larger than its records can make it, or not finite; nothing was released. This is a bug of "
+            "privguard: please report the model's layers and its dtype"
+        )
+
+
+def _released(integers: Tensor, like: Tensor, step: float) -> Tensor:
+    """The integers in the gradient's unit, float32; post-processing from here on."""
+    if not shards.is_cut(like):
+        return integers.float().mul_(step)
+    released = torch.empty_like(like, dtype=torch.float32)
+    shards.part(released)[0].copy_(integers.float().mul_(step))
+    return released

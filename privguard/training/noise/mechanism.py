@@ -1,0 +1,35 @@
+"""What a run's sum and noise are, in public numbers that are checked before it begins: docs/spec/mechanism-v1.md."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from privguard.training.clip import MOST_RECORDS, ROUNDING
+from privguard.training.noise.grid import Grid
+from privguard.training.plan import Plan
+
+SPECIFICATION = "mechanism-v1"
+
+
+def mechanism(
+    plan: Plan, parameters: Mapping[str, Tensor], *, processes: int, noise: str, shape_term: float | None = None
+) -> dict[str, Any]:
+    """The facts of the Gaussian mechanism that a step of this plan is, as JSON values.
+
+    ``sensitivity`` is what one unit of privacy can move the sum by, rounding included, in the unit of the gradient; the
+    noise has ``noise_multiplier`` times that, so rounding changes the noise and not the claim. ``shape_term`` is what a
+    probe measured of the one thing that it does not cover.
+
+    Raises:
+        PrivacyError: sums or noise would leave the range of the numbers that hold them.
+    """
+    bound = plan.max_grad_norm * (1 + ROUNDING)
+    facts: dict[str, Any] = {"specification": SPECIFICATION, "noise": noise, "sensitivity": bound}
+    facts["shape_term"] = shape_term
+    if noise == "exact":
+        coordinates = sum(parameter.numel() for parameter in parameters.values())
+        grid = Grid.of(bound, coordinates=coordinates, processes=processes)
+        grid.check(plan.noise_multiplier, records=processes * MOST_RECORDS)
+        facts |= {"sensitivity": grid.sensitivity, "grid_exponent": grid.exponent, "coordinates": coordinates}
+    return facts
