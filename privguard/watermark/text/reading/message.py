@@ -124,8 +124,9 @@ def _message(profile: Profile, scheme: Payload, tables: list[tuple[Floats, int]]
 
 def _confidence(table: Floats, count: int, best: int) -> list[float]:
     """Posterior probability of each bit of ``best`` under a uniform prior and exponential tilts averaged per value."""
-    evidence = special.logsumexp(table[:, None] * _TILTS + count * np.log1p(-_TILTS), axis=1)
-    weight = np.exp(evidence - np.max(evidence))
+    tilted = table[:, None] * _TILTS + count * np.log1p(-_TILTS)
+    evidence: Floats = np.asarray(special.logsumexp(tilted, axis=1))
+    weight = np.exp(evidence - evidence.max())
     bits = int(math.log2(len(table)))
     same = [((np.arange(len(table)) >> i) & 1) == ((best >> i) & 1) for i in range(bits)]
     return [float(weight[agrees].sum() / weight.sum()) for agrees in same]
