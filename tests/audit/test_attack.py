@@ -192,5 +192,5 @@ def test_the_model_is_left_in_its_mode_and_bad_outputs_are_refused():
     assert model.training
     with pytest.raises(ValueError, match="NaN or inf"):
         score.model_logits(lambda batch: np.full((len(batch), 2), np.nan), inputs)
-    with pytest.raises(ValueError, match=r"logits\.shape"):
-        score.model_logits(lambda batch: np.zeros(len(batch)), inputs)
+    with pytest.raises(ValueError, match=r"outputs\.shape"):
+        score.model_logits(lambda batch: np.zeros((len(batch), 2, 2)), inputs)
