@@ -8,7 +8,7 @@ Source: Abadi et al. 2016, "Deep Learning with Differential Privacy", Algorithm 
 """
 
 from collections.abc import Generator, Hashable, Iterable, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Protocol, cast, final
 
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from privguard import _check
 from privguard.errors import SensitivityError, UnsupportedModelError
 from privguard.training import shards
+from privguard.training.probes.buffers import BufferChecks, refuse_changed
 from privguard.training.probes.modules import refuse_mixing
 
 NO_BOUND = 1e18  # a clipping norm that clips nothing
@@ -299,7 +300,8 @@ def gradients_of(loss: Tensor, parameters: Mapping[str, nn.Parameter]) -> dict[s
             "clipped one by one; pass use_reentrant=False (gradient_checkpointing_kwargs={'use_reentrant': False})"
         ) from error
     gradients = cast("tuple[Tensor | None, ...]", gradients)
-    return {name: value.float() for name, value in zip(parameters, gradients, strict=True) if value is not None}
+    found = {name: value for name, value in zip(parameters, gradients, strict=True) if value is not None}
+    return {name: (value.to_dense() if value.is_sparse else value).float() for name, value in found.items()}
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -331,18 +333,21 @@ class OneByOne:
                 f"parameters={cut}: cut over ranks, which this way has no sum for; keep one full copy on each rank"
             )
         self._turn, self._total = Turn(), Total(self._parameters)
-        self._alarm = EscapeAlarm(model, self._parameters)
+        self._alarm, self._buffers = EscapeAlarm(model, self._parameters), BufferChecks(model)
 
     def begin(self, mask: Tensor, *, rows_each: int = 1, shapes: Hashable = ()) -> None:  # noqa: ARG002 — one graph, however many rows it has
         """See :meth:`Clipper.begin`; one unit."""
         self._alarm.begin()
         self._turn.begin(mask)
         _check.require(len(mask) == 1, "mask.shape", tuple(mask.shape), wanted="(1,)", remedy="feed one row at a time")
+        if self._bound != NO_BOUND:
+            self._buffers.begin()
 
     def backward(self, losses: Tensor) -> None:
         """See :meth:`Clipper.backward`."""
         mask = self._turn.check(losses)
         self._turn.spend()
+        refuse_changed(self._buffers.changed())
         self._total.count(1)
         if not mask.item():
             return
@@ -376,7 +381,7 @@ class OneByOne:
 
     def rehearsal(self, size: int) -> AbstractContextManager[None]:  # noqa: ARG002 — one example is everywhere
         """See :meth:`Clipper.rehearsal`."""
-        return nullcontext()
+        return self._buffers.learning()
 
 
 def global_norm(tensors: Iterable[Tensor]) -> Tensor:

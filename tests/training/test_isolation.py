@@ -173,3 +173,19 @@ def test_a_parameter_without_elements_is_no_crash() -> None:
     model = nn.Sequential(nn.Linear(2, 3))
     model.register_module("empty", nn.Linear(2, 0))
     chosen(model, lambda batch: each(model[0], batch) + model.empty(batch[0]).sum(1))
+
+
+@pytest.mark.parametrize("layer", [nn.Embedding, nn.EmbeddingBag])
+def test_sparse_gradients_are_probed_like_others(layer: type[nn.Module]) -> None:
+    """The probe's own comparison failed on them with torch's error."""
+    model = nn.Sequential(layer(9, 4, sparse=True), nn.Flatten(), nn.LazyLinear(3))
+    model(torch.zeros(1, 5, dtype=torch.int64))
+    structure = (Field((5,), torch.int64, top=9), Field((), torch.int64, top=3))
+    assert not isinstance(chosen(model, lambda batch: each(model, batch), structure), OneByOne)
+
+
+def test_an_activation_in_place_may_follow_a_layer_without_a_rule() -> None:
+    """What the tap kept was a view of the output, so torch refused to go backward."""
+    model = nn.Sequential(nn.ConvTranspose2d(3, 4, 3), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(100, 3))
+    structure = (Field((3, 3, 3), torch.float32), Field((), torch.int64, top=3))
+    assert not isinstance(chosen(model, lambda batch: each(model, batch), structure), OneByOne)

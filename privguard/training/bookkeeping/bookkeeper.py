@@ -18,7 +18,7 @@ from privguard.training import shards
 from privguard.training.bookkeeping.batch import Batch, Desk, Part, Tapped
 from privguard.training.bookkeeping.factors import gather
 from privguard.training.bookkeeping.gradients import Gradient, Inputs
-from privguard.training.bookkeeping.isolation.halves import HalfChecks
+from privguard.training.bookkeeping.isolation.halves import HalfChecks, on_any_rank
 from privguard.training.bookkeeping.isolation.reach import check_leaves
 from privguard.training.bookkeeping.norms import example_norms
 from privguard.training.bookkeeping.precision import exact, uncast
@@ -30,6 +30,7 @@ from privguard.training.bookkeeping.shared import (
     shared_method,
 )
 from privguard.training.clip import NO_BOUND, Checks, ClippedSum, EscapeAlarm, Total, Turn, clip_factors, trainable
+from privguard.training.probes.buffers import BufferChecks, refuse_changed
 from privguard.training.probes.modules import refuse_mixing
 from privguard.training.ranks import Ranks
 
@@ -57,6 +58,7 @@ class BookKeeper:
         self._turn, self._total, self._desk = Turn(), Total(self._parameters), Desk()
         self._all_reached = False
         self._halves, self._new_step = HalfChecks(), True
+        self._buffers = BufferChecks(model)
         self.checks: Checks | None = self._halves
         self.unchecked: tuple[str, ...] = ()
         tapped = tapped_modules(model, self._parameters, self._desk)
@@ -76,6 +78,8 @@ class BookKeeper:
         if self._new_step and self._bound != NO_BOUND:
             self._halves.begin_step()
             self._new_step = False
+        if self._halves.due and self._bound != NO_BOUND:
+            self._buffers.begin()
 
     def backward(self, losses: Tensor) -> None:
         """See :meth:`~privguard.training.clip.Clipper.backward`."""
@@ -128,7 +132,8 @@ class BookKeeper:
             one.layout.forget(size)
         self._desk.watched = size
         try:
-            yield
+            with self._buffers.learning():
+                yield
         finally:
             self._desk.watched = None
 
@@ -143,8 +148,15 @@ class BookKeeper:
         if not self._cut:
             check_leaves(losses, batch, self._parameters.values())
         together = Ranks.current().size > 1
+        if self._halves.due:
+            self._refuse_changed_buffer(losses, together=together)
         if self._halves.wanted(batch, together=together):
             self._halves.check(losses, batch, together=together)
+
+    def _refuse_changed_buffer(self, losses: Tensor, *, together: bool) -> None:
+        name = self._buffers.changed()
+        if on_any_rank(name is not None, losses.device, together=together):
+            refuse_changed(name or "of another rank")
 
     def _check_reached(self, batch: Batch) -> None:
         if self._all_reached or not batch.mask.any():

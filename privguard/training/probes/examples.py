@@ -23,6 +23,7 @@ from privguard.errors import SensitivityError, UnsupportedModelError
 from privguard.training import structure as trees
 from privguard.training.attach import attach
 from privguard.training.clip import Clipper, OneByOne
+from privguard.training.probes.buffers import attributes, kept_of_records
 from privguard.training.probes.fields import Field, Structure, exchanged, first_rows, in_float32, is_field, make
 from privguard.training.probes.gradients import (
     Gradients,
@@ -72,7 +73,8 @@ def probe(model: nn.Module, clipper: Clipper, losses: Losses, structure: Structu
         structure = _with_ignored(losses, structure, device)
         first, second = (make(structure, rows, seed=seed, device=device) for seed in (1, 2))
         _check_shape(losses, first, rows)
-        _check_buffers(model, losses, first, second)
+        kept = _check_buffers(model, losses, first, second)
+        clipper.unchecked += () if kept is None else (kept,)
         sizes = (1,) if clipper.rows else (3, 5)
         for size in sizes:
             with clipper.rehearsal(size):
@@ -304,16 +306,23 @@ def _check_exact(model: nn.Module, clipper: Clipper, losses: Losses, batch: Any,
             )
 
 
-def _check_buffers(model: nn.Module, losses: Losses, first: Any, second: Any) -> None:
-    """Refuse a model with a buffer that depends on the data after a forward: it would carry them out without noise."""
+def _check_buffers(model: nn.Module, losses: Losses, first: Any, second: Any) -> str | None:
+    """Refuse a model with a buffer that depends on the data after a forward: it would carry them out without noise.
+
+    Returns:
+        A sentence about plain attributes that do, or None.
+    """
     after: list[dict[str, Tensor]] = []
+    plainly: list[dict[str, Tensor]] = []
     for batch in (first, second):
         with untouched(model), torch.no_grad():
             run(losses, batch)
             after.append({name: buffer.clone() for name, buffer in model.named_buffers()})
+            plainly.append(attributes(model))
     for name, value in after[0].items():
         if not torch.equal(value, after[1][name]):
             raise UnsupportedModelError(
                 f"buffer={name!r}: takes the data in during the forward, where no noise protects it; freeze or "
                 "remove it"
             )
+    return kept_of_records(*plainly)

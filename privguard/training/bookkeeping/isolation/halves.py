@@ -88,7 +88,7 @@ class HalfChecks:
             finally:
                 batch.half = None
             place = _first_reached(batch)
-            if _on_any_rank(place is not None, losses.device, together=together):
+            if on_any_rank(place is not None, losses.device, together=together):
                 raise InteractionError(
                     f"module={place!r}: the losses of some examples reach rows of other examples; use no negatives "
                     "and no means from the batch, and put several rows of one example side by side "
@@ -123,7 +123,8 @@ def _first_reached(batch: Batch) -> str | None:
     return next((name for (name, _), flag in zip(batch.reaches, flags, strict=True) if flag), None)
 
 
-def _on_any_rank(here: bool, device: torch.device, *, together: bool) -> bool:  # noqa: FBT001
+def on_any_rank(here: bool, device: torch.device, *, together: bool) -> bool:  # noqa: FBT001
+    """Whether it holds on any rank, where ranks go backward ``together``; all of them have to ask."""
     if not together:
         return here
     flag = torch.tensor(int(here), device=device)

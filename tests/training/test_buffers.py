@@ -1,0 +1,115 @@
+"""No tensor outside the parameters takes the records in: looked at in the probe, and in the forwards of the run."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from privguard.errors import InteractionError
+from privguard.training.attach import attach
+from privguard.training.clip import Clipper, OneByOne
+from privguard.training.probes.examples import choose, probe
+from privguard.training.probes.fields import Field
+
+POINTS = Field((4,), torch.float32)
+
+
+class Keeps(nn.Module):
+    """Writes what ``of`` makes of a batch into a buffer, from forward number ``first`` on."""
+
+    def __init__(self, of: Any, *, first: int = 0, persistent: bool = True) -> None:
+        super().__init__()
+        self.layer, self.of, self.first, self.forwards = nn.Linear(4, 3), of, first, 0
+        self.register_buffer("kept", torch.zeros(()), persistent=persistent)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.forwards += 1
+        if self.forwards > self.first:
+            self.kept = self.of(self, x.detach())
+        return self.layer(x)
+
+
+def step(clipper: Clipper, model: nn.Module, x: Tensor) -> None:
+    for rows in x.split(clipper.rows or len(x)):
+        clipper.begin(torch.ones(len(rows), dtype=torch.bool))
+        clipper.backward(model(rows).sum(1))
+    clipper.take()
+
+
+def mean(_: nn.Module, x: Tensor) -> Tensor:
+    return x.mean(0)
+
+
+@pytest.mark.parametrize("way", [attach, OneByOne])
+def test_a_buffer_that_a_forward_writes_is_refused_by_name(way: Any) -> None:
+    model = Keeps(mean)
+    clipper = way(model, max_grad_norm=1.0)
+    with pytest.raises(InteractionError, match="buffer='kept'"):
+        step(clipper, model, torch.randn(3, 4))
+    clipper.close()
+
+
+def test_a_buffer_in_place_is_seen_as_well() -> None:
+    model = Keeps(lambda self, x: self.kept.add_(x.mean()))
+    clipper = attach(model, max_grad_norm=1.0)
+    with pytest.raises(InteractionError, match="buffer='kept'"):
+        step(clipper, model, torch.randn(3, 4))
+    clipper.close()
+
+
+def test_one_that_is_written_late_is_refused_at_a_random_later_step() -> None:
+    """One step in 32 is looked at: that none of 640 is has probability (31/32)^640 = 1.5e-9."""
+    model = Keeps(mean, first=10)
+    clipper = attach(model, max_grad_norm=1.0)
+    with pytest.raises(InteractionError, match="buffer='kept'"):
+        for _ in range(650):
+            step(clipper, model, torch.randn(2, 4))
+    assert model.forwards > 10
+    clipper.close()
+
+
+@pytest.mark.parametrize(
+    ("of", "persistent"),
+    [
+        (lambda self, x: self.kept, True),
+        (mean, False),  # in no checkpoint: tables that grow with the longest input are kept so
+        (lambda self, x: torch.tensor(self.forwards), True),
+    ],
+    ids=["unchanged", "not saved", "a count of batches"],
+)
+def test_other_buffers_raise_no_alarm(of: Any, persistent: bool) -> None:
+    model = Keeps(of, persistent=persistent)
+    clipper = attach(model, max_grad_norm=1.0)
+    for _ in range(3):
+        step(clipper, model, torch.randn(3, 4))
+    clipper.close()
+
+
+@pytest.mark.parametrize("way", [attach, OneByOne])
+def test_an_average_of_the_weights_passes_after_the_probe_has_seen_it_move(way: Any) -> None:
+    model = Keeps(lambda self, x: 0.9 * self.kept + 0.1 * self.layer.weight.detach())
+    clipper = way(model, max_grad_norm=1.0)
+    probe(model, clipper, lambda x: model(x).square().sum(1), POINTS)
+    for _ in range(3):
+        step(clipper, model, torch.randn(3, 4))
+    clipper.close()
+
+
+class Remembers(nn.Module):
+    def __init__(self, *, detached: bool) -> None:
+        super().__init__()
+        self.layer, self.detached = nn.Linear(4, 3), detached
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.layer(x)
+        self.features = [y.detach()] if self.detached else [self.layer.weight.detach()]
+        return y
+
+
+@pytest.mark.parametrize("detached", [True, False])
+def test_a_plain_attribute_that_depends_on_the_records_is_said_by_the_claim(detached: bool) -> None:
+    model = Remembers(detached=detached)
+    clipper, _ = choose(model, lambda x: model(x).square().sum(1), POINTS, max_grad_norm=1.0)
+    assert ["features" in line for line in clipper.unchecked] == [True] * detached
+    clipper.close()
