@@ -147,7 +147,7 @@ class PrivateLoop:
         At the end, also after ``break`` and Ctrl-C, the ledger is settled and the last state is sealed. Ctrl-C waits
         for the step under way; a second one does not.
 
-        Where the loop's loss was not shown (``losses=``), the first five batches are synthetic: they are a rehearsal,
+        Where the loop's loss was not shown (``losses=``), the first nine batches are synthetic: they are a rehearsal,
         which counts nothing and in which :meth:`step` returns False.
 
         Raises:

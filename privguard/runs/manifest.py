@@ -25,6 +25,10 @@ _COPIES = (
     "Spending in copies of this run folder, or before it was put back from a backup: no head of its ledger is kept "
     "outside of it, as a budget book would."
 )
+_BRANCHES = (
+    "What the program does only in batches of other sizes than the probe's 5, 3 and 1, or for values that no synthetic "
+    "record had, as far as the checks while training do not show it."
+)
 UNCHECKED = (_TWINS, _COPIES)
 """Of a run that no budget book knows."""
 _COPIES_OF_A_CRASH = (
@@ -73,7 +77,8 @@ def describe(  # noqa: PLR0913 — one argument for each thing described
 
 def unchecked(setup: RunSetup) -> tuple[str, ...]:
     """What a run cannot look at, as sentences for the claim."""
-    return (*setup.unchecked, *(UNCHECKED if setup.charge is None else (_TWINS, _COPIES_OF_A_CRASH)))
+    branches = () if setup.clipper.rows == 1 else (_BRANCHES,)
+    return (*setup.unchecked, *branches, *(UNCHECKED if setup.charge is None else (_TWINS, _COPIES_OF_A_CRASH)))
 
 
 def software() -> dict[str, str]:

@@ -189,3 +189,45 @@ def test_an_activation_in_place_may_follow_a_layer_without_a_rule() -> None:
     model = nn.Sequential(nn.ConvTranspose2d(3, 4, 3), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(100, 3))
     structure = (Field((3, 3, 3), torch.float32), Field((), torch.int64, top=3))
     assert not isinstance(chosen(model, lambda batch: each(model, batch), structure), OneByOne)
+
+
+def hardest(model: nn.Module, batch: Any) -> Tensor:
+    losses = each(model, batch)
+    return losses * (losses.detach() >= losses.detach().median())
+
+
+def top_half(model: nn.Module, batch: Any) -> Tensor:
+    losses = each(model, batch)
+    chosen = torch.zeros_like(losses)
+    chosen[losses.detach().topk((len(losses) + 1) // 2).indices] = 1
+    return losses * chosen
+
+
+def above_a_constant(model: nn.Module, batch: Any) -> Tensor:
+    losses = each(model, batch)
+    return losses * (losses.detach() > 1)
+
+
+@pytest.mark.parametrize("losses", [hardest, top_half, above_a_constant])
+@pytest.mark.parametrize("seed", range(5))
+def test_hard_examples_of_the_batch_are_refused_and_those_above_a_constant_train(losses: Any, seed: int) -> None:
+    """Whether an example is among the hardest follows from the others; one record moved the sum by 2 C."""
+    with torch.random.fork_rng():
+        torch.default_generator.manual_seed(seed)
+        model = nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 3))
+    if losses is above_a_constant:
+        assert not isinstance(chosen(model, lambda batch: losses(model, batch)), OneByOne)
+    else:
+        with pytest.raises(SensitivityError, match=r"exchanging|instead of 5"):
+            chosen(model, lambda batch: losses(model, batch))
+
+
+def test_torchs_gradient_of_one_example_in_channels_last_is_named() -> None:
+    """Wrong in torch 2.13 for this model; a release that has it right makes the model a sound one."""
+    layers = (nn.Conv2d(3, 4, 3, padding=1), nn.InstanceNorm2d(4, affine=True), nn.Conv2d(4, 5, 3, stride=2))
+    model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(45, 3))
+    structure = (Field((3, 8, 8), torch.float32), Field((), torch.int64, top=3))
+    assert not isinstance(chosen(model, lambda batch: each(model, batch), structure), OneByOne)
+    model = model.to(memory_format=torch.channels_last)
+    with pytest.raises(SensitivityError, match=r"memory_format=torch\.contiguous_format"):
+        chosen(model, lambda batch: each(model, batch), structure)

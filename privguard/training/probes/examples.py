@@ -24,7 +24,16 @@ from privguard.training import structure as trees
 from privguard.training.attach import attach
 from privguard.training.clip import Clipper, OneByOne
 from privguard.training.probes.buffers import attributes, kept_of_records
-from privguard.training.probes.fields import Field, Structure, exchanged, first_rows, in_float32, is_field, make
+from privguard.training.probes.fields import (
+    Field,
+    Structure,
+    companies,
+    exchanged,
+    first_rows,
+    in_float32,
+    is_field,
+    make,
+)
 from privguard.training.probes.gradients import (
     Gradients,
     Losses,
@@ -213,6 +222,8 @@ def _check_apart(model: nn.Module, losses: Losses, structure: Structure) -> None
     first, second = (make(structure, 4, seed=seed, device=device) for seed in (1, 2))
     with float32_copies(model) as kept_out:
         _check_exchange(model, losses, in_float32(first), in_float32(second), tolerance=SAME)
+        for company in companies(structure, 4, device=device):
+            _check_company(model, losses, in_float32(first), in_float32(company))
         _check_sizes(model, losses, in_float32(make(structure, SIZES[0], seed=4, device=device)))
     if kept_out:
         _check_exchange(model, losses, first, second, tolerance=_SAME_IN_16_BITS)
@@ -246,6 +257,28 @@ def _check_exchange(model: nn.Module, losses: Losses, first: Any, second: Any, *
         )
 
 
+def _check_company(model: nn.Module, losses: Losses, batch: Any, company: Any) -> None:
+    """Exchange all records but one, which a loss of the hardest examples of a batch would tell.
+
+    A gradient is taken only where the example's loss is another.
+    """
+    for row, loss in enumerate(run(losses, batch).detach()):
+        mixed = exchanged(company, batch, row)
+        try:
+            beside = run(losses, mixed)[row].detach()
+        except (UnsupportedModelError, IndexError):  # numbers of that size need make no sense to it
+            continue
+        if not (beside - loss).abs() > SAME * loss.abs():
+            continue
+        before, after = plain(model, losses, batch, row), plain(model, losses, mixed, row)
+        name, change = largest_change(before, after)
+        if is_finite(before) and is_finite(after) and not change <= SAME:
+            raise SensitivityError(
+                f"probe: exchanging all other examples changed example {row}'s gradient of {name!r} by {change:.2g} of "
+                "its norm; select and weight no example by what others are (hard examples, medians, ranks in a batch)"
+            )
+
+
 def _check_sizes(model: nn.Module, losses: Losses, batch: Any) -> None:
     """Compare a record's gradient beside four, two and no others."""
     whole, *smaller = SIZES
@@ -258,9 +291,24 @@ def _check_sizes(model: nn.Module, losses: Losses, batch: Any) -> None:
                 if not change <= SAME:
                     raise SensitivityError(
                         f"probe: example {example}'s gradient of {name!r} changed by {change:.2g} of its norm when the "
-                        f"batch had {size} examples instead of {whole}; divide by no batch size and scale by none "
-                        "(privguard divides the noisy sum by the plan's expected batch size)"
+                        f"batch had {size} examples instead of {whole}; {_remedy(model, size)}"
                     )
+
+
+def _remedy(model: nn.Module, size: int) -> str:
+    """For a gradient that depends on the size; torch's own of one example can be wrong in channels_last."""
+    kinds = {4: torch.channels_last, 5: torch.channels_last_3d}
+    if size == 1 and any(
+        p.dim() in kinds and not p.is_contiguous() and p.is_contiguous(memory_format=kinds[p.dim()])
+        for p in model.parameters()
+    ):
+        return (
+            "in the memory format channels_last torch's own gradient of one example is wrong behind some layers, "
+            "such as InstanceNorm2d before a Conv2d with a stride; use model.to(memory_format=torch.contiguous_format)"
+        )
+    return (
+        "divide by no batch size and scale by none (privguard divides the noisy sum by the plan's expected batch size)"
+    )
 
 
 def _of_size(model: nn.Module, losses: Losses, batch: Any, example: int, size: int) -> Gradients | None:

@@ -1,8 +1,8 @@
 """Synthetic batches: of a real batch's structure, shapes and types, with none of its numbers."""
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, final
 
 import torch
@@ -24,6 +24,7 @@ class Field:
         ignore: a value that means "nothing here", such as −100 in labels; about a third of the places get it, but never
             the last place of every other example, whose gradient would be zero and show nothing.
         unit: real numbers lie between 0 and 1, where a loss takes some of them for the number of a class.
+        scale: what other real numbers are multiplied by.
     """
 
     shape: tuple[int, ...]
@@ -31,6 +32,7 @@ class Field:
     top: int = 2
     ignore: int | None = None
     unit: bool = False
+    scale: float = 1.0
 
     @property
     def numel(self) -> int:
@@ -46,7 +48,8 @@ class Field:
         """Synthetic values for ``rows`` examples: normal, or uniform whole numbers below ``top``."""
         if self.dtype.is_floating_point:
             drawn = torch.rand if self.unit else torch.randn
-            return drawn(rows, *self.shape, generator=source).to(self.dtype)
+            values = drawn(rows, *self.shape, generator=source)
+            return (values if self.unit else self.scale * values).to(self.dtype)
         values = torch.randint(self.top, (rows, *self.shape), generator=source).to(self.dtype)
         if self.ignore is not None:
             ignored = torch.rand(rows, self.numel, generator=source) < 1 / 3
@@ -112,6 +115,17 @@ def make(structure: Structure, rows: int, *, seed: int, device: torch.device) ->
     return trees.mapped(drawn, structure, whole=is_field)
 
 
+def companies(structure: Structure, rows: int, *, device: torch.device) -> Iterator[Any]:
+    """Batches of other records, far from and near to zero: beside them an example's rank by its loss is another."""
+    for seed, scale in enumerate((10.0, 0.1, 3.0, 0.01), start=6):
+        scaled = trees.mapped(
+            lambda leaf, scale=scale: replace(leaf, scale=scale) if isinstance(leaf, Field) else leaf,
+            structure,
+            whole=is_field,
+        )
+        yield make(scaled, rows, seed=seed, device=device)
+
+
 def first_rows(batch: Any, rows: int, *, of: int) -> Any:
     """The first ``rows`` of a batch of ``of`` examples."""
 
@@ -132,6 +146,24 @@ def exchanged(batch: Any, other: Any, row: int) -> Any:
         return mixed
 
     return trees.paired(with_row, batch, other)
+
+
+def repeated(batch: Any, row: int) -> Any:
+    """A batch in which every example is this one."""
+    return trees.tensors_mapped(lambda t: t[row : row + 1].expand_as(t).clone() if t.ndim else t, batch)
+
+
+def swapped(batch: Any, row: int, other: int) -> Any:
+    """The batch with two examples in each other's place."""
+
+    def with_rows(leaf: Tensor) -> Tensor:
+        if leaf.ndim == 0:
+            return leaf
+        rows = leaf.clone()
+        rows[row], rows[other] = leaf[other], leaf[row]
+        return rows
+
+    return trees.tensors_mapped(with_rows, batch)
 
 
 def in_float32(batch: Any) -> Any:

@@ -21,7 +21,18 @@ from privguard.errors import PrivacyError, SensitivityError, UnsupportedModelErr
 from privguard.training import structure as trees
 from privguard.training.clip import Clipper, gradients_of, trainable
 from privguard.training.probes.examples import EXACT, IGNORED, SAME, SIZES
-from privguard.training.probes.fields import Field, Structure, exchanged, first_rows, in_float32, is_field, make
+from privguard.training.probes.fields import (
+    Field,
+    Structure,
+    companies,
+    exchanged,
+    first_rows,
+    in_float32,
+    is_field,
+    make,
+    repeated,
+    swapped,
+)
 from privguard.training.probes.gradients import (
     Gradients,
     float32_copies,
@@ -50,6 +61,7 @@ class Rehearsal:
         self._size = 0
         self._by_clipper = self._answered = self._dropout = False
         self._gradients: Gradients = {}
+        self._losses = torch.zeros(0)
 
     def turns(self) -> Iterator[Any]:
         """The synthetic batches, one for each turn of the loop.
@@ -63,11 +75,17 @@ class Rehearsal:
             whole, other = (in_float32(make(self._structure, SIZES[0], seed=n, device=self._device)) for n in (4, 5))
             before = self._buffers()
             yield from self._turn(whole, SIZES[0], watched=True)
-            beside, kept = self._gradients, self._buffers()
+            self._restore(before)
+            whole = swapped(whole, _RECORD, int(self._losses.argsort()[SIZES[0] // 2]))
+            yield from self._turn(whole, SIZES[0])
+            beside, losses, kept = self._gradients, self._losses, self._buffers()
             self._restore(before)
             yield from self._turn(exchanged(whole, other, SIZES[0] - 1), SIZES[0])
             self._compare(beside, "another record stands in the batch")
             self._check_buffers(kept)
+            for company in self._others(whole, losses):
+                yield from self._turn(exchanged(company, whole, _RECORD), SIZES[0])
+                self._compare(beside, "all other records are exchanged")
             for size in SIZES[1:]:
                 yield from self._turn(first_rows(whole, size, of=SIZES[0]), size, watched=size > 1)
                 if not self._dropout:
@@ -87,7 +105,7 @@ class Rehearsal:
             wanted=f"({self._size},), one loss per example",
             remedy="pass reduction='none' and reduce over everything but the examples",
         )
-        self._answered = True
+        self._answered, self._losses = True, losses.detach()
         self._dropout |= any(isinstance(m, nn.modules.dropout._DropoutNd) and m.training for m in self._model.modules())  # noqa: SLF001
         self._dropout |= self._model.training
         if self._by_clipper:
@@ -100,6 +118,18 @@ class Rehearsal:
             name: gradients[name] if name in gradients else torch.zeros_like(parameter).float()
             for name, parameter in parameters.items()
         }
+
+    def _others(self, whole: Any, losses: Tensor) -> Iterator[Any]:
+        """Batches of other records: far from zero, and then each the one with the largest or the smallest loss so far.
+
+        So the record, whose loss is in the middle, is once the easiest of its batch, and once the hardest.
+        """
+        far = in_float32(next(companies(self._structure, SIZES[0], device=self._device)))
+        yield far
+        seen = [*losses[1:], *self._losses[1:]]
+        for place in (max(range(len(seen)), key=seen.__getitem__), min(range(len(seen)), key=seen.__getitem__)):
+            source, row = (whole, place + 1) if place < len(losses) - 1 else (far, place + 2 - len(losses))
+            yield repeated(source, row)
 
     def _turn(self, batch: Any, size: int, *, watched: bool = False) -> Iterator[Any]:
         self._size, self._answered = size, False
@@ -115,7 +145,7 @@ class Rehearsal:
 
     def _compare(self, beside: Gradients, when: str) -> None:
         name, change = largest_change(beside, self._gradients)
-        if is_finite(beside) and not change <= SAME:
+        if is_finite(beside) and is_finite(self._gradients) and not change <= SAME:
             raise SensitivityError(
                 f"rehearsal: an example's gradient of {name!r} changed by {change:.2g} of its norm when {when}; take "
                 "the mean of each example's own loss, divide by no batch size, and use no negatives, no statistics and "
