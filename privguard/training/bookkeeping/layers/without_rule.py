@@ -71,7 +71,7 @@ def by_repetition(heard: Heard, args: tuple[Any, ...], kwargs: dict[str, Any]) -
             if every.shape != value.shape:  # each example has a row of its own now
                 axis = 0
             again = _Again(heard, leaves, spec, place, axis)
-            nothing = value.new_empty(0)  # no view of the output: an activation in place may follow
+            nothing = value.new_empty((0, *value.shape[1:]))  # no view: an activation in place may follow
             outputs[place] = heard.tap(every, kept=nothing, factors=again.factors, axis=axis)
     return pytree.tree_unflatten(outputs, out_spec)
 
