@@ -233,10 +233,23 @@ def main() -> None:
         torch.compiler.reset()
         results[mode][case.name] = case_in_mode(Setting(case, MODES[mode], clock.device), clock, options)
         print(mode, case.name, json.dumps(results[mode][case.name]["time"]), file=sys.stderr)
-    said = table(results, cases)
-    print(said)
+    print(table(results, cases))
     if not options.tiny:
-        write(options.out, f"step{clock.suffix}", clock, said, results)
+        stem = f"step{clock.suffix}"
+        results = beside(options.out / f"{stem}.json", results)
+        write(options.out, stem, clock, table(results, every), results)
+
+
+def beside(path: Path, results: dict[str, Any]) -> dict[str, Any]:
+    """``results`` among those that the file holds: what was not measured now, a model or a way, stays."""
+    kept: dict[str, Any] = json.loads(path.read_text())["results"] if path.exists() else {}
+    merged = {mode: dict(by_case) for mode, by_case in kept.items()}
+    for mode, by_case in results.items():
+        for name, found in by_case.items():
+            rows = merged.setdefault(mode, {})
+            old = rows.get(name, {})
+            rows[name] = {**old, **found, "time": {**old.get("time", {}), **found["time"]}}
+    return merged
 
 
 def write(folder: Path, stem: str, clock: Clock, said: str, results: dict[str, Any]) -> None:

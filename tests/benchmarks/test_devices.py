@@ -33,6 +33,16 @@ def test_the_step_is_measured_on_the_cpu_when_asked(tmp_path):
     assert "| MLP | 1.30 |" in (tmp_path / "step.md").read_text()
 
 
+def test_what_was_not_measured_again_stays(tmp_path):
+    path = tmp_path / "step.json"
+    old = {"BERT": {"time": {"privguard": 1}}, "MLP": {"time": {"privguard": 2, "Opacus hooks": 3}, "peak": 4}}
+    path.write_text(json.dumps({"results": {"float32": old}}))
+    merged = step.beside(path, {"float32": {"MLP": {"time": {"privguard": 5}}}})
+    rows = {"BERT": old["BERT"], "MLP": {"time": {"privguard": 5, "Opacus hooks": 3}, "peak": 4}}
+    assert merged == {"float32": rows}
+    assert step.beside(tmp_path / "none.json", merged) == merged
+
+
 @without
 @pytest.mark.parametrize("name", ["step", "trainer"])
 def test_a_device_that_is_not_there_is_refused_in_one_line(name):
