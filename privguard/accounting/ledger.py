@@ -186,6 +186,13 @@ class Ledger:
         self._record({"kind": "begin", "position": position})
         return position
 
+    def advance(self, event: "DpEvent", *, span: int) -> None:
+        """Begin the next position: inside what is paid for, or the first of a new ``event`` over ``span`` positions."""
+        if self.position < self.paid:
+            self.begin()
+        else:
+            self.reserve(event, span=span)
+
     def settle(self, used: int) -> None:
         """Record a clean stop: positions below ``used`` took effect, the others were never drawn and are free again.
 

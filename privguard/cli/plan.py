@@ -1,10 +1,13 @@
 """``privguard plan``: a budget in, the noise that meets it out."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from privguard.cli._output import AsJson, emit
+
+if TYPE_CHECKING:
+    from privguard.training.plan import Plan
 
 
 def plan(
@@ -13,6 +16,10 @@ def plan(
     examples: Annotated[int, typer.Option(help="Public size of the data set.")],
     batch_size: Annotated[int, typer.Option(help="Expected examples in a step.")],
     epochs: Annotated[float, typer.Option(help="Passes over the data, on average.")],
+    bands: Annotated[
+        str, typer.Option(help="Steps over which noise is correlated: a number, or auto for the least expected error.")
+    ] = "1",
+    momentum: Annotated[float, typer.Option(help="The optimizer's, for which the bands are made.")] = 0.0,
     as_json: AsJson = False,
 ) -> None:
     """Find the least noise whose training run fits a privacy budget."""
@@ -25,14 +32,17 @@ def plan(
         examples=examples,
         batch_size=batch_size,
         epochs=epochs,
+        bands=_bands(bands),
+        momentum=momentum,
         max_grad_norm=1.0,  # no part of the answer: the noise multiplier is a multiple of it, whatever it is
     )
-    claim = spent([(made.event(), made.steps)], delta=delta)
-    settings = {name: getattr(made, name) for name in ("sample_rate", "steps", "noise_multiplier")}
+    claim = spent(made.events(), delta=delta)
+    settings = {name: getattr(made, name) for name in ("sample_rate", "steps", "noise_multiplier", "bands", "strategy")}
     record = {**settings, "claim": claim.to_json()}
     lines = [
         f"noise multiplier σ  {made.noise_multiplier:.4f}",
         f"sampling rate       {made.sample_rate:.6g}  ({batch_size} of {examples} expected in a step)",
+        *_correlated(made, momentum),
         f"steps               {made.steps}",
         f"ε spent             {claim.epsilon:.4f} of {epsilon:g} at δ={delta:g}, add or remove one example",
         f"replace one example {_shown(claim.replace_one)}",
@@ -41,6 +51,27 @@ def plan(
     if delta * examples >= 1:
         lines.append(f"note: δ={delta:g} is not below 1/N={1 / examples:.2g}; a mechanism that leaks a record meets it")
     emit(record, as_json=as_json, lines=lines)
+
+
+def _bands(value: str) -> "int | str":
+    if value == "auto" or value.isdecimal():
+        return value if value == "auto" else int(value)
+    raise ValueError(f"bands={value!r}: expected a whole number from 1 on, or auto")
+
+
+def _correlated(plan: "Plan", momentum: float) -> list[str]:
+    """What bands do, in two lines; nothing without."""
+    if plan.bands == 1:
+        return []
+    from privguard.accounting.bands import expected_error
+
+    error = expected_error(plan.strategy, steps=plan.steps, momentum=momentum)
+    turns = f"noise correlated over as many steps; each example is in one of {plan.bands} groups, which take turns"
+    what = f"root mean square over the steps, for C = 1 and learning rate 1, SGD with momentum {momentum:g}"
+    return [
+        f"bands               {plan.bands}  ({turns})",
+        f"noise in weights    {plan.noise_multiplier * error:.4g}  ({what})",
+    ]
 
 
 def _shown(value: float | None) -> str:

@@ -251,7 +251,7 @@ class PrivateAccelerator(Accelerator):
     @property
     def steps_per_epoch(self) -> int:
         """Steps in which each example is drawn once on average."""
-        return steps_in(1, sample_rate=self.plan.sample_rate)
+        return steps_in(1, sample_rate=self.plan.share)
 
     def _do_sync(self) -> None:
         """Nothing: the loader has said already whether this is the last batch of a step."""

@@ -134,9 +134,7 @@ class PrivateLoop:
         self._clipper = setup.clipper
         self._meter = meter
         self._move = to_device(device)
-        self._loader = PoissonLoader(
-            loader, sampler=run.plan.sampler(), source=run.sampler_source, limit=setup.physical_batch
-        )
+        self._loader = PoissonLoader(loader, sampler=run.sampler, source=run.sampler_source, limit=setup.physical_batch)
         self._open: PhysicalBatch | None = None
         self._iterating = False
         self._rehearsal = rehearsal

@@ -89,7 +89,7 @@ def assemble(folder: str | os.PathLike[str], *, sources: Sources | None = None) 
         contradictions=priced.contradictions,
         summary=_summary(claim, profile, void=history.void),
         figures=_figures(claim),
-        groups=_groups(events, claim),
+        groups=() if len(manifest.plan.get("strategy", (1,))) > 1 else _groups(events, claim),
         curve=_curve(events, claim),
         profile=tuple(profile),
         trade_off=tuple(guarantee.trade_off(profile)),

@@ -35,7 +35,8 @@ def mechanism(report: Report) -> Rows:
     """How the training was done: the algorithm and its implementation."""
     manifest, plan = report.manifest, report.manifest.plan
     return [
-        ("Sampler", f"Poisson: every record enters every step independently with rate {plan['sample_rate']:.6g}"),
+        ("Sampler", _sampler(plan)),
+        *_bands(plan),
         ("Noise multiplier σ", f"{plan['noise_multiplier']:.6g} (standard deviation over the clipping norm)"),
         ("Clipping norm C", f"{plan['max_grad_norm']:g} (L2, one bound for all parameters together)"),
         ("Clipping", manifest.clipping),
@@ -44,6 +45,28 @@ def mechanism(report: Report) -> Rows:
         ("Precision", manifest.precision),
         ("Software", ", ".join(f"{name} {version}" for name, version in manifest.software.items())),
     ]
+
+
+def _sampler(plan: Mapping[str, Any]) -> str:
+    bands, rate = len(plan.get("strategy", (1,))), f"{plan['sample_rate']:.6g}"
+    if bands == 1:
+        return f"Poisson: every record enters every step independently with rate {rate}"
+    return (
+        f"cyclic Poisson: every record is by chance in one of {bands} groups, which take turns, and enters each step "
+        f"of its own group independently with rate {rate}"
+    )
+
+
+def _bands(plan: Mapping[str, Any]) -> Rows:
+    """Over how many steps noise is correlated; nothing where it is not."""
+    strategy: list[float] = plan.get("strategy", [1.0])
+    if len(strategy) == 1:
+        return []
+    said = (
+        f"over {len(strategy)} steps; each record takes part at most every {len(strategy)}th step, and as many steps "
+        "are one event. What several records of one person cost together is not computed for such noise"
+    )
+    return [("Noise correlated", said), ("Coefficients", ", ".join(f"{c:.6g}" for c in strategy))]
 
 
 def foundation(report: Report) -> Rows:

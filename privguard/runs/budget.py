@@ -71,8 +71,9 @@ class Charge:
         """
         held = _patiently(lambda: self._book.held(run))
         self._run = run
-        if held < plan.steps:
-            self._book.reserve(run, self._data_set, plan.event(), plan.steps - held)
+        (whole,) = plan.events()
+        if held < whole[1]:
+            self._book.reserve(run, self._data_set, whole[0], whole[1] - held)
 
     def resume(self, run: str, plan: Plan, *, left: History, ledger: Ledger, exact: bool) -> None:
         """Take the run over from the process before it, unless the book knows a later ledger of it than ``left``.

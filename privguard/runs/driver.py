@@ -81,7 +81,7 @@ class Underway:
         self.saved = -1  # ledger position of the newest checkpoint
         loader = PoissonLoader(
             data,
-            sampler=run.plan.sampler(),
+            sampler=run.sampler,
             source=run.sampler_source,
             limit=setup.physical_batch,
             users=users,

@@ -35,6 +35,11 @@ _COPIES_OF_A_CRASH = (
     "Steps that a process took after its newest checkpoint, where its folder was then put back from a copy: the budget "
     "book knows the ledger as of each checkpoint."
 )
+_PLACES = (
+    "Whether each resumed run read the same records in the same order, beyond those that the data commitment looks at: "
+    "a record's place says in which group it is, and so in which steps it may take part."
+)
+"""Of a run with bands."""
 _SOFTWARE = ("torch", "numpy", "opacus", "dp-accounting", "cryptography", "transformers", "accelerate")
 
 
@@ -64,13 +69,15 @@ def describe(  # noqa: PLR0913 — one argument for each thing described
         recipients=tuple(f"{one.kind.label} {one.id}" for one in recipients),
         clipping=f"per {plan.unit.value}, flat, by {type(clipper).__name__}; non-finite examples count as zero",
         probe=probed,
-        noise=f"{_NOISES[mechanism['noise']]}, by Box–Muller from {_cipher(model, mechanism)}, "
-        + ("from a published seed" if insecure else "keyed from OS entropy"),
+        noise=f"{_NOISES[mechanism['noise']]}, by Box–Muller from {_cipher(model, mechanism, plan)}, "
+        + ("from a published seed" if insecure else "keyed from OS entropy")
+        + (f", correlated over {plan.bands} steps" if plan.bands > 1 else ""),
         precision=f"weights {_dtypes(model)}; norms float32, sums float64, noise {_HELD[mechanism['noise']]}",
         mechanism=mechanism,
         software=software(),
         insecure=insecure,
         unchecked=((FLOAT32_NOISE,) if mechanism["noise"] == "float32" else ())
+        + ((_PLACES,) if plan.bands > 1 else ())
         + tuple(getattr(clipper, "unchecked", ())),
     )
 
@@ -87,10 +94,10 @@ def software() -> dict[str, str]:
     return {"privguard": privguard.__version__, "python": platform.python_version(), **versions}
 
 
-def _cipher(model: nn.Module, mechanism: dict[str, Any]) -> str:
-    """What makes the words of the noise: the host's cipher, but for exact noise on an accelerator."""
+def _cipher(model: nn.Module, mechanism: dict[str, Any], plan: Plan) -> str:
+    """What makes the words of the noise: the host's cipher, but for exact independent noise on an accelerator."""
     on_host = all(parameter.device.type == "cpu" for parameter in model.parameters() if parameter.requires_grad)
-    return "AES-256-CTR" if on_host or mechanism["noise"] != "exact" else "ChaCha20"
+    return "AES-256-CTR" if on_host or mechanism["noise"] != "exact" or plan.bands > 1 else "ChaCha20"
 
 
 def _dtypes(model: nn.Module) -> str:

@@ -79,6 +79,19 @@ class RunOptions:
         """What the run owes the budget book; see :meth:`privguard.runs.budget.Charge.to`."""
         return Charge.to(self.book, self.data_set)
 
+    def refuse_with_bands(self) -> None:
+        """Refuse what a plan with bands cannot honour.
+
+        Raises:
+            ValueError: one of them was asked for.
+        """
+        no_rows = "with bands, the rows of earlier noise are in the memory of one process, and no resumed run has them"
+        no_groups = "with bands, a record's group is its place in the data set; go on with the same records"
+        self.refuse({"continue_exactly": no_rows, "other_data": no_groups})
+        for setting, remedy in {"noise": "'exact'", "reserve": "1"}.items():
+            if getattr(self.performance, setting) != getattr(Performance(), setting):
+                raise ValueError(f"options.performance.{setting}: cannot be honoured with bands; leave it at {remedy}")
+
     def refuse(self, reasons: Mapping[str, str]) -> None:
         """Refuse options that an entry point cannot honour.
 

@@ -80,9 +80,9 @@ class SpentSoFar:
         if plan.noise_multiplier == 0:
             return math.inf
         if not self._curve:
-            self._curve = list(epsilon_curve([(plan.event(), plan.steps)], delta=plan.delta, points=_POINTS))
+            self._curve = list(epsilon_curve(plan.events(), delta=plan.delta, points=_POINTS))
         points = [point for point, _ in self._curve]
-        return self._curve[min(bisect_left(points, steps), len(points) - 1)][1]
+        return self._curve[min(bisect_left(points, plan.rounds(steps)), len(points) - 1)][1]
 
 
 def public(values: dict[str, Any]) -> dict[str, Any]:

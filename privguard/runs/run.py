@@ -30,6 +30,7 @@ from privguard.runs.seeds import Streams
 from privguard.training import rng_state, shards
 from privguard.training.clip import trainable
 from privguard.training.plan import Plan
+from privguard.training.sampling.sample import Sampler
 from privguard.training.step import Follower, PrivateStep, check_optimizer
 
 _KEPT = 2  # snapshots on disk: the newest, and one before it
@@ -89,6 +90,11 @@ class PrivateRun:
         rank = self._setup.ranks.rank
         if rank < len(self._generators):
             rng_state.restore(self._generators[rank])
+
+    @property
+    def sampler(self) -> Sampler:
+        """Who takes part in which step; groups, where there are any, are those that the run began with."""
+        return self.plan.sampler(self._streams.groups)
 
     @property
     def sampler_source(self) -> Stream:

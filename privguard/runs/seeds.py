@@ -59,6 +59,11 @@ class Streams:
         """The stream whose child number ``i`` draws the batch of ledger position ``i``."""
         return self.current.child("sampler")
 
+    @property
+    def groups(self) -> Stream:
+        """The stream whose word number ``i`` puts unit ``i`` into a group, for the whole run."""
+        return self.lasting.child("groups")
+
     def noise(self, kind: str) -> Stream:
         """The stream whose child number ``i`` gives the noise of ledger position ``i``, exact or float32.
 

@@ -140,6 +140,8 @@ def resume(plan: Plan, setup: RunSetup, *, snapshot: Path | None = None) -> Priv
 
 def _mechanism(plan: Plan, setup: RunSetup) -> dict[str, Any]:
     """The facts of sum and noise; PrivacyError where they do not fit the numbers that hold them."""
+    if plan.bands > 1:
+        setup.options.refuse_with_bands()
     parameters = trainable(setup.model)
     noise, shape = setup.options.performance.noise, setup.clipper.shape_term
     return mechanism(plan, parameters, processes=setup.ranks.size, noise=noise, shape_term=shape)

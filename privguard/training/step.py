@@ -25,6 +25,7 @@ from privguard.errors import BudgetExceededError, InteractionError, PrivacyError
 from privguard.training import shards
 from privguard.training.clip import ClippedSum, Clipper
 from privguard.training.noise.ahead import Ahead, has_idle_core
+from privguard.training.noise.correlation import Correlation
 from privguard.training.noise.exact import NoisySum, add_noise, grid_of, rows
 from privguard.training.noise.float32 import add_float32_noise
 from privguard.training.plan import Plan
@@ -63,7 +64,14 @@ class PrivateStep:
         self._ranks = ranks or Ranks()
         self._permit = permit
         self._exact = exact
-        self._ahead = Ahead() if exact and has_idle_core() else None
+        if plan.bands > 1 and not (exact and reserve == 1):
+            raise PrivacyError(
+                f"bands={plan.bands}: correlated noise is exact, and each step begins by a line of its own; leave "
+                "noise and reserve as they are"
+            )
+        correlated = plan.bands > 1 and plan.noise_multiplier > 0
+        self._correlation = Correlation(plan.strategy, steps=plan.steps) if correlated else None
+        self._ahead = Ahead() if exact and plan.bands == 1 and has_idle_core() else None
         self._signal: Tensor | None = None  # norm of the last noisy sum
         self._floor = 0.0  # expected norm of the noise in it, σC√d
         self._next = ledger.position
@@ -112,7 +120,10 @@ class PrivateStep:
             )
 
     def _write(self, times: int) -> None:
-        self._ledger.reserve(self._plan.event(), times=times)
+        if self._plan.bands == 1:
+            self._ledger.reserve(self._plan.event(), times=times)
+        else:
+            self._ledger.advance(self._plan.event(), span=self._plan.bands)
 
     @property
     def pending(self) -> bool:
@@ -166,6 +177,8 @@ class PrivateStep:
         multiplier, source = self._plan.noise_multiplier, self._noise.child(position)
         if not self._exact:
             return add_float32_noise(clipped, multiplier=multiplier, source=source, ranks=self._ranks)
+        if self._correlation is not None:
+            return self._correlated(clipped, position, self._correlation)
         drawn = self._ahead.take(position) if self._ahead is not None else {}
         noisy = add_noise(clipped, multiplier=multiplier, source=source, ranks=self._ranks, drawn=drawn)
         if self._ahead is not None and self.remaining > 1:
@@ -175,6 +188,21 @@ class PrivateStep:
                 deviation=grid_of(clipped, self._ranks).deviation(multiplier),
                 source=self._noise.child(position + 1),
             )
+        return noisy
+
+    def _correlated(self, clipped: ClippedSum, position: int, correlation: Correlation) -> NoisySum:
+        """The clipped sum with correlated noise, whose integers are kept once they are part of what is released."""
+        multiplier, source = self._plan.noise_multiplier, self._noise.child(position)
+        made = correlation.draw(
+            position,
+            rows=rows(clipped.gradients, lead=self._ranks.lead),
+            deviation=grid_of(clipped, self._ranks).deviation(multiplier),
+            source=source,
+        )
+        noisy = add_noise(
+            clipped, multiplier=multiplier, source=source, ranks=self._ranks, drawn=made.rows, gain=made.gain
+        )
+        correlation.keep(made)
         return noisy
 
     def finish(self, optimizer: Optimizer, parameters: dict[str, nn.Parameter]) -> None:
@@ -236,6 +264,10 @@ class Follower:
     def reserve(self, _event: object, *, times: int) -> None:
         """Count what the leading rank reserves on disk before it releases anything."""
         self.position += times
+
+    def advance(self, _event: object, *, span: int) -> None:  # noqa: ARG002 — the leader's ledger prices it
+        """Count the position that the leading rank begins."""
+        self.position += 1
 
     def void(self, reason: str) -> None:
         """Nothing: the leading rank finds the same and records it."""

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.stats import chi2
 
 from privguard._random import Stream
-from privguard.training.sampling.sample import Poisson, cut
+from privguard.training.sampling.sample import CyclicPoisson, Poisson, cut
 
 SOURCE = Stream.from_insecure_seed(1, "test")
 
@@ -75,3 +75,45 @@ def test_the_cut_keeps_every_record_once_in_batches_of_almost_equal_size(records
 def test_an_empty_draw_is_one_masked_row():
     (piece,) = cut(np.array([], np.int64), position=0, limit=8)
     assert (piece.records, piece.mask.tolist(), piece.last) == ([0], [False], True)
+
+
+def cyclic(rate, bands, *, examples, positions):
+    sampler = CyclicPoisson(rate, bands, SOURCE.child("groups"))
+    taken = np.zeros((positions, examples), bool)
+    for p in range(positions):
+        taken[p, sampler.draw(examples=examples, source=SOURCE.child(p), position=p)] = True
+    return taken
+
+
+@pytest.mark.stat
+def test_groups_take_turns_and_a_record_enters_each_step_of_its_own_with_the_rate():
+    """Poisson inclusion in 30 rounds of 4 groups, within 4.9 standard errors (1e-6); B/N for b·B/N is found."""
+    taken = cyclic(0.4, 4, examples=5000, positions=120)
+    places = [set(np.flatnonzero(record) % 4) for record in taken.T]
+    assert all(len(place) <= 1 for place in places)
+    inclusions = taken.sum(0)
+    error = 4.9 * np.sqrt(0.4 * 0.6 / (30 * 5000))
+    assert abs(inclusions.mean() / 30 - 0.4) < error < 0.3
+    assert abs(inclusions.var() / (30 * 0.4 * 0.6) - 1) < 4.9 * np.sqrt(2 / 5000) + 0.02
+    sizes = np.bincount([min(place, default=0) for place in places], minlength=4)
+    assert (abs(sizes - 1250) < 4.9 * np.sqrt(5000 * 3 / 16)).all()
+
+
+def test_one_record_more_changes_neither_group_nor_coin_of_any_other():
+    few, more = (cyclic(0.5, 3, examples=count, positions=9) for count in (200, 260))
+    assert (few == more[:, :200]).all()
+
+
+def test_groups_do_not_follow_the_order_of_the_records():
+    """By index, a record that is removed moves all later ones to another group; a word of one's own does not."""
+    taken = cyclic(1.0, 4, examples=400, positions=4)
+    assert (taken.sum(0) == 1).all()
+    groups = taken.argmax(0)
+    assert 60 < (groups == np.arange(400) % 4).sum() < 140  # 100 expected, 4.6 standard errors
+
+
+def test_one_group_is_plain_poisson():
+    taken = cyclic(0.3, 1, examples=300, positions=5)
+    assert [np.flatnonzero(step).tolist() for step in taken] == [
+        drawn.tolist() for drawn in draws(0.3, examples=300, positions=5)
+    ]

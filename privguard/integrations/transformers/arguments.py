@@ -173,12 +173,12 @@ def agree(args: TrainingArguments, plan: Plan) -> None:
         )
     if args.max_steps > plan.steps:
         raise ValueError(f"max_steps={args.max_steps}: expected at most the plan's {plan.steps}; plan for more steps")
-    epochs = plan.steps * plan.sample_rate
+    epochs = plan.steps * plan.share
     given = args.max_steps <= 0 and args.num_train_epochs != _DEFAULT_EPOCHS
-    if given and abs(args.num_train_epochs - epochs) > plan.sample_rate:
+    if given and abs(args.num_train_epochs - epochs) > plan.share:
         raise ValueError(
             f"num_train_epochs={args.num_train_epochs}: expected {epochs:g}, the plan's {plan.steps} steps at rate "
-            f"{plan.sample_rate:g}; leave it away, or set max_steps to end earlier"
+            f"{plan.share:g}; leave it away, or set max_steps to end earlier"
         )
 
 

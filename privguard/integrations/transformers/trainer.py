@@ -164,7 +164,7 @@ class PrivateTrainer(Trainer):
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """A counter: item i stands for step i of an epoch. The records are drawn in :meth:`training_step`."""
-        steps = cast("Dataset[int]", range(steps_in(1, sample_rate=self.plan.sample_rate)))
+        steps = cast("Dataset[int]", range(steps_in(1, sample_rate=self.plan.share)))
         return DataLoader(steps, batch_size=1, collate_fn=_only, generator=torch.Generator())
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
@@ -189,7 +189,7 @@ class PrivateTrainer(Trainer):
     def num_examples(self, dataloader: DataLoader[Any]) -> int:
         """The public number of examples for the training loader; the true one is a secret."""
         if isinstance(cast("object", dataloader.dataset), range):
-            return self.plan.examples or round(self.plan.expected_batch_size / self.plan.sample_rate)
+            return self.plan.examples or round(self.plan.expected_batch_size / self.plan.share)
         return super().num_examples(dataloader)
 
     def set_initial_training_values(self, args: TrainingArguments, dataloader: DataLoader[Any]) -> Any:

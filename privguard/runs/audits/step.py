@@ -22,6 +22,7 @@ from privguard.accounting.ledger import Ledger
 from privguard.audit.steps import checks
 from privguard.audit.steps.audit import StepDesign, Trace, observe, step_finding
 from privguard.audit.steps.checks import FALSE_ALARM, Examination, examine
+from privguard.errors import PrivacyError
 from privguard.records import Finding
 from privguard.runs.folder import LEDGER
 from privguard.training.attach import attach
@@ -110,7 +111,15 @@ def audit_step(
 
     The positive control is the same step without noise. The sampler is drawn as often as the step is taken. A correct
     step is refuted with probability at most 1 - ``confidence``, and fails any check with probability ``level``.
+
+    Raises:
+        PrivacyError: the plan has bands, of which the checks know nothing.
     """
+    if plan.bands > 1:
+        raise PrivacyError(
+            f"bands={plan.bands}: this audit knows independent noise and plain Poisson sampling alone; audit the plan "
+            "without bands, and the run with bands by its canaries"
+        )
     design = StepDesign(
         canaries=canaries,
         trials=trials,
@@ -144,5 +153,6 @@ def _sampled(plan: Plan, trials: int) -> dict[str, float]:
     if plan.sample_rate == 1:
         return {}
     source, epoch = Stream.from_entropy("audited sampler"), math.ceil(1 / plan.sample_rate)
-    draws = [plan.sampler().draw(examples=_RECORDS, source=source.child(step)) for step in range(max(trials, epoch))]
+    sampler, steps = plan.sampler(source.child("groups")), range(max(trials, epoch))
+    draws = [sampler.draw(examples=_RECORDS, source=source.child(step), position=step) for step in steps]
     return {"Poisson inclusion": checks.poisson_inclusion(draws, records=_RECORDS, rate=plan.sample_rate)}

@@ -30,6 +30,7 @@ from privguard.training.clip import MOST_RECORDS, ClippedSum
 from privguard.training.noise import chacha20
 from privguard.training.noise.gaussian import PAIRS, DevicePairs, HostPairs, Refiner
 from privguard.training.noise.grid import Grid
+from privguard.training.noise.past import Past
 from privguard.training.ranks import Ranks
 
 _BLOCK = 2 * PAIRS  # integers per block
@@ -104,11 +105,13 @@ def add_noise(
     source: Stream,
     ranks: Ranks | None = None,
     drawn: Mapping[Label, Integers] | None = None,
+    gain: float = 1.0,
 ) -> NoisySum:
     """Round to the grid, add rint of N(0, (multiplier · Δ)²) to every coordinate, and add up over ``ranks``.
 
     ``clipped`` is used up. Every rank has to call this. ``drawn`` holds integers of ``source`` that were made
-    beforehand (:func:`draw`); the others are made now.
+    beforehand (:func:`draw`); the others are made now. Where noise is correlated, ``gain`` is how many times
+    larger its deviation is in this step.
 
     Guarantee: the Gaussian mechanism for a sum of L2 sensitivity Δ = :attr:`Grid.sensitivity` under add-or-remove-one
     (Dwork & Roth 2014, A.1; Abadi et al. 2016, Algorithm 1), followed by rounding. ``source`` must belong to one ledger
@@ -134,7 +137,7 @@ def add_noise(
     gradients = clipped.gradients
     ranks.add_up(integers[name] for name, gradient in gradients.items() if not shards.is_cut(gradient))
     released = {name: _released(integers[name], gradient, grid.step) for name, gradient in gradients.items()}
-    return NoisySum(released, multiplier * grid.sensitivity)
+    return NoisySum(released, gain * multiplier * grid.sensitivity)
 
 
 def draw(into: Integers, *, deviation: float, source: Stream) -> Integers:
@@ -144,14 +147,33 @@ def draw(into: Integers, *, deviation: float, source: Stream) -> Integers:
     return into
 
 
+def draw_row(count: int, *, deviation: float, source: Stream, past: Past | None) -> Integers:
+    """``count`` integers as :func:`draw` makes them, in as many threads as torch uses."""
+    into, noise = np.empty(count, np.int64), _Noise(deviation, source, past=past)
+    share = max(1, -(-count // (_BLOCK * torch.get_num_threads()))) * _BLOCK
+
+    def work(first: int) -> None:
+        stop = min(count, first + share)
+        for start, block in zip(range(first, stop, _BLOCK), noise.blocks(first, stop), strict=True):
+            into[start : start + len(block)] = block
+
+    with ThreadPoolExecutor(max(1, -(-count // share))) as pool:
+        list(pool.map(work, range(0, count, share)))
+    return into
+
+
 @final
 @dataclass(frozen=True)
 class _Noise:
-    """The integers of one stream with deviation ``s``; ``drawn`` where they have been made already."""
+    """The integers of one stream with deviation ``s``; ``drawn`` where they have been made already.
+
+    Less what they take back of ``past`` rows: rint(s·z - Σ w·k), where in doubt with further bits of z.
+    """
 
     s: float
     source: Stream
     drawn: Integers | None = None
+    past: Past | None = None
 
     def blocks(self, first: int, stop: int) -> Iterator[Integers]:
         """Block by block on the host, from integer number ``first``, a multiple of a block, up to ``stop``."""
@@ -166,9 +188,9 @@ class _Noise:
             used = words[: count + count % 2]
             fill(used)
             mine = used.reshape(2, -1)
-            decided, doubtful = pairs(mine)
+            decided, doubtful = pairs(mine) if self.past is None else pairs.after(self.past, mine, first=start)
             for p in doubtful:
-                decided[:, p] = refine(start // 2 + p, *mine[:, p].tolist())
+                decided[:, p] = refine(start // 2 + p, *mine[:, p].tolist(), **self._exactly(start, mine.shape[1], p))
             np.copyto(ready[: len(used)], decided.reshape(-1), casting="unsafe")
             yield ready[:count]
 
@@ -177,6 +199,8 @@ class _Noise:
 
         The host waits once, for the numbers of the pairs in doubt, and makes their words again by itself.
         """
+        if self.drawn is not None:
+            return torch.from_numpy(self.drawn).to(device)
         pairs, edge = DevicePairs(self.s), count - count % _BLOCK
         made, doubts = list[Tensor](), list[Tensor]()
         starts = list(range(0, edge, _AT_ONCE * _BLOCK))
@@ -212,7 +236,13 @@ class _Noise:
     def _refine(self) -> Any:
         """A function of a pair's number in the row and its two words; its further bits are a stream of that number."""
         decide, source = Refiner(self.s), self.source.child("further bits")
-        return lambda pair, radius, angle: decide(radius, angle, _further(source.child(pair)))
+        return lambda pair, radius, angle, **past: decide(radius, angle, _further(source.child(pair)), **past)
+
+    def _exactly(self, start: int, size: int, pair: int) -> dict[str, Any]:
+        """For the refiner: what a pair of the block from ``start`` on takes back of the past, as fractions."""
+        if self.past is None:
+            return {}
+        return {"past": (self.past.exactly(start + pair), self.past.exactly(start + size + pair))}
 
 
 def _further(source: Stream) -> Iterator[tuple[int, int]]:

@@ -13,6 +13,7 @@ interval refining".
 
 import math
 from collections.abc import Iterator
+from fractions import Fraction
 from typing import Any, final
 
 import mpmath
@@ -20,6 +21,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from privguard.training.noise.past import Past
+
+Pair = tuple[Fraction, Fraction]
 
 ULP = 4.0  # allowed error of log, sin and cos in units in the last place; below 1 where it was measured
 PAIRS = 1 << 13  # pairs of one block: its words and intermediate values stay in the second-level cache
@@ -52,6 +57,35 @@ class HostPairs:
 
         What is returned stays until the next call; the sign bits of the radii are cleared.
         """
+        u, r, z, k = self._drawn(words)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            np.rint(z, out=k)
+            return k, self._doubtful(u, r, z, k)
+
+    def after(self, past: Past, words: NDArray[np.int64], *, first: int) -> tuple[NDArray[np.float64], list[int]]:
+        """The same, less what the block from coordinate ``first`` on takes back of ``past``, before it is rounded."""
+        u, r, z, k = self._drawn(words)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            z -= past.block(first, first + z.size).reshape(z.shape)
+            np.rint(z, out=k)
+            doubtful = np.array(self._doubtful(u, r, z, k, error=past.error(self._s)), np.int64)
+            return k, doubtful[~self._decided_closer(doubtful, past, k, first=first)].tolist()
+
+    def _decided_closer(self, pairs: NDArray[np.int64], past: Past, k: Any, *, first: int) -> Any:
+        """Which pairs (a bool for each) the longest float decides, whose integers are then in ``k``."""
+        count = k.shape[1]
+        u, r, angle = self._u[pairs], self._r[pairs], torch.from_numpy(self._t[pairs])
+        taken, error = past.closer(first + np.stack([pairs, count + pairs]), self._s)
+        x = np.stack([torch.cos(angle).numpy(), torch.sin(angle).numpy()]) * r - taken
+        near = np.rint(x)
+        small = r / self._s
+        bound = np.where(small >= _SPIKE, error_bound(u, np.maximum(small, _SPIKE), self._s), math.inf)
+        decided = ((np.abs(x - near) + error) < 0.5 - bound).all(0)
+        k[:, pairs[decided]] = near[:, decided]
+        return decided
+
+    def _drawn(self, words: NDArray[np.int64]) -> tuple[Any, Any, Any, Any]:
+        """u, s·r and s·z, and room for the integers."""
         count = words.shape[1]
         u, r, t = self._u[:count], self._r[:count], self._t[:count]
         z, k = self._z[:, :count], self._k[:, :count]
@@ -68,16 +102,15 @@ class HostPairs:
             torch.cos(angle, out=torch.from_numpy(z[0]))
             torch.sin(angle, out=torch.from_numpy(z[1]))
             z *= r
-            np.rint(z, out=k)
-            return k, self._doubtful(u, r, z, k)
+        return u, r, z, k
 
-    def _doubtful(self, u: Any, r: Any, z: Any, k: Any) -> list[int]:
+    def _doubtful(self, u: Any, r: Any, z: Any, k: Any, *, error: float = 0.0) -> list[int]:
         """First one bound for all pairs, then each one's own for those that it leaves in doubt."""
         count = len(u)
         near, far = self._near[:, :count], self._far[:, :count]
         z -= k
         np.abs(z, out=z)
-        np.less(z, 0.5 - self._s * _ANY, out=near)
+        np.less(z, 0.5 - error - self._s * _ANY, out=near)
         np.less_equal(_LOW, u, out=far[0])
         np.less_equal(u, _HIGH, out=far[1])
         near &= far
@@ -86,7 +119,7 @@ class HostPairs:
         found = np.flatnonzero(~near.all(0))
         small = r[found] / self._s
         bound = np.where(small >= _SPIKE, error_bound(u[found], small, self._s), math.inf)
-        return found[~(z[:, found].max(0) < 0.5 - bound)].tolist()
+        return found[~(z[:, found].max(0) < 0.5 - error - bound)].tolist()
 
 
 @final
@@ -124,8 +157,12 @@ class Refiner:
         self._s = s
         self._arithmetic: Any = mpmath.MPContext()
 
-    def __call__(self, radius: int, angle: int, further: Iterator[tuple[int, int]]) -> tuple[int, int]:
+    def __call__(
+        self, radius: int, angle: int, further: Iterator[tuple[int, int]], *, past: "Pair" = (Fraction(0), Fraction(0))
+    ) -> tuple[int, int]:
         """The two integers of a pair: 63 bits and a signed word, and 128 bits more of each from every ``further``.
+
+        ``past`` is taken away from the two real coordinates before they are rounded.
 
         Raises:
             ArithmeticError: no number of further bits decides, so they are not random.
@@ -133,19 +170,26 @@ class Refiner:
         m, n, bits = radius & _LONGEST, angle, 63
         for _, (more_m, more_n) in zip(range(_ROUNDS), further, strict=False):
             m, n, bits = m << 128 | more_m, n << 128 | more_n, bits + 128
-            if m and (decided := self._rounded(m, n, bits)):
+            if m and (decided := self._rounded(m, n, bits, past)):
                 return decided
         raise ArithmeticError("noise: the stream of further bits decides no coordinate; its words are not random")
 
-    def _rounded(self, m: int, n: int, bits: int) -> tuple[int, int] | None:
+    def _rounded(self, m: int, n: int, bits: int, past: "Pair") -> tuple[int, int] | None:
         """The integers that every u in [m, m+1)/2ᵇⁱᵗˢ and t in [n, n+1)/2ᵇⁱᵗˢ gives, None where they differ."""
         found: list[int] = []
-        for low, high in self.intervals(m, n, bits):
-            first, last = int(self._arithmetic.nint(low)), int(self._arithmetic.nint(high))
+        for (low, high), away in zip(self.intervals(m, n, bits), past, strict=True):
+            first, last = self._nearest(low, away), self._nearest(high, away)
             if first != last:
                 return None
             found.append(first)
         return found[0], found[1]
+
+    def _nearest(self, bound: Any, away: Fraction) -> int:
+        """The integer nearest to bound - away, computed without any rounding."""
+        if not away:
+            return int(self._arithmetic.nint(bound))
+        sign, mantissa, exponent, _ = bound._mpf_  # (-1)^sign · mantissa · 2^exponent, exactly
+        return round(Fraction(-mantissa if sign else mantissa) * Fraction(2) ** exponent - away)
 
     def intervals(self, m: int, n: int, bits: int) -> list[tuple[Any, Any]]:
         """Bounds on both of a pair's real coordinates s·z, given ``bits`` bits of u and of t.

@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from privguard.training.clip import MOST_RECORDS, ROUNDING
+from privguard.training.noise.correlation import peak
 from privguard.training.noise.grid import Grid
 from privguard.training.plan import Plan
 
@@ -30,6 +31,7 @@ def mechanism(
     if noise == "exact":
         coordinates = sum(parameter.numel() for parameter in parameters.values())
         grid = Grid.of(bound, coordinates=coordinates, processes=processes)
-        grid.check(plan.noise_multiplier, records=processes * MOST_RECORDS)
+        largest = 2 * peak(plan.strategy, steps=plan.steps) * sum(map(abs, plan.strategy)) if plan.bands > 1 else 1.0
+        grid.check(largest * plan.noise_multiplier, records=processes * MOST_RECORDS)
         facts |= {"sensitivity": grid.sensitivity, "grid_exponent": grid.exponent, "coordinates": coordinates}
     return facts

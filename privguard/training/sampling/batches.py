@@ -23,7 +23,7 @@ from privguard.errors import PrivacyError
 from privguard.training import structure
 from privguard.training.ranks import Ranks
 from privguard.training.sampling.identity import require_once
-from privguard.training.sampling.sample import PhysicalBatch, Poisson, cut
+from privguard.training.sampling.sample import PhysicalBatch, Sampler, cut
 from privguard.training.sampling.users import Users
 
 
@@ -43,7 +43,7 @@ class PoissonLoader:
         self,
         data: DataLoader[Any],
         *,
-        sampler: Poisson,
+        sampler: Sampler,
         source: Stream,
         limit: int,
         users: Users | None = None,
@@ -73,7 +73,7 @@ class PoissonLoader:
         ranks = self._ranks
         for position in range(start, stop):
             source = self._source.child(position)
-            drawn = self._sampler.draw(examples=self._units, source=source)
+            drawn = self._sampler.draw(examples=self._units, source=source, position=position)
             pieces = cut(drawn, position=position, limit=self._limit, rank=ranks.rank, ranks=ranks.size)
             yield from pieces if self._users is None else (self._users.expand(piece, source) for piece in pieces)
 

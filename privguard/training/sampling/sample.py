@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import final
+from typing import Protocol, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,14 @@ from privguard import _check
 from privguard._random import Stream
 
 _WORD = 1 << 64
+
+
+class Sampler(Protocol):
+    """Who takes part in the step of a ledger position."""
+
+    def draw(self, *, examples: int, source: Stream, position: int) -> NDArray[np.int64]:
+        """Positions of the records that are in, ascending; ``source`` belongs to this ledger position alone."""
+        ...
 
 
 @final
@@ -31,8 +39,8 @@ class Poisson:
     def __post_init__(self) -> None:
         _check.probability("rate", self.rate, one=True)
 
-    def draw(self, *, examples: int, source: Stream) -> NDArray[np.int64]:
-        """Positions of the records that are in, ascending.
+    def draw(self, *, examples: int, source: Stream, position: int = 0) -> NDArray[np.int64]:  # noqa: ARG002
+        """Positions of the records that are in, ascending; the same for every ``position``.
 
         Guarantee: each record is in with probability ⌊rate·2⁶⁴⌋/2⁶⁴, at most ``rate``, independently of all others.
         ``source`` must belong to one ledger position alone.
@@ -41,6 +49,32 @@ class Poisson:
         if threshold == _WORD:
             return np.arange(examples)
         return np.flatnonzero(source.words(examples) < np.uint64(threshold))
+
+
+@final
+@dataclass(frozen=True)
+class CyclicPoisson:
+    """Step t draws from group t mod ``bands`` alone, each record of it with probability ``rate``.
+
+    Guarantee: a record's group is a word of its own of ``groups``, so it depends on no other record, as adding or
+    removing one demands; groups of equal size, or by index, do not have this. Two steps that a record enters are at
+    least ``bands`` apart, as long as ``groups`` stays the same. A group has 1/bands of the records to within 2⁻⁶⁴
+    bands, and what is priced holds for each group.
+    """
+
+    rate: float
+    bands: int
+    groups: Stream
+
+    def __post_init__(self) -> None:
+        _check.probability("rate", self.rate, one=True)
+        _check.count("bands", self.bands)
+
+    def draw(self, *, examples: int, source: Stream, position: int) -> NDArray[np.int64]:
+        """Positions of the records that are in, ascending; see :class:`Poisson` for the coins."""
+        drawn = Poisson(self.rate).draw(examples=examples, source=source)
+        group = self.groups.words(examples)[drawn] % np.uint64(self.bands)
+        return drawn[group == position % self.bands]
 
 
 @final
