@@ -1,6 +1,7 @@
 """``privguard audit model``: a sound model moves by C at most, and the report says so; an unsound one is refused."""
 
 import json
+import sys
 
 import pytest
 import torch
@@ -68,6 +69,7 @@ def test_the_command_prints_and_keeps_what_the_report_reads(tmp_path, monkeypatc
     (tmp_path / "run.json").write_text("{}")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "my_model", raising=False)  # another test's
     shown = CliRunner().invoke(app, ["audit", "model", "my_model:setup", "--pairs", "16", "--run", ".", "--json"])
     assert shown.exit_code == 0, shown.output
     record = json.loads(shown.stdout)

@@ -132,7 +132,7 @@ def test_secrets_do_not_print_and_do_not_pickle(any_key):
 
 
 def test_raw_bytes_are_refused_at_the_front_door():
-    with pytest.raises(TypeError, match=r"privguard\.checkpoint\.unsafe"):
+    with pytest.raises(TypeError, match=r"privguard\.checkpoint\.keys\.unsafe"):
         Key(b"0" * 32)
     with pytest.raises(ValueError, match="at least one character"):
         Key.from_passphrase("")
