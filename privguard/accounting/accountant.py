@@ -8,10 +8,10 @@ module chooses the grid, cross-checks with Rényi differential privacy, and refu
 import functools
 import logging
 import math
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Hashable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast, final
+from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeAlias, TypeVar, cast, final
 
 import numpy as np
 
@@ -23,12 +23,16 @@ from privguard.records import Claim, Relation, Unit
 if TYPE_CHECKING:
     from dp_accounting import DpEvent
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
 _CONVERGED = 1e-3  # relative change of ε when the interval is halved; the grid's own error is then about a third of it
 _LEAST_EPSILON = 1e-7  # below this, two figures of ε are the same
 _NARROWEST, _WIDEST = 2.0**-6, 8.0  # of the first interval
 _ROUNDING = 2.0**-52  # of δ for each distribution in a power: four times the largest error measured that lowers ε
 _MOST_POINTS = 1 << 23  # 64 MiB per array
 _NEAR_UNDERFLOW = 600.0  # of exp(−ε)
+_REMEMBERED = 256  # figures of a process, the oldest forgotten first
 _BEYOND_PLD = 1 << 15  # an ε this large is priced by RDP alone: its losses would not fit on a grid
 
 
@@ -110,6 +114,41 @@ def privacy_profile(history: Spending, *, claim: Claim, points: int = 61) -> lis
     return [pair, *((at, min(1.0, float(accountant.get_delta(at)) + allowance)) for at in grid)]
 
 
+def _remembered(function: Callable[P, T]) -> Callable[P, T]:
+    """Compute a figure once a process: a claim, its report and its curves ask for the same ones again and again.
+
+    Events are told apart by all of their state, since some hold lists and cannot be hashed; what cannot be compared
+    that way is computed each time.
+    """
+    figures: dict[Hashable, T] = {}
+
+    @functools.wraps(function)
+    def cached(*args: P.args, **kwargs: P.kwargs) -> T:
+        key = _state((args, tuple(kwargs.items())))
+        try:
+            known = key in figures
+        except TypeError:
+            return function(*args, **kwargs)
+        if not known:
+            if len(figures) >= _REMEMBERED:
+                figures.pop(next(iter(figures)))
+            figures[key] = function(*args, **kwargs)
+        return figures[key]
+
+    return cached
+
+
+def _state(value: object) -> Hashable:
+    """Everything that a figure could hang on, by type and value, down through events in events."""
+    from dp_accounting import DpEvent
+
+    if isinstance(value, list | tuple):
+        return tuple(_state(each) for each in cast("Sequence[object]", value))
+    if isinstance(value, DpEvent):
+        return type(value), tuple((name, _state(each)) for name, each in sorted(vars(value).items()))
+    return type(value), cast("Hashable", value)
+
+
 @final
 @dataclass(frozen=True)
 class Figure:
@@ -170,6 +209,7 @@ def on_grid(events: Events, *, delta: float, relation: Relation, like: Figure) -
     return _pld(events, delta, relation, like.interval)[0] if like.interval else like.epsilon
 
 
+@_remembered
 def _pld(events: Events, delta: float, relation: Relation, interval: float) -> tuple[float, int]:
     """ε on one grid, and how many points the composed distribution has.
 
@@ -238,6 +278,7 @@ def _replace_one(events: Events, *, delta: float, relation: Relation, figure: Fi
         return None
 
 
+@_remembered
 def _rdp(events: Events, *, delta: float, relation: Relation) -> float | None:
     """ε by Rényi differential privacy, or None where dp-accounting has no formula that holds."""
     from dp_accounting.rdp import RdpAccountant

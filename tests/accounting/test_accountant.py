@@ -198,3 +198,16 @@ def test_the_curve_rises_to_the_claim():
     exact = epsilon(steps(0.01, 1.0, counts[2]), delta=1e-5)
     assert exact <= costs[2] * SLACK
     assert costs[2] <= exact * 1.02
+
+
+def test_a_remembered_figure_is_the_figure_of_that_event_alone():
+    """Events that differ in one number of one list, or in their class, are told apart."""
+
+    def of(shares, deviation=1.0):
+        return epsilon([(dp.MixtureOfGaussiansDpEvent(deviation, [0, 1, 2], shares), 10)], delta=1e-5)
+
+    first = of([0.9, 0.08, 0.02])
+    assert of([0.9, 0.07, 0.03]) > first > of([0.9, 0.08, 0.02], deviation=1.1)
+    assert of([0.9, 0.08, 0.02]) == first
+    noise = [(dp.GaussianDpEvent(2.0), 1)], [(dp.LaplaceDpEvent(2.0), 1)]
+    assert len({epsilon(events, delta=1e-5) for events in noise}) == 2

@@ -16,7 +16,7 @@ from privguard.errors import PlainCheckpointError, SealError
 from tests.checkpoint.schedules import Killed, kills, schedules
 
 KEY, A, B = (Key.generate_symmetric() for _ in range(3))
-FORMS = ["file", "folder"]
+FORMS = [pytest.param("file", marks=pytest.mark.slow), "folder"]  # a folder does all that a file does, and more
 
 
 class World:

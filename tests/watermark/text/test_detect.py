@@ -130,7 +130,7 @@ def repetitive(rng, rows):
 
 
 @pytest.mark.stat
-@pytest.mark.parametrize("width", [1, 4])
+@pytest.mark.parametrize("width", [pytest.param(1, marks=pytest.mark.slow), 4])
 def test_p_values_are_true_on_repetitive_text(scheme, profile_for, width):
     """4,000 random keys on one repetitive text; each bound fails by chance with probability below 1e-5. Counting
     repeated n-grams instead is caught: it rejects far too often."""
