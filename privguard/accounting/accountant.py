@@ -145,7 +145,11 @@ def _state(value: object) -> Hashable:
     if isinstance(value, list | tuple):
         return tuple(_state(each) for each in cast("Sequence[object]", value))
     if isinstance(value, DpEvent):
-        return type(value), tuple((name, _state(each)) for name, each in sorted(vars(value).items()))
+        slots = [
+            name for kind in type(value).__mro__ for name in getattr(kind, "__slots__", ()) if name != "__weakref__"
+        ]
+        names = sorted({*slots, *getattr(value, "__dict__", ())})
+        return type(value), tuple((name, _state(getattr(value, name))) for name in names)
     return type(value), cast("Hashable", value)
 
 

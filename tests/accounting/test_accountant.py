@@ -5,6 +5,7 @@ import math
 import dp_accounting as dp
 import numpy as np
 import pytest
+from dp_accounting.dp_event import MixtureOfGaussiansDpEvent
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import norm
@@ -204,7 +205,7 @@ def test_a_remembered_figure_is_the_figure_of_that_event_alone():
     """Events that differ in one number of one list, or in their class, are told apart."""
 
     def of(shares, deviation=1.0):
-        return epsilon([(dp.MixtureOfGaussiansDpEvent(deviation, [0, 1, 2], shares), 10)], delta=1e-5)
+        return epsilon([(MixtureOfGaussiansDpEvent(deviation, [0, 1, 2], shares), 10)], delta=1e-5)
 
     first = of([0.9, 0.08, 0.02])
     assert of([0.9, 0.07, 0.03]) > first > of([0.9, 0.08, 0.02], deviation=1.1)
