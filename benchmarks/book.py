@@ -24,8 +24,10 @@ from pathlib import Path
 import dp_accounting as dp
 
 from privguard.accounting.budget.book import Book, Standing
-from privguard.accounting.budget.rules import DataSet
+from privguard.accounting.budget.grants import DataSet
+from privguard.accounting.budget.tally import Writer
 from privguard.accounting.calibrate import Budget
+from privguard.accounting.ledger import Ledger
 from privguard.attest.statement import SigningKey
 from privguard.errors import BudgetExceededError
 
@@ -104,18 +106,21 @@ def forked(work: Callable[[], None]) -> int:
 
 
 def spend(place: str, run: str, journal: int) -> None:
-    """Reserve in the book, take effect, now and then settle; until the limit or a kill ends it."""
-    book, chance = Book(place), random.Random()
-    while True:
-        try:
-            positions = book.reserve(run, DATA, STEP, chance.randint(1, 3))
-        except BudgetExceededError:
-            return
-        for position in positions[: chance.randint(0, len(positions))]:
-            os.write(journal, b"%s %d\n" % (run.encode(), position))
-            if chance.random() < 0.3:
-                book.settle(run, position + 1)
-                break
+    """Reserve in the book and begin there, take effect, now and then settle; until the limit or a kill ends it."""
+    book, chance, key = Book(place), random.Random(), SigningKey.generate()
+    with tempfile.TemporaryDirectory() as folder, Ledger.create(Path(folder) / "ledger.jsonl", {"run": run}) as ledger:
+        while True:
+            try:
+                positions = book.reserve(run, DATA, STEP, chance.randint(1, 3), by=Writer(key=key))
+            except BudgetExceededError:
+                return
+            used = positions[: chance.randint(0, len(positions))]
+            book.begin(run, used.stop, by=key, ledger=ledger.history)
+            for position in used:
+                ledger.reserve(STEP)
+                os.write(journal, b"%s %d\n" % (run.encode(), position))
+            if used.stop < positions.stop:
+                book.settle(run, used.stop, by=key, ledger=ledger.history)
 
 
 def balanced(place: str, journal: Path) -> Standing:

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import privguard as pg
 from privguard.accounting.budget.book import Book
-from privguard.accounting.budget.rules import DataSet
+from privguard.accounting.budget.grants import DataSet
 from privguard.accounting.calibrate import Budget
 from privguard.attest.statement import SigningKey
 from privguard.errors import BudgetExceededError

@@ -92,7 +92,7 @@ def run(block, names):
     elif block.language in {"json", "toml"}:
         {"json": json.loads, "toml": tomllib.loads}[block.language](block.body)
     else:
-        assert block.language in {"text", "mermaid"}, "commands that run are console blocks"
+        assert block.language in {"text", "mermaid", "sql"}, "commands that run are console blocks"
 
 
 def console(body):

@@ -15,7 +15,7 @@ import copy
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
@@ -85,7 +85,7 @@ class History:
     ended without settling what it had reserved: that stays spent, and may not have taken effect. ``void`` holds the
     reasons, if any, why the run has no claim whatever it spent, and ``checked`` how many steps were checked while
     training, None where no writer said. ``streams`` are the keys, in the order of their use; ``other_data`` says where
-    a resumed run read other data than the manifest names.
+    a resumed run read other data than the manifest names, and ``leaves`` the hashes of the lines under the heads.
     """
 
     facts: Mapping[str, Any]
@@ -99,6 +99,7 @@ class History:
     checked: int | None = None
     streams: tuple[Keyed, ...] = ()
     other_data: tuple[OtherData, ...] = ()
+    leaves: tuple[bytes, ...] = field(default=(), repr=False)
 
     @property
     def events(self) -> int:
@@ -131,6 +132,10 @@ class History:
     def extends(self, head: str, size: int) -> bool:
         """Whether the first ``size`` lines are those that ``head`` stands for."""
         return 0 < size <= self.size and self.heads[size - 1] == head
+
+    def growth(self, size: int) -> list[str]:
+        """Proof that the first ``size`` lines are a prefix of these (RFC 6962, 2.1.2), hashes in hexadecimal."""
+        return [node.hex() for node in merkle.consistency_proof(self.leaves, size)]
 
 
 def read(path: "str | os.PathLike[str]") -> History:
@@ -189,6 +194,7 @@ class Replay:
         self.void: list[str] = []
         self.checked: int | None = None
         self.heads: list[str] = []
+        self.leaves: list[bytes] = []
         self.bytes = 0
         self._frontier = merkle.Frontier()
 
@@ -206,6 +212,7 @@ class Replay:
             checked=self.checked,
             streams=tuple(self.streams),
             other_data=tuple(self.other_data),
+            leaves=tuple(self.leaves),
         )
 
     @property
@@ -230,7 +237,8 @@ class Replay:
         if self.line(record) != line:
             raise ValueError("its head does not follow from the lines before it, so a line was edited, moved or cut")
         self._take(record)
-        self._frontier.append(merkle.leaf_hash(_canon.canonical(record)))
+        self.leaves.append(merkle.leaf_hash(_canon.canonical(record)))
+        self._frontier.append(self.leaves[-1])
         self.heads.append(given["head"])
         self.bytes += len(line) + 1
 

@@ -65,6 +65,11 @@ ledger budget show team.db
 ledger budget show team.db patients.parquet --json
 ledger budget set team.db patients.parquet --epsilon 2 --reason 'study 7 is over'
 ledger budget grant team.db patients.parquet --epsilon 3 --delta 1e-5 --key officer.pem --reason 'study 7'
+ledger budget draft team.db patients.parquet --epsilon 3 --delta 1e-5 --key anna.pem --out grant.json --until 2027-12-31
+ledger budget sign grant.json --key ben.pem
+ledger budget enter team.db grant.json
+ledger budget release team.db 5f0c19aa3b7d2e64 --used 20 --key officer.pem --reason 'the disk is lost'
+ledger budget verify team.db
 ledger budget settle team.db runs/crashed
 ledger budget settle team.db 5f0c19aa3b7d2e64 --lost
 ledger budget import team.db patients.parquet runs/before-the-book

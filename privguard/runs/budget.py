@@ -1,26 +1,35 @@
-"""A private run in a team's budget book: reserved whole before it starts, watched while it runs, settled at the end."""
+"""A private run in a team's budget book: reserved whole before it starts, watched while it runs, settled at the end.
+
+The run has a key of its own, in its folder, that signs its rows in the book. The book is told of steps before they take
+effect: whatever becomes of folder, ledger and key, they stay spent.
+"""
 
 import contextlib
 import math
 import os
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeAlias, TypeVar, final
 
 from privguard import _check
 from privguard.accounting.budget.book import Book
+from privguard.accounting.budget.tally import Balance, Writer
 from privguard.accounting.history import History
 from privguard.accounting.ledger import Ledger
-from privguard.errors import BookUnavailableError
+from privguard.attest.statement import SigningKey
+from privguard.errors import BookUnavailableError, BudgetExceededError, ResumeError
+from privguard.runs.folder import BOOK_KEY as KEY
 from privguard.training.plan import Plan
 
 T = TypeVar("T")
 
 _ASK_EVERY = 1.0  # seconds between two questions of a run to its book
-_SILENCE = 600.0  # seconds for which a run goes on while the book does not answer
 _PATIENCE = 120.0  # seconds for which what has to be written is tried again
 _PAUSE = 1.0  # seconds between two tries
+_SHARE = 64  # a run tells the book so often which of its steps it begins
+_REQUIRED = "PRIVGUARD_REQUIRE_BOOK"
 
 BookOrPlace: TypeAlias = "Book | str | os.PathLike[str] | None"
 
@@ -34,29 +43,40 @@ class Charge:
     is spent twice, and :meth:`begin` of the resumed run takes it over, or ``privguard ledger budget settle`` ends it.
     """
 
-    def __init__(self, book: Book, data_set: str) -> None:
+    def __init__(self, book: Book, data_set: str, *, team: str = "", purpose: str = "") -> None:
         self._book, self._data_set = book, data_set
+        self._writer = Writer(key=SigningKey.generate(), team=team, purpose=purpose)
+        self._begun = 0
+        self._plan: Plan | None = None
         self._head = ""
         self._run: str | None = None
         self._asked = -math.inf  # when the book was asked last
-        self._silent: float | None = None  # since when it does not answer
         self._process = os.getpid()  # a forked worker must not settle what the run goes on to use
 
     @classmethod
-    def to(cls, book: BookOrPlace, data_set: str | None) -> "Charge | None":
+    def to(cls, book: BookOrPlace, data_set: str | None, *, team: str = "", purpose: str = "") -> "Charge | None":
         """A charge to ``book`` (or its place) for the data set of this digest; None where neither is given.
 
         Raises:
             ValueError: only one of the two is given, or the book does not know the data set.
+            BudgetExceededError: no book is given where ``PRIVGUARD_REQUIRE_BOOK`` asks for one, or another one.
             LedgerError: there is no book at that place, or it was changed.
         """
+        required = os.environ.get(_REQUIRED, "")
         if book is None and data_set is None:
+            if required:
+                raise BudgetExceededError(
+                    f"book=None: {_REQUIRED} is set here, so every run is charged; give book= and data_set="
+                )
             return None
         both = book is not None and data_set is not None
         _check.require(both, "book, data_set", (book, data_set), wanted="both; a budget is one data set's in one book")
         opened = book if isinstance(book, Book) else Book.open(book or "")
-        opened.standing(data_set or "")
-        return cls(opened, data_set or "")
+        account = opened.verify()
+        account.known(data_set or "")
+        if required not in {"", "1", account.id}:
+            raise BudgetExceededError(f"book={account.id}: {_REQUIRED} asks for the book {required}; give that one")
+        return cls(opened, data_set or "", team=team, purpose=purpose)
 
     @property
     def id(self) -> str:
@@ -68,12 +88,23 @@ class Charge:
 
         Raises:
             BudgetExceededError: it does not fit beside what everybody reserved or spent; nothing was reserved.
+            BookUnavailableError: the book has not answered for two minutes.
         """
-        held = _patiently(lambda: self._book.held(run))
-        self._run = run
-        (whole,) = plan.events()
-        if held < whole[1]:
-            self._book.reserve(run, self._data_set, whole[0], whole[1] - held)
+
+        def reserve() -> None:
+            held = self._book.held(run)  # asked anew: a try whose answer was lost may have been written
+            if held < times:
+                self._book.reserve(run, self._data_set, event, times - held, by=self._writer)
+
+        ((event, times),) = plan.events()
+        self._run, self._plan = run, plan
+        _patiently(reserve)
+
+    def keep_key(self, folder: Path) -> None:
+        """Keep the run's key in its folder, for whoever resumes or settles it; only its owner may read it."""
+        key = self._writer.key
+        if key is not None:
+            key.write(folder / KEY)
 
     def resume(self, run: str, plan: Plan, *, left: History, ledger: Ledger, exact: bool) -> None:
         """Take the run over from the process before it, unless the book knows a later ledger of it than ``left``.
@@ -82,9 +113,20 @@ class Charge:
 
         Raises:
             LedgerError: this folder is a copy, or was put back from a backup, and the run has gone on elsewhere.
+            ResumeError: the run's key is not in its folder.
             BudgetExceededError: as :meth:`begin`.
         """
-        _patiently(lambda: self._book.note(run, ledger.history, after=left, exactly=exact))
+        key = read_key(ledger.path.parent)
+        if key is None:
+            raise ResumeError(f"run={ledger.path.parent}: no {KEY}, so nobody can go on in the book under its name")
+        self._writer = replace(self._writer, key=key)
+        now = ledger.history
+
+        def note() -> None:
+            if not self._book.knows(run, now):  # a try whose answer was lost may have been written
+                self._book.note(run, now, by=key, after=left, exactly=exact)
+
+        _patiently(note)
         self.begin(run, plan)
 
     def note(self, ledger: Ledger) -> None:
@@ -94,50 +136,66 @@ class Charge:
         """
         if self._open:
             with contextlib.suppress(BookUnavailableError):
-                self._book.note(self._run or "", ledger.history)
+                self._book.note(self._run or "", ledger.history, by=self._writer.key)
 
-    def permit(self) -> None:
-        """Let the run take its next step, unless a limit was lowered below what is spent and reserved.
+    def permit(self, ledger: Ledger, upto: int) -> None:
+        """Let the run take its steps below ``upto``, unless a limit was lowered below what is spent and reserved.
 
-        The book is asked once a second at most. While it does not answer, the run goes on for up to ten minutes: all of
-        it is reserved, and only a limit that is lowered meanwhile would be seen late.
+        The book hears of them first, some more at once in a long run: at most a sixty-fourth of it. It is asked for its
+        limits once a second at most; where it does not answer that, the next steps that it has to hear of wait for it.
 
         Raises:
             BudgetExceededError: it was lowered; the run stops here and gives the rest back.
-            BookUnavailableError: the book has not answered for ten minutes.
+            BookUnavailableError: the book has not answered for two minutes.
         """
         now = time.monotonic()
-        if now - self._asked < _ASK_EVERY:
-            return
-        self._asked = now
-        try:
-            self._head = self._book.require_within(self._data_set, unless=self._head)
-            self._silent = None
-        except BookUnavailableError:
-            self._silent = now if self._silent is None else self._silent
-            if now - self._silent > _SILENCE:
-                raise
+        if now - self._asked >= _ASK_EVERY:
+            self._asked = now
+            with contextlib.suppress(BookUnavailableError):
+                self._head = self._book.require_within(self._data_set, unless=self._head)
+        key = self._writer.key
+        if upto > self._begun and key is not None:
+            ahead = min(self._steps, max(upto, ledger.position + self._steps // _SHARE))
+            _patiently(lambda: self._book.begin(self._run or "", ahead, by=key, ledger=ledger.history))
+            self._begun = ahead
 
     def settle(self, ledger: Path) -> None:
-        """Give back what the run's ledger shows as unused; harmless when done twice.
+        """Give back what the run never began, as its ledger shows; harmless when done twice.
 
         Raises:
             BookUnavailableError: the book has not answered for two minutes; the reservation stands.
         """
         if self._open:
             history = Ledger.read(ledger)
-            _patiently(lambda: self._book.settle(self._run or "", history.events, ledger=history))
+            run, key = self._run or "", self._writer.key
+            _patiently(lambda: self._book.settle(run, _used(self._book, run, history), by=key, ledger=history))
             self._run = None
 
     def cancel(self) -> None:
         """Give everything back: the run never took a step, for it has no ledger."""
         if self._open:
-            self._book.settle(self._run or "", 0)
+            self._book.settle(self._run or "", 0, by=self._writer.key)
             self._run = None
 
     @property
     def _open(self) -> bool:
         return self._run is not None and self._process == os.getpid()
+
+
+def read_key(folder: Path) -> SigningKey | None:
+    """The key of the run in ``folder``, which signs its rows in a budget book; None where there is none."""
+    path = folder / KEY
+    return SigningKey.read(path) if path.is_file() else None
+
+
+def settle(book: Book, run: str, folder: Path, history: History) -> Balance:
+    """Settle a run that nobody goes on with, from its folder: what it began is spent, the rest given back."""
+    return book.settle(run, _used(book, run, history), by=read_key(folder), ledger=history)
+
+
+def _used(book: Book, run: str, history: History) -> int:
+    """What a run has spent: its ledger's events, and all that it told the book it would begin."""
+    return max(history.events, book.least(run))
 
 
 def _patiently(action: Callable[[], T]) -> T:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from privguard.records import Record
 
-MANIFEST, LEDGER = "run.json", "ledger.jsonl"
+MANIFEST, LEDGER, BOOK_KEY = "run.json", "ledger.jsonl", "book.key"
 CHECKPOINTS, EVIDENCE = "checkpoints", "evidence"
 REPORT_JSON, REPORT_MARKDOWN, REPORT_PAGE = "report.json", "report.md", "report.html"
 SEALED = ".sealed"

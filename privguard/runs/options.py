@@ -47,6 +47,8 @@ class RunOptions:
         book: the team's budget book, or its place: the whole run is reserved there before it starts, and what was not
             used is given back when it ends. Give it again when resuming.
         data_set: with a book, the SHA-256 under which the data set stands in it.
+        team: with a book in which the data set is shared out, whose share the run spends.
+        purpose: with a book, what the run is for; it stays there, for people to read.
         continue_exactly: resume with the samples and the noise that the stopped run would have drawn. Refused without a
             head of the ledger that was kept outside the folder: ``trust``'s ``expect_head``, or the budget book.
         public_evaluation: the evaluation data is public, so what is measured on it needs no protection; otherwise the
@@ -67,6 +69,8 @@ class RunOptions:
     performance: Performance = field(default_factory=Performance)
     book: BookOrPlace = None
     data_set: str | None = None
+    team: str = ""
+    purpose: str = ""
     continue_exactly: bool = False
     public_evaluation: bool = False
     other_data: str | None = None
@@ -77,7 +81,7 @@ class RunOptions:
 
     def charge(self) -> Charge | None:
         """What the run owes the budget book; see :meth:`privguard.runs.budget.Charge.to`."""
-        return Charge.to(self.book, self.data_set)
+        return Charge.to(self.book, self.data_set, team=self.team, purpose=self.purpose)
 
     def refuse_with_bands(self) -> None:
         """Refuse what a plan with bands cannot honour.

@@ -7,7 +7,9 @@ Every wrapper (the plain loop, accelerate, transformers) is a thin shell around 
 import contextlib
 import math
 import weakref
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import cast, final
 
@@ -81,7 +83,7 @@ class PrivateRun:
             exact=setup.options.performance.noise == "exact",
             reserve=setup.options.performance.reserve,
             ranks=setup.ranks,
-            permit=self._charge.permit if self._charge is not None else lambda: None,
+            permit=_permission(self._charge, ledger),
         )
         self._end = weakref.finalize(self, _end, self._step, ledger, self._charge)
 
@@ -268,6 +270,13 @@ class PrivateRun:
             self._setup.clipper.close()
             if self._charge is not None:
                 self._charge.settle(self.folder / folder.LEDGER)
+
+
+def _permission(charge: Charge | None, ledger: Ledger | Follower) -> Callable[[int], None]:
+    """What asks the budget book before steps; it must not hold the run itself, which would then never be collected."""
+    if charge is None or isinstance(ledger, Follower):
+        return lambda _: None
+    return partial(charge.permit, ledger)
 
 
 def _settings(optimizer: Optimizer) -> str:

@@ -155,10 +155,12 @@ def _opened(plan: Plan, setup: RunSetup, facts: Manifest) -> Ledger:
         raise PrivacyError("insecure_seed: such a run has no guarantee, so no budget can hold it; leave book= out")
     setup.charge.begin(facts.run, plan)
     try:
-        return write_public_files(setup.folder, facts)
+        ledger = write_public_files(setup.folder, facts)
+        setup.charge.keep_key(setup.folder)
     except BaseException:
         setup.charge.cancel()
         raise
+    return ledger
 
 
 def open_snapshot(snapshot: Path, setup: RunSetup, *, min_step: int = 0) -> Snapshot:

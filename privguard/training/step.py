@@ -40,8 +40,9 @@ class PrivateStep:
     reserved on disk. Exactly one noise per logical batch, whatever was gathered, also for an empty draw.
 
     ``noise`` is the stream whose child number ``i`` gives the noise of position ``i``. ``reserve`` is how many events
-    share one line of the ledger, and so one fsync. ``permit`` is called before each reservation; it raises where the
-    run must stop, as a budget book's limit may ask. ``exact`` says which noise: integers on a grid, or float32.
+    share one line of the ledger, and so one fsync. ``permit`` is called before each reservation, with the position that
+    it ends before; it raises where the run must stop, as a budget book's limit may ask. ``exact`` says which noise:
+    integers on a grid, or float32.
     """
 
     def __init__(  # noqa: PLR0913 — one argument for each part that a step is made of
@@ -53,7 +54,7 @@ class PrivateStep:
         noise: Stream,
         reserve: int,
         ranks: Ranks | None = None,
-        permit: Callable[[], None] = lambda: None,
+        permit: Callable[[int], None] = lambda _: None,
         exact: bool = True,
     ) -> None:
         self._plan = plan
@@ -106,9 +107,10 @@ class PrivateStep:
             )
         self.require_own_process()
         if self._writing is None and self._next == self._ledger.position:
-            self._permit()
+            times = min(self._block, self.remaining)
+            self._permit(self._next + times)
             self._unsettled = True
-            self._writing = self._disk.submit(self._write, min(self._block, self.remaining))
+            self._writing = self._disk.submit(self._write, times)
         return self._next
 
     def require_own_process(self) -> None:

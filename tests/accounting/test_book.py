@@ -9,7 +9,8 @@ from sqlalchemy import create_engine, text
 
 from privguard.accounting.accountant import epsilon
 from privguard.accounting.budget.book import Book
-from privguard.accounting.budget.rules import DataSet, Grant
+from privguard.accounting.budget.grants import DataSet, Grant
+from privguard.accounting.budget.tally import Writer
 from privguard.accounting.calibrate import Budget
 from privguard.accounting.ledger import Ledger
 from privguard.accounting.sweep import RandomStopping
@@ -113,22 +114,24 @@ def test_a_family_shares_what_was_spent(book):
 
 def test_a_run_gives_back_what_its_ledger_did_not_use(book, tmp_path):
     granted(book)
-    book.reserve("run", ROOT, STEP, 5)
+    key = SigningKey.generate()
+    book.reserve("run", ROOT, STEP, 5, by=Writer(key=key))
     path = tmp_path / "ledger.jsonl"
     with Ledger.create(path, {}) as ledger:
+        book.begin("run", 3, by=key, ledger=ledger.history)
         ledger.reserve(STEP, 4)
         ledger.settle(2)
         ledger.reserve(STEP, 1)  # then the run is killed
     history = Ledger.read(path)
     with pytest.raises(ValueError, match="its ledger's 3 or above"):
-        book.settle("run", 2, ledger=history)
-    balance = book.settle("run", history.position, ledger=history)
+        book.settle("run", 2, by=key, ledger=history)
+    balance = book.settle("run", history.position, by=key, ledger=history)
     assert (balance.reserved, balance.spent, balance.open, balance.returned) == (5, 3, 0, 2)
     assert book.standing(ROOT).epsilon == epsilon(history, delta=1e-5)
-    assert book.reserve("run", ROOT, STEP, 1) == range(3, 4)
+    assert book.reserve("run", ROOT, STEP, 1, by=Writer(key=key)) == range(3, 4)
     for wrong in (2, 5):
         with pytest.raises(ValueError, match="between 3 and 4"):
-            book.settle("run", wrong)
+            book.settle("run", wrong, by=key)
 
 
 def test_every_changed_row_is_found(book, place):
@@ -178,7 +181,7 @@ def test_a_rewritten_chain_cannot_raise_a_limit(book, place):
     ).sign(SigningKey.generate())
     from privguard import _canon
 
-    body = _canon.canonical({"kind": "grant", "envelope": envelope.to_json()})
+    body = _canon.canonical({"kind": "grant", "envelope": envelope.to_json(), "time": account.time, "actor": "me"})
     with engine.begin() as connection:
         connection.execute(
             text("insert into privguard_book values (:seq, :body, :head)"),

@@ -8,8 +8,9 @@ from typer.testing import CliRunner
 
 from privguard import cli
 from privguard.accounting.budget.book import Book
+from privguard.accounting.budget.grants import DataSet
 from privguard.accounting.budget.lineage import Lineage
-from privguard.accounting.budget.rules import DataSet
+from privguard.accounting.budget.tally import Writer
 from privguard.accounting.calibrate import Budget
 from privguard.accounting.ledger import Ledger
 from privguard.attest.statement import SigningKey
@@ -51,8 +52,10 @@ def a_run(folder, *, reserved, used=None):
 
 
 def test_a_crashed_run_is_settled_with_its_ledger(tmp_path, place, book):
-    run = a_run(tmp_path / "crashed", reserved=30)
-    book.reserve("crashed", DATA, STEP, 100)
+    run, key = a_run(tmp_path / "crashed", reserved=30), SigningKey.generate()
+    key.write(run / "book.key")
+    book.reserve("crashed", DATA, STEP, 100, by=Writer(key=key))
+    book.begin("crashed", 10, by=key, ledger=Ledger.read(run / "ledger.jsonl"))
     assert "30 events spent, 70 returned" in budget("settle", place, run)
     assert json.loads(budget("settle", place, run, "--json"))["spent"] == 30  # twice is harmless
 

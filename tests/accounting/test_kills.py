@@ -2,25 +2,18 @@
 
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections import Counter
 from pathlib import Path
 
 import dp_accounting as dp
 import pytest
-from sqlalchemy import create_engine
-from sqlalchemy.exc import OperationalError
-from sqlalchemy.pool import NullPool
 
 from benchmarks.book import STEP, drill, forked
 from privguard.accounting.ledger import Ledger
-
-POSTGRES = shutil.which("initdb") or next(map(str, sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))), None)
 
 
 def train(path, journal):
@@ -117,51 +110,6 @@ def test_a_reservation_is_synced_before_it_returns(tmp_path, monkeypatch):
 @pytest.fixture
 def sqlite(tmp_path):
     return f"sqlite:///{tmp_path / 'book.db'}"
-
-
-@pytest.fixture(scope="session")
-def postgres_server():
-    """A PostgreSQL server of our own, as a user of its own; skipped where none is installed."""
-    if POSTGRES is None:
-        assert not os.environ.get("CI"), "PostgreSQL is not installed"
-        pytest.skip("PostgreSQL is not installed")
-    programs, home = Path(POSTGRES).resolve().parent, Path(tempfile.mkdtemp(prefix="pg"))
-    user = {"user": "postgres", "group": "postgres", "extra_groups": []} if os.geteuid() == 0 else {}
-    if user:
-        shutil.chown(home, "postgres", "postgres")
-    data, quiet = home / "data", {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": home, **user}
-    subprocess.run([programs / "initdb", "-D", data, "-A", "trust", "-U", "book"], check=True, **quiet)
-    server = subprocess.Popen([programs / "postgres", "-D", data, "-k", home, "-h", ""], **quiet)
-    url = f"postgresql+psycopg://book@/postgres?host={home}"
-    try:
-        wait_for(url)
-        yield url
-    finally:
-        server.send_signal(signal.SIGINT)
-        server.wait(300)
-        shutil.rmtree(home, ignore_errors=True)
-
-
-def plain_engine(url):
-    return create_engine(url, poolclass=NullPool)
-
-
-def wait_for(url):
-    for _ in range(3_000):
-        try:
-            plain_engine(url).connect().close()
-        except OperationalError:
-            time.sleep(0.1)
-        else:
-            return
-    pytest.fail("PostgreSQL did not start")
-
-
-@pytest.fixture
-def postgres(postgres_server):
-    yield postgres_server
-    with plain_engine(postgres_server).begin() as connection:
-        connection.exec_driver_sql("DROP TABLE IF EXISTS privguard_book")
 
 
 @pytest.mark.parametrize("backend", ["sqlite", "postgres"])

@@ -9,7 +9,7 @@ from small import SmallRun, small_data, small_model, small_plan
 from torch.nn import functional
 
 from privguard.accounting.budget.book import Book
-from privguard.accounting.budget.rules import DataSet
+from privguard.accounting.budget.grants import DataSet
 from privguard.accounting.calibrate import Budget
 from privguard.accounting.ledger import Ledger
 from privguard.attest.statement import SigningKey

@@ -1,119 +1,31 @@
 """The rules of a budget book, apart from where it is kept: rows are replayed, and a row that breaks a rule is refused.
 
-A *data set* is known by the digest of its content and, where it was derived, by its parent: all data sets with one
-root are a *family*, and what was spent on one of them was spent on the family, because a derived data set may hold
-every record of its parent. A *grant* signed by an officer sets the limit of a data set; a *cap* may only lower it. A
-*run* reserves events before it uses them and settles what it used.
+All data sets with one root are a *family*, and what was spent on one of them was spent on the family, because a derived
+data set may hold every record of its parent. A *grant* signed by officers sets the limit of a data set; a *cap* may
+only lower it. A *run* reserves events, says which of them it begins, and settles what it used; its rows are signed by
+its key. Nobody, not even an officer, settles below what was begun.
 """
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, final
 
 from privguard import _canon, _check
 from privguard.accounting import events
+from privguard.accounting.budget import signed_rows
+from privguard.accounting.budget.grants import DataSet, Grant, Release
+from privguard.accounting.budget.tally import Block, Run
 from privguard.accounting.calibrate import Budget
-from privguard.attest.statement import PREDICATES, Envelope, Identity, SigningKey, Statement, sign, verify_any
-from privguard.errors import LedgerError
-from privguard.records import Digest, Record, Relation
+from privguard.attest import merkle
+from privguard.attest.statement import Envelope, Identity
+from privguard.errors import LedgerError, PrivacyError, UnrecognisedError
 
 if TYPE_CHECKING:
     from dp_accounting import DpEvent
 
-FORMAT = "privguard book v1"
-GRANT = PREDICATES + "budget-grant/v1"
+FORMAT = "privguard book v2"
 FIRST_HEAD = hashlib.sha256(FORMAT.encode()).hexdigest()
-
-
-@final
-@dataclass(frozen=True, kw_only=True)
-class DataSet(Record):
-    """A data set by content and lineage; every field is public.
-
-    ``sha256`` is the digest of its content, ``parent`` that of the data set it was made from by ``transformations``.
-    ``version`` may be a DVC or lakeFS identifier.
-    """
-
-    sha256: str
-    name: str
-    source: str = ""
-    version: str = ""
-    parent: str | None = None
-    transformations: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        for label, value in (("sha256", self.sha256), ("parent", self.parent or self.sha256)):
-            _check.require(_canon.is_digest(value), label, value, wanted="64 lower-case hexadecimal characters")
-        _check.require(self.parent != self.sha256, "parent", self.parent, wanted="another data set")
-
-
-@final
-@dataclass(frozen=True, kw_only=True)
-class Grant(Record):
-    """An officer's word: ``budget`` for the data set ``sha256`` in the book ``book``; a later serial replaces it."""
-
-    book: str
-    sha256: str
-    serial: int
-    budget: Budget
-    reason: str
-
-    def sign(self, key: SigningKey) -> Envelope:
-        """The grant as a signed statement about the data set."""
-        subject = Digest(name="data set", sha256=self.sha256)
-        return sign(Statement(subjects=(subject,), predicate_type=GRANT, predicate=self.to_json()), by=key)
-
-    @classmethod
-    def verify(cls, envelope: Envelope, officers: tuple[Identity, ...]) -> "Grant":
-        """The grant inside, once one of the officers is known to have signed it; raises ``TamperedError``."""
-        statement, _ = verify_any(envelope, by=officers)
-        said = statement.predicate
-        _check.require(statement.predicate_type == GRANT, "grant", statement.predicate_type, wanted=GRANT)
-        given = said["budget"]
-        budget = Budget(epsilon=given["epsilon"], delta=given["delta"], relation=Relation(given["relation"]))
-        grant = cls(
-            book=said["book"], sha256=said["sha256"], serial=said["serial"], budget=budget, reason=said["reason"]
-        )
-        _check.require(statement.subjects[0].sha256 == grant.sha256, "subject", grant.sha256, wanted="its data set")
-        return grant
-
-
-@final
-@dataclass(frozen=True, kw_only=True)
-class Balance(Record):
-    """Events of a run: ``reserved`` = ``spent`` + ``open`` + ``returned``, always."""
-
-    reserved: int
-    spent: int
-    open: int
-    returned: int
-
-
-@final
-@dataclass
-class Run:
-    """What one run reserved: blocks of (first position, times, event JSON), and up to where it has settled.
-
-    ``ledger`` is the newest head of the run's ledger that was noted here, with the number of lines it stands for.
-    """
-
-    data_set: str
-    blocks: list[tuple[int, int, Mapping[str, Any]]] = field(default_factory=list[tuple[int, int, Mapping[str, Any]]])
-    position: int = 0
-    settled: int = 0
-    reserved: int = 0
-    returned: int = 0
-    ledger: tuple[str, int] | None = None
-
-    def spent(self) -> "list[tuple[DpEvent, int]]":
-        """All that counts as spent: what was used, and what is still open."""
-        return [(events.from_json(event), times) for _, times, event in self.blocks]
-
-    def balance(self) -> Balance:
-        """The run's events, by what became of them."""
-        spent, still_open = self.settled, self.position - self.settled
-        return Balance(reserved=self.reserved, spent=spent, open=still_open, returned=self.returned)
 
 
 @final
@@ -122,22 +34,26 @@ class Account:
 
     Attributes:
         id: the book's own random name, from its first row.
-        officers: whose signatures make a grant.
+        officers: whose signatures make a grant or a release.
+        quorum: how many of them have to sign.
         data_sets: every data set that was entered, by its SHA-256.
-        limits: the limit in force for each data set that has one, by SHA-256.
+        grants: the grant in force for each data set and team ("" for all of them), lowered by caps.
         serials: the number of the last grant for each data set.
         runs: what each run reserved and settled, by the run's name.
         heads: the hash chain, one head after each row.
+        time: when the last row was written.
     """
 
     def __init__(self) -> None:
         self.id = ""
         self.officers: tuple[Identity, ...] = ()
+        self.quorum = 1
         self.data_sets: dict[str, DataSet] = {}
-        self.limits: dict[str, Budget] = {}
+        self.grants: dict[tuple[str, str], Grant] = {}
         self.serials: dict[str, int] = {}
         self.runs: dict[str, Run] = {}
         self.heads: list[str] = []
+        self.time = ""
 
     @property
     def size(self) -> int:
@@ -161,13 +77,21 @@ class Account:
             "grant": self._grant,
             "cap": self._cap,
             "reserve": self._reserve,
+            "begin": self._begin,
             "note": self._note,
             "settle": self._settle,
         }
+        if self.size == 0 and row.get("format") != FORMAT:
+            raise UnrecognisedError(
+                f"format={row.get('format')!r}: expected {FORMAT!r}, in which rows are signed; open a new book and "
+                "bring each run in (privguard ledger budget import)"
+            )
         if (row["kind"] == "open") != (self.size == 0):
             raise ValueError("a book opens once, on its first row")
+        signed_rows.check(row, after=self.time)
         kinds[row["kind"]](row)
         self.heads.append(self.next_head(body))
+        self.time = row["time"]
 
     def known(self, sha256: str) -> DataSet:
         """The data set of this digest; raises ``ValueError`` when the book does not know it."""
@@ -175,6 +99,11 @@ class Account:
             sha256 in self.data_sets, "data set", sha256, wanted="one of this book", remedy="add it to the book first"
         )
         return self.data_sets[sha256]
+
+    def run(self, name: str) -> Run:
+        """The run of this name; raises ``ValueError`` when the book does not know it."""
+        _check.require(name in self.runs, "run", name, wanted="one of this book")
+        return self.runs[name]
 
     def ancestors(self, sha256: str) -> list[str]:
         """The data set, its parent, and so on up to the root."""
@@ -188,24 +117,30 @@ class Account:
         root = self.ancestors(sha256)[-1]
         return [other for other in self.data_sets if self.ancestors(other)[-1] == root]
 
+    def population(self, sha256: str) -> str:
+        """The population that the data set declares, or else its nearest ancestor's; "" where none does."""
+        return next(filter(None, (self.data_sets[line].population for line in self.ancestors(sha256))), "")
+
+    def runs_on(self, data_sets: "set[str]") -> list[Run]:
+        """All runs on any of these data sets."""
+        return [run for run in self.runs.values() if run.data_set in data_sets]
+
     def spent(self, sha256: str) -> "list[tuple[DpEvent, int]]":
         """Everything spent or reserved by any run on the family of this data set."""
-        family = set(self.family(sha256))
-        return [pair for run in self.runs.values() if run.data_set in family for pair in run.spent()]
+        return [pair for run in self.runs_on(set(self.family(sha256))) for pair in run.spent()]
 
-    def limits_of(self, sha256: str) -> dict[str, Budget]:
-        """The limits that a run on this data set has to keep: all of its family, since all may share its records.
-
-        Empty unless the data set or one of its ancestors was granted anything.
-        """
-        granted = any(one in self.limits for one in self.ancestors(sha256))
-        return {one: self.limits[one] for one in self.family(sha256) if one in self.limits and granted}
+    def limit(self, sha256: str) -> Grant | None:
+        """The grant for all teams that holds for a data set: its own, or its nearest granted ancestor's."""
+        granted = (self.grants.get((line, "")) for line in self.ancestors(sha256))
+        return next((grant for grant in granted if grant is not None), None)
 
     def _open(self, row: Mapping[str, Any]) -> None:
-        if row["format"] != FORMAT:
-            raise ValueError(f"format={row['format']!r}: expected {FORMAT!r}")
-        self.officers = tuple(map(Identity.from_json, row["officers"]))
-        self.id = row["id"]
+        officers = tuple(map(Identity.from_json, row["officers"]))
+        quorum = _check.count("quorum", row["quorum"])
+        distinct = len({officer.key_id for officer in officers})
+        _check.require(distinct == len(officers), "officers", len(officers), wanted="each key once")
+        _check.require(quorum <= distinct, "quorum", quorum, wanted=f"at most the {distinct} officers")
+        self.officers, self.quorum, self.id = officers, quorum, row["id"]
 
     def _data_set(self, row: Mapping[str, Any]) -> None:
         given: dict[str, Any] = {key: value for key, value in row["data_set"].items() if key != "record"}
@@ -218,41 +153,105 @@ class Account:
         self.data_sets[one.sha256] = one
 
     def _grant(self, row: Mapping[str, Any]) -> None:
-        grant = Grant.verify(Envelope.from_json(row["envelope"]), self.officers)
+        grant = Grant.verify(Envelope.from_json(row["envelope"]), self.officers, quorum=self.quorum)
         self.known(grant.sha256)
         due = self.serials.get(grant.sha256, 0) + 1
         if (grant.book, grant.serial) != (self.id, due):
             raise LedgerError(f"grant: signed for book {grant.book} as number {grant.serial}; this is {self.id}, {due}")
-        self.limits[grant.sha256], self.serials[grant.sha256] = grant.budget, due
+        self.grants[grant.sha256, grant.terms.team], self.serials[grant.sha256] = grant, due
 
     def _cap(self, row: Mapping[str, Any]) -> None:
-        sha256, limit = row["data_set"], self.limits.get(row["data_set"])
-        if limit is None or not 0 < row["epsilon"] <= limit.epsilon:
+        place = row["data_set"], ""
+        grant = self.grants.get(place)
+        if grant is None or not 0 < row["epsilon"] <= grant.budget.epsilon:
             raise ValueError("a cap only lowers a limit that was granted")
-        self.limits[sha256] = Budget(epsilon=row["epsilon"], delta=limit.delta, relation=limit.relation)
+        lower = Budget(epsilon=row["epsilon"], delta=grant.budget.delta, relation=grant.budget.relation)
+        self.grants[place] = replace(grant, budget=lower)
 
     def _reserve(self, row: Mapping[str, Any]) -> None:
         self.known(row["data_set"])
-        run = self.runs.get(row["run"]) or Run(row["data_set"])
+        by, new = signed_rows.signer(row, self.head), row["run"] not in self.runs
+        run = Run(row["data_set"], key=by, team=row["team"]) if new else self.runs[row["run"]]
+        _require_key(row["run"], run, by)
         times = _check.count("times", row["times"])
-        if (run.data_set, run.position) != (row["data_set"], row["first"]):
-            raise ValueError(f"run={row['run']}: expected position {run.position} on data set {run.data_set}")
-        run.blocks.append((run.position, times, events.check_json(row["event"])))
-        run.position += times
-        run.reserved += times
+        same = (run.data_set, run.position, run.team) == (row["data_set"], row["first"], row["team"])
+        if not same:
+            raise ValueError(
+                f"run={row['run']}: expected position {run.position} on data set {run.data_set}, team {run.team!r}"
+            )
+        run.add(Block(run.position, times, events.check_json(row["event"]), row["time"]))
+        run.begun = run.position if by is None else run.begun  # without a key nobody could say later what was begun
+        run.rows += 1
         self.runs[row["run"]] = run
 
+    def _begin(self, row: Mapping[str, Any]) -> None:
+        run, upto = self.run(row["run"]), row["upto"]
+        _require_key(row["run"], run, signed_rows.signer(row, self.head))
+        if type(upto) is not int or not run.begun <= upto <= run.position:
+            raise ValueError(f"upto={upto}: expected between {run.begun} and {run.position}")
+        self._anchor(row["run"], row["ledger"])
+        run.begun = upto
+        run.rows += 1
+
     def _note(self, row: Mapping[str, Any]) -> None:
-        head, size = row["ledger"]["head"], row["ledger"]["size"]
-        _check.require(_canon.is_digest(head), "head", head, wanted="64 hexadecimal characters")
-        self.runs[row["run"]].ledger = head, _check.count("size", size)
+        run = self.run(row["run"])
+        _require_key(row["run"], run, signed_rows.signer(row, self.head))
+        self._anchor(row["run"], row["ledger"])
+        run.rows += 1
 
     def _settle(self, row: Mapping[str, Any]) -> None:
-        run, used = self.runs[row["run"]], row["used"]
-        if type(used) is not int or not run.settled <= used <= run.position:
-            raise ValueError(f"used={used}: expected between {run.settled} and {run.position}")
-        run.blocks = [(first, min(times, used - first), event) for first, times, event in run.blocks if first < used]
-        run.returned += run.position - used
-        run.position = run.settled = used
+        run, used = self.run(row["run"]), row["used"]
+        if type(used) is not int or not run.floor <= used <= run.position:
+            raise ValueError(
+                f"used={used}: expected between {run.floor} and {run.position}; what was begun, or settled before, "
+                "stays spent"
+            )
+        if used < run.position:
+            self._require_word(row, run)
         if row["ledger"] is not None:
-            run.ledger = row["ledger"]["head"], row["ledger"]["size"]
+            _require_key(row["run"], run, signed_rows.signer(row, self.head))
+            self._anchor(row["run"], row["ledger"])
+        run.settle(used)
+        run.rows += 1
+
+    def _require_word(self, row: Mapping[str, Any], run: Run) -> None:
+        """Who gives something back: officers, or the run's key with the ledger of what was begun."""
+        if row["release"] is not None:
+            release = Release.verify(Envelope.from_json(row["release"]), self.officers, quorum=self.quorum)
+            given = (release.book, release.run, release.serial, release.used)
+            if given != (self.id, row["run"], run.rows, row["used"]):
+                raise LedgerError(f"release: signed for {given}; this is {(self.id, row['run'], run.rows)}")
+            return
+        by = signed_rows.signer(row, self.head)
+        if run.key is None or by != run.key:
+            raise PrivacyError(
+                f"run={row['run']}: only the run's own key, or an officer, settles below the {run.position} events "
+                f"that it reserved; settle it from its folder, or ask for a release"
+            )
+        if run.begun and (row["ledger"] is None or run.ledger is None):
+            raise PrivacyError(
+                f"run={row['run']}: it began {run.begun} events; only its ledger shows what it used, and without one "
+                "all that it reserved counts as spent"
+            )
+
+    def _anchor(self, name: str, ledger: Mapping[str, Any]) -> None:
+        """Take in a newer head of a run's ledger, which has to prove that it only grew from the one noted before."""
+        run, head, size = self.runs[name], ledger["head"], _check.count("size", ledger["size"])
+        _check.require(_canon.is_digest(head), "head", head, wanted="64 hexadecimal characters")
+        if run.ledger is not None and not merkle.verify_consistency(
+            earlier=run.ledger[1],
+            earlier_head=bytes.fromhex(run.ledger[0]),
+            size=size,
+            head=bytes.fromhex(head),
+            proof=[bytes.fromhex(node) for node in ledger["proof"]],
+        ):
+            raise LedgerError(
+                f"run={name}: the budget book knows a later ledger of this run than the one here, so this folder is a "
+                "copy or was put back from a backup, and what it no longer counts was spent: find the newest one"
+            )
+        run.ledger = head, size
+
+
+def _require_key(name: str, run: Run, by: Identity | None) -> None:
+    if run.key is not None and by != run.key:
+        raise PrivacyError(f"run={name}: expected a row signed by the run's own key; another's run takes another name")

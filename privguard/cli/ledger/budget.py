@@ -21,13 +21,14 @@ Reason = Annotated[str, typer.Option(help="Why; it stays in the book.")]
 def open_book(
     book: Place,
     officer: Annotated[list[Path], typer.Option(help="Public key (PEM) of a person who may grant; repeat for more.")],
+    quorum: Annotated[int, typer.Option(help="How many of them have to sign a grant or a release.")] = 1,
     as_json: AsJson = False,
 ) -> None:
     """Begin a book whose limits only these officers can raise."""
     from privguard.accounting.budget.book import Book
     from privguard.attest.statement import Identity
 
-    made = Book.create(book, officers=[Identity.read(path) for path in officer]).verify()
+    made = Book.create(book, officers=[Identity.read(path) for path in officer], quorum=quorum).verify()
     emit({"id": made.id, "head": made.head}, as_json=as_json, lines=[f"book {made.id} with {len(officer)} officer(s)"])
 
 
@@ -40,21 +41,25 @@ def add(
     version: Annotated[str, typer.Option(help="Its version; by default the one that DVC or lakeFS noted.")] = "",
     parent: Annotated[str | None, typer.Option(help="SHA-256 of the data set that it was made from.")] = None,
     transformation: Annotated[list[str] | None, typer.Option(help="How it was made from it; repeat in order.")] = None,
+    population: Annotated[
+        str, typer.Option(help="Whose records these are; data sets of one population may share people.")
+    ] = "",
     as_json: AsJson = False,
 ) -> None:
     """Enter a data set, by content and lineage. It has no budget before a grant."""
     from privguard.accounting.budget.book import Book
+    from privguard.accounting.budget.grants import DataSet
     from privguard.accounting.budget.lineage import Lineage
-    from privguard.accounting.budget.rules import DataSet
 
     noted = Lineage.beside(Path(data_set))
     entered = DataSet(
-        sha256=_digest(data_set),
+        sha256=digest(data_set),
         name=name,
         source=source or noted.source,
         version=version or noted.version,
         parent=parent,
         transformations=tuple(transformation or ()),
+        population=population,
     )
     Book.open(book).add(entered)
     emit(entered, as_json=as_json, lines=[" ".join(filter(None, (entered.sha256, name, entered.version)))])
@@ -70,9 +75,9 @@ def show(
     from privguard.accounting.budget.book import Book
 
     opened = Book.open(book)
-    wanted = [_digest(data_set)] if data_set else [one.sha256 for one in opened.data_sets()]
+    wanted = [digest(data_set)] if data_set else [one.sha256 for one in opened.data_sets()]
     standings = [opened.standing(one) for one in wanted]
-    lines = [line for standing in standings for line in _lines(standing)]
+    lines = [line for standing in standings for line in lines_of(standing)]
     emit([standing.to_json() for standing in standings], as_json=as_json, lines=lines)
 
 
@@ -88,30 +93,9 @@ def set_limit(
     from privguard.accounting.budget.book import Book
 
     opened = Book.open(book)
-    opened.cap(_digest(data_set), epsilon, reason=reason)
-    standing = opened.standing(_digest(data_set))
-    emit(standing, as_json=as_json, lines=_lines(standing))
-
-
-@app.command()
-def grant(
-    book: Place,
-    data_set: Content,
-    epsilon: Annotated[float, typer.Option(help="What all runs together may spend.")],
-    delta: Annotated[float, typer.Option(help="δ of the guarantee, well below 1/N.")],
-    key: Annotated[Path, typer.Option(help="The officer's signing key (PEM).")],
-    reason: Reason = "",
-    as_json: AsJson = False,
-) -> None:
-    """Set a limit, signed with an officer's key."""
-    from privguard.accounting.budget.book import Book
-    from privguard.accounting.calibrate import Budget
-    from privguard.attest.statement import SigningKey
-
-    opened = Book.open(book)
-    opened.grant(_digest(data_set), Budget(epsilon=epsilon, delta=delta), by=SigningKey.read(key), reason=reason)
-    standing = opened.standing(_digest(data_set))
-    emit(standing, as_json=as_json, lines=_lines(standing))
+    opened.cap(digest(data_set), epsilon, reason=reason)
+    standing = opened.standing(digest(data_set))
+    emit(standing, as_json=as_json, lines=lines_of(standing))
 
 
 @app.command()
@@ -123,16 +107,35 @@ def settle(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """End the reservation of a run that crashed and will not go on: its ledger is spent, the rest returned."""
+    """End the reservation of a run that crashed and will not go on: what it began is spent, the rest returned."""
     from privguard.accounting.budget.book import Book
+    from privguard.runs import budget
 
     opened = Book.open(book)
     if lost:
         name, balance = run, opened.settle(run, opened.held(run))
     else:
         name, history = _ended(Path(run))
-        balance = opened.settle(name, history.position, ledger=history)
+        balance = budget.settle(opened, name, Path(run), history)
     emit(balance, as_json=as_json, lines=[f"{name}: {balance.spent} events spent, {balance.returned} returned"])
+
+
+@app.command()
+def verify(
+    book: Place,
+    head: Annotated[str, typer.Option(help="A head that was kept elsewhere; with --size.")] = "",
+    size: Annotated[int, typer.Option(help="How many rows that head stands for.", min=0)] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Check every row and signature, and that nothing was cut since a head was kept. Exit 3 where it was."""
+    from privguard.accounting.budget.book import Book
+
+    if bool(head) != bool(size):
+        raise ValueError(f"head={head!r}, size={size}: expected both, as verify and show printed them")
+    account = Book.open(book).verify(head=head, size=size)
+    now = {"id": account.id, "head": account.head, "size": account.size, "time": account.time}
+    line = f"{account.size} rows hold; keep elsewhere: --head {account.head} --size {account.size}"
+    emit(now, as_json=as_json, lines=[line])
 
 
 @app.command("import")
@@ -146,9 +149,9 @@ def take_over(
     from privguard.accounting.budget.book import Book
 
     opened, (name, history) = Book.open(book), _ended(run)
-    opened.take_over(name, _digest(data_set), history)
-    standing = opened.standing(_digest(data_set))
-    emit(standing, as_json=as_json, lines=_lines(standing))
+    opened.take_over(name, digest(data_set), history)
+    standing = opened.standing(digest(data_set))
+    emit(standing, as_json=as_json, lines=lines_of(standing))
 
 
 def _ended(folder: Path) -> "tuple[str, History]":
@@ -160,7 +163,7 @@ def _ended(folder: Path) -> "tuple[str, History]":
         return str(ledger.facts["run"]), Ledger.read(ledger.path)
 
 
-def _digest(data_set: str) -> str:
+def digest(data_set: str) -> str:
     """A digest as given, or that of the file named."""
     import hashlib
     import re
@@ -177,8 +180,9 @@ def _digest(data_set: str) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _lines(standing: object) -> list[str]:
-    from privguard.accounting.budget.book import Standing
+def lines_of(standing: object) -> list[str]:
+    """A standing as the terminal shows it."""
+    from privguard.accounting.budget.limits import Standing
 
     assert isinstance(standing, Standing)  # noqa: S101 — narrows the late import's type
     limit = standing.limit
@@ -187,4 +191,12 @@ def _lines(standing: object) -> list[str]:
         f"  {name}: {run.spent} events spent, {run.open} open, {run.returned} returned"
         for name, run in standing.runs.items()
     ]
-    return [f"{standing.data_set.name} {standing.data_set.sha256[:16]}…: ε={standing.epsilon:.4f}{of}", *runs]
+    terms, notes = standing.terms, list[str]()
+    if terms.until is not None:
+        notes.append(f"  new reservations until {terms.until}")
+    if standing.recent is not None:
+        notes.append(f"  within {terms.window_days} days: ε={standing.recent:.4f} of {terms.window_epsilon:g}")
+    notes += [f"  team {team}: ε={epsilon:.4f}" for team, epsilon in standing.teams.items()]
+    if standing.person is not None:
+        notes.append(f"  one person, over all data sets of this population: ε={standing.person:.4f}")
+    return [f"{standing.data_set.name} {standing.data_set.sha256[:16]}…: ε={standing.epsilon:.4f}{of}", *notes, *runs]

@@ -1,0 +1,138 @@
+"""Whether something more fits: lifetime limits of a family, windows, last days and teams, and where a data set stands.
+
+Privacy loss does not expire. A window limits how fast it is spent, and a last day what is reserved after it; the total
+over the lifetime never falls, and has a limit of its own.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, final
+
+from privguard.accounting import accountant
+from privguard.accounting.budget.grants import DataSet, Grant, Terms
+from privguard.accounting.budget.rules import Account
+from privguard.accounting.budget.tally import Balance, Run
+from privguard.accounting.calibrate import Budget
+from privguard.errors import BudgetExceededError
+from privguard.records import Record
+
+if TYPE_CHECKING:
+    from dp_accounting import DpEvent
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Standing(Record):
+    """Where a data set stands: its limit, and the ε of everything reserved or spent on its family.
+
+    ``recent`` is the ε of what was reserved within the window of its terms; ``teams`` is the ε of each team that has a
+    limit; ``person`` is the total over all data sets of its declared population, since one person may be in all.
+    """
+
+    data_set: DataSet
+    limit: Budget | None
+    epsilon: float
+    family: tuple[str, ...]
+    runs: Mapping[str, Balance]
+    head: str
+    size: int
+    terms: Terms = field(default_factory=Terms)
+    recent: float | None = None
+    teams: Mapping[str, float] = field(default_factory=dict[str, float])
+    person: float | None = None
+
+
+def standing(account: Account, sha256: str) -> Standing:
+    """Where a data set stands; ε is at its own limit's δ and relation, or its nearest granted ancestor's."""
+    data_set, grant, family = account.known(sha256), account.limit(sha256), account.family(sha256)
+    budget = grant.budget if grant is not None else None
+    runs, population = account.runs_on(set(family)), account.population(sha256)
+    sharing = {other for other in account.data_sets if account.population(other) == population}
+    teams = {
+        team: _epsilon(_events([run for run in runs if run.team == team]), limit.budget)
+        for (_, team), limit in _grants(account, sha256).items()
+        if team
+    }
+    window = grant.terms.window_days if grant is not None else None
+    return Standing(
+        data_set=data_set,
+        limit=budget,
+        epsilon=_epsilon(_events(runs), budget),
+        family=tuple(family),
+        runs={name: run.balance() for name, run in account.runs.items() if run.data_set in set(family)},
+        head=account.head,
+        size=account.size,
+        terms=grant.terms if grant is not None else Terms(),
+        recent=None if window is None else _epsilon(_events(runs, since=_since(window)), budget),
+        teams=teams,
+        person=_epsilon(_events(account.runs_on(sharing)), budget) if population else None,
+    )
+
+
+def require_room(account: Account, sha256: str, more: "list[tuple[DpEvent, int]]", *, team: str = "") -> None:
+    """Raise ``BudgetExceededError`` unless everything, with ``more``, keeps every limit of the data set's family.
+
+    Without ``more``, only the lifetime limits are asked: what is reserved already may be used after the last day.
+    """
+    account.known(sha256)
+    if account.limit(sha256) is None:
+        raise BudgetExceededError(f"data set={sha256[:16]}…: nothing was granted; ask an officer for a grant")
+    if more:
+        _require_open(account, sha256, team)
+    runs = account.runs_on(set(account.family(sha256)))
+    for (holder, of), grant in _grants(account, sha256).items():
+        mine = [run for run in runs if run.team == of] if of else runs
+        extra = more if of in {"", team} else []
+        name = f"{account.data_sets[holder].name} ({holder[:16]}…)" + (f", team {of}" if of else "")
+        _require_below(name, [*_events(mine), *extra], grant.budget, over="over all runs")
+        days, epsilon = grant.terms.window_days, grant.terms.window_epsilon
+        if extra and days is not None and epsilon is not None:
+            window = Budget(epsilon=epsilon, delta=grant.budget.delta, relation=grant.budget.relation)
+            recent = [*_events(mine, since=_since(days)), *extra]
+            _require_below(name, recent, window, over=f"within {days} days")
+
+
+def _require_open(account: Account, sha256: str, team: str) -> None:
+    """Whether the data set takes new reservations today, and from this team."""
+    line, today = account.ancestors(sha256), datetime.now(UTC).date().isoformat()
+    mine = {place: grant for place, grant in account.grants.items() if place[0] in line}
+    for (holder, of), grant in mine.items():
+        until = grant.terms.until
+        if of in {"", team} and until is not None and today > until:
+            raise BudgetExceededError(
+                f"data set={account.data_sets[holder].name}: its grant took new reservations until {until}; ask for a "
+                "new grant"
+            )
+    teams = sorted({of for _, of in mine if of})
+    if teams and team not in teams:
+        raise BudgetExceededError(f"team={team!r}: the data set is shared out; name one of {', '.join(teams)}")
+
+
+def _require_below(name: str, events: "list[tuple[DpEvent, int]]", limit: Budget, *, over: str) -> None:
+    epsilon = _epsilon(events, limit)
+    if epsilon > limit.epsilon:
+        raise BudgetExceededError(
+            f"data set={name}: epsilon would be {epsilon:.3f} {over}, the limit is {limit.epsilon:g} at delta "
+            f"{limit.delta:g}; plan fewer steps or more noise, or ask for a grant"
+        )
+
+
+def _grants(account: Account, sha256: str) -> dict[tuple[str, str], Grant]:
+    """Every grant that a run on this data set has to keep: all of its family, since all may share its records."""
+    family = set(account.family(sha256))
+    return {place: grant for place, grant in account.grants.items() if place[0] in family}
+
+
+def _events(runs: Sequence[Run], *, since: str = "") -> "list[tuple[DpEvent, int]]":
+    return [pair for run in runs for pair in run.spent(since=since)]
+
+
+def _since(days: int) -> str:
+    return (datetime.now(UTC) - timedelta(days=days)).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _epsilon(spent: "list[tuple[DpEvent, int]]", limit: Budget | None) -> float:
+    if limit is None:
+        return 0.0 if not spent else float("inf")
+    return accountant.epsilon(spent, delta=limit.delta, relation=limit.relation)
