@@ -113,7 +113,7 @@ def test_every_cell_behaves_as_the_table_says(team, role):
 
 
 def test_connections_that_are_cut_end_no_run_and_count_nothing_twice(team, tmp_path, monkeypatch):
-    """Every 150 ms the server cuts all connections, while a run reserves, begins and settles."""
+    """Every 150 ms the server cuts all connections, while a run begins steps, notes and settles."""
     monkeypatch.setattr(run_budget, "_PAUSE", 0.0)
     url, over = as_role(team, "engineer"), threading.Event()
     cut = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE usename = 'engineer'"
@@ -133,9 +133,9 @@ def test_connections_that_are_cut_end_no_run_and_count_nothing_twice(team, tmp_p
     )
     thread = threading.Thread(target=cutter)
     charge = run_budget._patiently(lambda: Charge.to(url, DATA))
+    charge.begin("cut", plan)
     thread.start()
     try:
-        charge.begin("cut", plan)
         with Ledger.create(tmp_path / "ledger.jsonl", {"run": "cut"}) as ledger:
             while sum(counted) < CUTS and ledger.position < steps:
                 charge.permit(ledger, ledger.position + 1)

@@ -192,3 +192,23 @@ def test_the_commands_of_two_officers(tmp_path, monkeypatch):
     assert "5 events spent, 15 returned" in budget("enter team.db r.json")
     kept = json.loads(budget("verify team.db --json"))
     budget(f"verify team.db --head {kept['head']} --size {kept['size']}")
+
+
+def test_what_a_run_begins_prices_nothing_again(book, tmp_path, monkeypatch):
+    """A running book is asked once a second: only what changes a spend or a limit is worth a composition."""
+    from privguard.accounting import accountant
+    from privguard.accounting.ledger import Ledger
+
+    granted(book)
+    key = SigningKey.generate()
+    book.reserve("run", DATA, STEP, 4, by=Writer(key=key))
+    fine = book.require_within(DATA)
+    with Ledger.create(tmp_path / "ledger.jsonl", {"run": "run"}) as ledger:
+        book.begin("run", 2, by=key, ledger=ledger.history)
+    priced = []
+    monkeypatch.setattr(accountant, "epsilon", lambda *_, **__: priced.append(1) or 0.0)
+    book.require_within(DATA, unless=fine)
+    assert not priced
+    book.cap(DATA, 0.1, reason="lower")
+    book.require_within(DATA, unless=fine)
+    assert priced

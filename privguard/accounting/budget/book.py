@@ -250,16 +250,16 @@ class Book:
     def require_within(self, sha256: str, *, unless: str = "") -> str:
         """Check that what was reserved and spent still fits every limit; returns the head that this was true at.
 
-        A limit can be lowered while runs hold reservations. ``unless`` is a head known to be fine: while the book has
-        not moved on from it, nothing is priced again.
+        A limit can be lowered while runs hold reservations. ``unless`` is a head known to be fine: while neither limit
+        nor spend has changed since, nothing is priced again.
 
         Raises:
             BudgetExceededError: it does not fit any more.
         """
         account = self._fresh()
-        if account.head != unless:
+        if account.priced != unless:
             limits.require_room(account, sha256, [])
-        return account.head
+        return account.priced
 
     def take_over(self, run: str, sha256: str, ledger: History) -> Balance:
         """Enter a run that was not reserved here, from its ledger: what it spent counts from now on, also past a limit.

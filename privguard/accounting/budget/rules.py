@@ -42,6 +42,7 @@ class Account:
         runs: what each run reserved and settled, by the run's name.
         heads: the hash chain, one head after each row.
         time: when the last row was written.
+        priced: the head after the last row that changed what is spent, or a limit.
     """
 
     def __init__(self) -> None:
@@ -54,6 +55,7 @@ class Account:
         self.runs: dict[str, Run] = {}
         self.heads: list[str] = []
         self.time = ""
+        self.priced = ""
 
     @property
     def size(self) -> int:
@@ -92,6 +94,8 @@ class Account:
         kinds[row["kind"]](row)
         self.heads.append(self.next_head(body))
         self.time = row["time"]
+        if row["kind"] not in {"begin", "note"}:
+            self.priced = self.head
 
     def known(self, sha256: str) -> DataSet:
         """The data set of this digest; raises ``ValueError`` when the book does not know it."""
