@@ -153,10 +153,17 @@ class Charge:
             self._asked = now
             with contextlib.suppress(BookUnavailableError):
                 self._head = self._book.require_within(self._data_set, unless=self._head)
-        key = self._writer.key
-        if upto > self._begun and key is not None:
-            ahead = min(self._steps, max(upto, ledger.position + self._steps // _SHARE))
-            _patiently(lambda: self._book.begin(self._run or "", ahead, by=key, ledger=ledger.history))
+        if upto > self._begun:
+            self._begin(ledger, upto)
+
+    def _begin(self, ledger: Ledger, upto: int) -> None:
+        """Tell the book of the events that cover the positions below ``upto``, and of some more in a long run."""
+        plan, key = self._plan, self._writer.key
+        if plan is not None and key is not None:
+            ahead = min(plan.steps, max(upto, ledger.position + plan.steps // _SHARE))
+            history, (whole,) = ledger.history, plan.events()
+            events = min(whole[1], history.events + plan.rounds(max(0, ahead - ledger.paid)))
+            _patiently(lambda: self._book.begin(self._run or "", events, by=key, ledger=history))
             self._begun = ahead
 
     def settle(self, ledger: Path) -> None:

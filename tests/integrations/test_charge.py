@@ -1,8 +1,8 @@
 """Runs that are charged to a budget book: nothing leaks, nothing is spent twice, whatever ends a run."""
 
 import os
-import signal
 import time
+from multiprocessing import get_context
 
 import pytest
 import torch
@@ -10,7 +10,6 @@ from small import Scored, SmallRun, small_data, small_plan
 from sqlalchemy import Engine
 from sqlalchemy.exc import OperationalError
 
-from benchmarks.book import forked
 from privguard.accounting.accountant import epsilon
 from privguard.accounting.budget.book import Book
 from privguard.accounting.budget.grants import DataSet
@@ -86,32 +85,48 @@ def test_what_was_given_back_and_taken_by_others_is_gone(small, book):
     assert Ledger.read(small.folder / "ledger.jsonl").position == 7
 
 
+def train_until_killed(folder, place, taken, key):
+    """Nine steps of a run in a process of its own, which then stays where it is until it is killed."""
+    torch.set_num_threads(1)
+    run = SmallRun(folder)
+    run.key = Key.read(key)
+    private = run.start(book=place, data_set=DATA, checkpoint_every=2)
+    for inputs, targets in private.batches():
+        private.backward(torch.nn.functional.cross_entropy(private.model(inputs), targets, reduction="none"))
+        if private.step():
+            with taken.open("a") as file:
+                file.write("step\n")
+        while taken.read_text().count("step") == 9:
+            time.sleep(0.005)
+
+
 def test_a_killed_run_keeps_its_reservation_and_spends_it_once(tmp_path, book, place):
-    run, taken = SmallRun(tmp_path / "run"), tmp_path / "taken"
+    run, taken, key = SmallRun(tmp_path / "run"), tmp_path / "taken", tmp_path / "key"
     taken.touch()
-
-    def train():
-        private = run.start(book=place, data_set=DATA, checkpoint_every=2)
-        for inputs, targets in private.batches():
-            private.backward(torch.nn.functional.cross_entropy(private.model(inputs), targets, reduction="none"))
-            if private.step():
-                with taken.open("a") as file:
-                    file.write("step\n")
-            while taken.read_text().count("step") == 9:  # stays here until it is killed
-                time.sleep(0.005)
-
-    child = forked(train)
+    run.key.write(key)
+    child = get_context("spawn").Process(target=train_until_killed, args=(run.folder, place, taken, key))
+    child.start()  # a process of its own: after a fork, torch waits for threads that are not there
     while taken.read_text().count("step") < 9:
-        time.sleep(0.005)
-    os.kill(child, signal.SIGKILL)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+        assert child.is_alive()
+        time.sleep(0.01)
+    child.kill()
+    child.join()
     assert balance(book) == [(0, STEPS, 0)]  # all of it, though the process is gone
     with pytest.raises(BudgetExceededError):
         book.reserve("others", DATA, small_plan().event(), STEPS + 1)
-    run.renew()
     assert 0 < run.go(run.start(book=place, data_set=DATA, resume=True)) < STEPS - 8  # what was reserved stays spent
     assert balance(book) == [(STEPS, 0, 0)]
     assert sum(times for _, times in Ledger.read(run.folder / "ledger.jsonl").spent()) == STEPS
+
+
+@pytest.mark.parametrize("steps", [7, 20])
+def test_a_run_with_bands_tells_the_book_of_events_and_not_of_steps(small, book, steps):
+    """An event covers four steps: after seven of them two are begun, and neither the book nor the ledger says less."""
+    plan = small_plan(strategy=(1.0, 0.5, 0.25, 0.125))
+    small.go(small.start(plan=plan, book=book, data_set=DATA), steps=steps)
+    spent, still_open, _ = balance(book)[0]
+    assert (spent, still_open) == (-(-steps // 4), 0)
+    assert spent == Ledger.read(small.folder / "ledger.jsonl").events
 
 
 def test_a_limit_that_falls_stops_the_run_at_its_next_step(small, book, monkeypatch):
