@@ -123,7 +123,13 @@ class History:
         if self.checked is None:
             return other
         share = f"{self.checked:,} of {self.position:,} steps were checked for examples that interact"
-        return (f"While training, {share}; one that is rare, or that two random halves do not part, can pass.", *other)
+        none = (
+            "" if self.checked else "; every batch had one record, or a compiler made a graph that is gone through once"
+        )
+        return (
+            f"While training, {share}{none}; one that is rare, or that two random halves do not part, can pass.",
+            *other,
+        )
 
     def spent(self) -> "list[tuple[DpEvent, int]]":
         """(event, times) in ledger order: all that was reserved, less what a clean stop gave back."""

@@ -71,6 +71,16 @@ def test_claim_and_report_say_how_many_steps_were_checked(small):
     assert report.claim.unchecked == private.claim().unchecked
 
 
+def test_a_run_without_a_checked_step_says_why(small):
+    """As where a compiler made the graph: it can be gone through once."""
+    private = small.start(small_plan(steps=2))
+    private._clipper.checks.impossible = "the graph of a compiled part can be gone through once"
+    go(private, mixed_from=10**6)
+    sentence = "0 of 2 steps were checked for examples that interact; every batch had one record, or a compiler made"
+    assert any(sentence in line for line in private.claim().unchecked)
+    assert any(sentence in line for line in assemble(small.folder).assumptions)
+
+
 def test_a_loop_over_single_records_is_refused_in_the_first_batch_of_two():
     from privguard.training.bookkeeping import BookKeeper
 
