@@ -33,6 +33,7 @@ ON_DEVICES = {"step", "trainer"}  # measured on a GPU as well
 SHARED = ("image_pictures", "text_corpus", "text_writer", "model_mark_", "seal_")  # parts of others
 QUICK: Mapping[str, list[str]] = {
     "audit": ["times"],
+    "bands": ["cost", "--rounds", "3"],
     "book": ["--kills", "20"],
     "calibrate": ["--rounds", "1"],
     "image_mark": ["--quick", "survival", "time"],
