@@ -123,9 +123,8 @@ class History:
         if self.checked is None:
             return other
         share = f"{self.checked:,} of {self.position:,} steps were checked for examples that interact"
-        none = (
-            "" if self.checked else "; every batch had one record, or a compiler made a graph that is gone through once"
-        )
+        none = "; every batch had one record, or a compiler made a graph that is gone through once"
+        none = "" if self.checked or not self.position else none
         return (
             f"While training, {share}{none}; one that is rare, or that two random halves do not part, can pass.",
             *other,
