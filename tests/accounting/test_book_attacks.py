@@ -18,7 +18,7 @@ from privguard.accounting.budget.tally import Writer
 from privguard.accounting.calibrate import Budget
 from privguard.accounting.ledger import Ledger
 from privguard.attest.statement import SigningKey, countersign
-from privguard.errors import LedgerError, PrivguardError
+from privguard.errors import LedgerError, PrivacyError, PrivguardError
 
 STEP, DATA, OTHER = dp.GaussianDpEvent(10.0), "a" * 64, "b" * 64
 
@@ -183,3 +183,13 @@ def test_a_signed_row_is_worth_nothing_elsewhere(tmp_path):
     )
     with pytest.raises(LedgerError, match="signature: not made by"):
         Book.open(scene.place)
+
+
+def test_a_run_that_began_nothing_is_given_back_by_its_own_key_only(tmp_path):
+    """Here neither what was begun nor a ledger stands in the way: the signature alone decides."""
+    scene = Scene(tmp_path)
+    scene.book.reserve("waiting", DATA, STEP, 4, by=Writer(key=scene.key))
+    for by in (None, scene.stranger, scene.officers[0]):
+        with pytest.raises(PrivacyError, match="only the run's own key"):
+            scene.book.settle("waiting", 0, by=by)
+    assert scene.book.settle("waiting", 0, by=scene.key).returned == 4
