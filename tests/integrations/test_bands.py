@@ -13,7 +13,8 @@ from privguard.runs.audits.step import audit_step
 from privguard.runs.folder import LEDGER
 from privguard.runs.seeds import Streams
 from privguard.training.noise.correlation import Correlation
-from privguard.training.plan import Performance
+from privguard.training.plan import Performance, Plan
+from privguard.training.sampling.sample import Poisson
 
 BANDED = {"strategy": coefficients(4, steps=22), "sample_rate": 0.8, "steps": 22}
 
@@ -48,7 +49,7 @@ def test_stopping_in_a_block_costs_the_block_and_going_on_costs_nothing_more(sma
 def test_a_resumed_run_forgets_rows_and_keeps_groups(small, monkeypatch):
     """The first step of the process that resumes takes nothing back; the sampler asks for the same groups."""
     firsts, groups = [], set()
-    draw, sampler = Correlation.draw, type(small_plan()).sampler
+    draw, sampler = Correlation.draw, Plan.sampler
 
     def watched(correlation, position, **arguments):
         firsts.append((position, len(correlation._positions)))
@@ -59,7 +60,7 @@ def test_a_resumed_run_forgets_rows_and_keeps_groups(small, monkeypatch):
         return sampler(plan, stream)
 
     monkeypatch.setattr(Correlation, "draw", watched)
-    monkeypatch.setattr(type(small_plan()), "sampler", asked)
+    monkeypatch.setattr(Plan, "sampler", asked)
     private = small.start(banded())
     SmallRun.go(private, steps=6)
     small.renew()
@@ -124,3 +125,22 @@ def test_without_noise_nothing_is_correlated_and_the_claim_is_infinite(small):
     private = small.start(banded(noise_multiplier=0.0))
     assert SmallRun.go(private) == 22
     assert private.claim().epsilon == float("inf")
+
+
+def groups_of(small, plan):
+    """At which positions, modulo the bands, each record of the data set takes part."""
+    private, places, position = small.start(plan, batch_size=100), {}, 0
+    for x, _ in private.batches():
+        for row in x:
+            places.setdefault(tuple(row.tolist()), set()).add(position % plan.bands)
+        private.backward(small.model(x).sum(1))
+        position += private.step()
+    return [place for row, place in places.items() if row != tuple(small.data[0][0].tolist())]  # a masked row's
+
+
+def test_a_record_takes_part_in_the_steps_of_one_group_and_plain_poisson_shows(small, monkeypatch):
+    assert all(len(place) == 1 for place in groups_of(small, banded()))
+    monkeypatch.setattr(Plan, "sampler", lambda plan, _: Poisson(plan.sample_rate))
+    small.renew()
+    small.folder = small.folder / "plain"
+    assert any(len(place) > 1 for place in groups_of(small, banded()))

@@ -85,7 +85,7 @@ class Correlation:
                 self._kept[label] = np.zeros((room, len(integers)))
                 self._largest[label] = np.zeros(room)
             self._kept[label][slot] = integers
-            self._largest[label][slot] = float(np.abs(self._kept[label][slot]).max(initial=0.0))
+            self._largest[label][slot] = float(max(integers.max(initial=0), -integers.min(initial=0)))
         self._positions = [*self._positions, made.position][-room:]
 
     def _past(self, label: Label, position: int) -> Past | None:

@@ -69,6 +69,8 @@ class HostPairs:
             z -= past.block(first, first + z.size).reshape(z.shape)
             np.rint(z, out=k)
             doubtful = np.array(self._doubtful(u, r, z, k, error=past.error(self._s)), np.int64)
+            if len(doubtful) == 0:
+                return k, []
             return k, doubtful[~self._decided_closer(doubtful, past, k, first=first)].tolist()
 
     def _decided_closer(self, pairs: NDArray[np.int64], past: Past, k: Any, *, first: int) -> Any:

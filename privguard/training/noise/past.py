@@ -47,7 +47,8 @@ class Past:
     def block(self, first: int, stop: int) -> NDArray[np.float64]:
         """Σ w·k for the coordinates from ``first`` to ``stop``; zero beyond the end."""
         values = self.weights @ self.rows[:, first:stop]
-        return np.pad(values, (0, stop - first - len(values)))
+        missing = stop - first - len(values)
+        return np.append(values, np.zeros(missing)) if missing else values
 
     def closer(self, coordinates: NDArray[np.int64], s: float) -> tuple[NDArray[Any], NDArray[Any]]:
         """Σ w·k in the longest float there is, and how far s·z less it can be off; 0 beyond the end."""

@@ -71,6 +71,17 @@ def test_a_run_spends_what_its_plan_says(tmp_path):
     assert result.metrics["epsilon"] == pytest.approx(private.claim().epsilon, rel=1e-6)
 
 
+def test_a_run_with_bands_takes_its_steps_in_blocks(tmp_path):
+    """An epoch is counted by the share of all examples in a step, not by the rate in a group."""
+    plan = noisy_plan(sample_rate=0.68, strategy=(1.0, 0.5))
+    private = trainer(tmp_path, plan=plan, insecure_seed=None)
+    assert private.train().global_step == STEPS
+    assert private.state.epoch == pytest.approx(STEPS / 3)
+    history = Ledger.read(tmp_path / "ledger.jsonl")
+    assert (history.position, history.events) == (STEPS, 3)
+    assert private.claim().epsilon == spent([(plan.event(), 3)], delta=plan.delta).epsilon
+
+
 def test_a_budget_and_the_arguments_make_the_plan(tmp_path):
     args = arguments(tmp_path, 8, num_train_epochs=2, max_grad_norm=0.7)
     private = PrivateTrainer(
