@@ -1,6 +1,6 @@
 """An accelerate loop, private; also a script for several processes.
 
-python loop.py RUN OUT STEPS NOISE RATE [cut] [resume STATE] [stop STEP] [die RANK STEP]
+python loop.py RUN OUT STEPS NOISE RATE [cut] [bands] [resume STATE] [stop STEP] [die RANK STEP]
 """
 
 import os
@@ -16,6 +16,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
+from privguard.accounting.bands import coefficients
 from privguard.checkpoint.keys.key import Key
 from privguard.integrations.accelerate import PrivateAccelerator
 from privguard.runs.options import RunOptions
@@ -113,6 +114,8 @@ def main(folder, out, steps, noise, rate, *flags):
     rank = int(os.environ.get("RANK", "0"))
     width = 3000 if float(noise) else 8
     settings = {"steps": int(steps), "noise_multiplier": float(noise), "sample_rate": float(rate), "batch_size": 3}
+    if "bands" in flags:
+        settings["strategy"] = coefficients(4, steps=int(steps))
     if "cut" in flags:
         settings["prepare"] = cut
     parts = start(Path(folder), key, net=network(width), lr=1.0 if float(noise) else 0.5, momentum=0.9, **settings)

@@ -7,8 +7,10 @@ import pytest
 import torch
 from loop import network, weights
 from processes import launch
+from scipy.linalg import toeplitz
 from scipy.stats import kstest, norm
 
+from privguard.accounting.bands import coefficients
 from privguard.accounting.ledger import Ledger
 from privguard.checkpoint.keys.key import Key
 
@@ -55,6 +57,22 @@ def test_there_is_one_noise_of_the_stated_deviation(tmp_path, ranks):
     assert kstest(moved, norm(scale=deviation).cdf).pvalue > 1e-3
     for wrong in (deviation * 2**0.5, deviation / 2**0.5, deviation * 2):
         assert kstest(moved, norm(scale=wrong).cdf).pvalue < 1e-6
+
+
+@pytest.mark.stat
+@pytest.mark.parametrize("flags", [pytest.param(["bands"], marks=pytest.mark.slow), ["cut", "bands"]], ids=str)
+def test_two_ranks_add_one_correlated_noise(tmp_path, flags):
+    """What 8 steps of it move 30,003 weights by, KS: 1e-6 for false alarms, and independent noise has 1e-12."""
+    steps, strategy = 8, np.pad(coefficients(4, steps=8), (0, 4))
+    whole = toeplitz(strategy, np.zeros(steps))
+    noise = np.diag(np.linalg.norm(whole, axis=0)) @ np.linalg.inv(whole)
+    taken = [sum(0.9**t * 0.9 ** (t - s) for t in range(s, steps)) for s in range(steps)]  # schedule and momentum
+    moved = train(tmp_path, 2, *flags, noise=2.0, rate=1e-9)["moved"].double().numpy()
+    correlated, independent = (
+        np.linalg.norm(np.array(taken) @ rows) * 2.0 * 0.5 / 18 for rows in (noise, np.eye(steps))
+    )
+    assert kstest(moved, norm(scale=correlated).cdf).pvalue > 1e-6
+    assert kstest(moved, norm(scale=independent).cdf).pvalue < 1e-12
 
 
 def test_losing_a_rank_ends_the_run_and_leaves_a_state_to_go_on_from(tmp_path):
