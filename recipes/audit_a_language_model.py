@@ -167,7 +167,7 @@ def audit(text: str, *, steps: int) -> None:
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--text", type=Path, help="a text file of at least 100,000 characters")
-    options.add_argument("--tiny", action="store_true", help="a made-up text and a few steps, for a quick look")
+    options.add_argument("--tiny", action="store_true", help="a synthetic text and a few steps, for a quick look")
     given = options.parse_args()
     torch.set_num_threads(1)
     if given.tiny:

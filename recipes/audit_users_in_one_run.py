@@ -4,7 +4,7 @@
 
 The owners of scikit-learn's digits have three images each. Beside them stand canary users, whose two to five records
 all pull at one weight that nobody else touches; a fair coin for each *user* takes all of them in or none. Whatever a
-user owns, PrivateTrainer lets it move the sum by one clipping norm, so the weight tells who was in only as far as the
+user owns, PrivateTrainer lets it move the sum by one clipping norm, so the weight leaks membership only as far as the
 claim allows. A design of example canaries is refused here: an example is less than a user.
 """
 

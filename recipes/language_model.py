@@ -1,7 +1,7 @@
 """A causal language model with LoRA under ε, on Tiny Shakespeare; the changed lines are marked with #.
 
 python recipes/language_model.py --data ../shared/data/tinyshakespeare --run runs/lm    (a small GPT-2 over bytes)
-python recipes/language_model.py --tiny --run runs/tiny                                 (made-up text, seconds)
+python recipes/language_model.py --tiny --run runs/tiny                                 (synthetic text, seconds)
 
 The unit of privacy is one block of text. A frozen model learns little through LoRA; start from public weights for more.
 """

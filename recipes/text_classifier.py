@@ -2,7 +2,7 @@
 
 python recipes/text_classifier.py --model FacebookAI/roberta-base --run runs/sst2     (weights from the hub)
 python recipes/text_classifier.py --data ../shared/data/sst2 --run runs/sst2          (a small BERT from scratch)
-python recipes/text_classifier.py --tiny --run runs/tiny                              (made-up sentences, seconds)
+python recipes/text_classifier.py --tiny --run runs/tiny                              (synthetic sentences, seconds)
 """
 
 import argparse

@@ -180,7 +180,7 @@ def _largest(family: _Family, budget: Budget, *, start: float, most: float = _EN
         if spent <= budget.epsilon and (spent >= _LEAST_SPENT * budget.epsilon or x == most):
             return x
         goal, near = (goal * budget.epsilon / spent if spent > budget.epsilon else goal), x
-    raise BudgetExceededError(f"epsilon={budget.epsilon}: no setting found that spends it; choose another budget")
+    raise BudgetExceededError(f"epsilon={budget.epsilon}: calibration did not converge; choose another budget")
 
 
 def _climb(cost: Callable[[float], float], goal: _Goal, start: float, most: float) -> float:

@@ -2,7 +2,7 @@
 
 Train a *random* number of candidates and release only the best (Papernot & Steinke 2022, arXiv 2110.03620): the cost
 then grows with the logarithm of the number, not with the number. It holds under three conditions that code cannot see,
-so they are said here: the number is drawn before anything is looked at and stays secret; every candidate uses the same
+so they are said here: the number is drawn before any result is seen and stays secret; every candidate uses the same
 mechanism; nothing but the winner leaves the sweep. A sweep that does not follow them is composed run by run.
 """
 

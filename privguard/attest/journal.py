@@ -245,7 +245,7 @@ def _entries(path: Path) -> Iterator[tuple[Entry, bytes, bytes]]:
             if not (line := file.readline(_LONGEST_LINE)):
                 return
             if not line.endswith(b"\n"):
-                raise TamperedError(f"{path}: the last line is cut short; a crash does that, and so does a knife")
+                raise TamperedError(f"{path}: the last line is truncated (crash or tampering)")
             yield *_parse(line[:-1], f"{path}: line {number}"), line[:-1]
 
 

@@ -312,5 +312,5 @@ def _refuse_to_bury(target: Path, *, folder: bool) -> None:
 def _inside(name: str) -> PurePosixPath:
     path = PurePosixPath(name)
     if path.is_absolute() or not path.parts or ".." in path.parts or "\0" in name:
-        raise SealError("a member's name points outside of the folder; whoever sealed this file means harm")
+        raise SealError("a member's name points outside of the folder: the path escapes the output folder")
     return path

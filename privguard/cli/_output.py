@@ -44,7 +44,7 @@ def require_place(path: Path) -> None:
     if path.is_dir():
         raise IsADirectoryError(f"{path}: is a folder; name a file in it")
     if not path.parent.is_dir():
-        raise NotADirectoryError(f"{path}: {path.parent} is no folder; make it first, or name another place")
+        raise NotADirectoryError(f"{path}: {path.parent} is not a directory; create it, or name another place")
     if not os.access(path.parent, os.W_OK):
         raise PermissionError(f"{path}: {path.parent} cannot be written to; name another place")
 

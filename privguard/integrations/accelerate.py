@@ -45,8 +45,8 @@ from privguard.training.sampling.sample import PhysicalBatch
 
 SEALED = "state.sealed"
 _REFUSED = {
-    "gradient_accumulation_steps": "how often a step accumulates follows from its Poisson sample; leave it away",
-    "gradient_accumulation_plugin": "how often a step accumulates follows from its Poisson sample; leave it away",
+    "gradient_accumulation_steps": "how often a step accumulates follows from its Poisson sample; omit it",
+    "gradient_accumulation_plugin": "how often a step accumulates follows from its Poisson sample; omit it",
     "deepspeed_plugin": ENGINE,
     "fsdp_plugin": CUT,
     "megatron_lm_plugin": ENGINE,
@@ -191,7 +191,7 @@ class PrivateAccelerator(Accelerator):
         self._private = self._underway(run)
 
     def claim(self) -> Claim:
-        """ε by now; every reserved event counts."""
+        """ε so far; every reserved event counts."""
         return self._begun().run.claim()
 
     def end_training(self) -> None:

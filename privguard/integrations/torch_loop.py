@@ -199,7 +199,7 @@ class PrivateLoop:
         return True
 
     def claim(self) -> Claim:
-        """ε by now; every reserved event counts."""
+        """ε so far; every reserved event counts."""
         return self._run.claim()
 
     def save(self) -> Path:

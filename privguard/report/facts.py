@@ -128,7 +128,7 @@ def audits(report: Report) -> list[str]:
     ]
     if any("canaries" in {*finding.counts, *finding.settings} for finding in report.findings):
         said.append(
-            "Canaries are made-up records that belong to nobody. A coin decides for each whether the training sees it, "
+            "Canaries are synthetic records that belong to nobody. A coin decides for each if the training sees it, "
             "so that it is known afterwards how often the attack guessed right. Canaries that were put into this "
             "training count among its records."
         )

@@ -105,7 +105,7 @@ class MarkClaim(Record):
 class Attack(Record):
     """One membership attack: its area under the ROC curve with a 95 % interval, and its adjusted p-value.
 
-    The p-value pays for everything that the audit looked at.
+    The p-value pays for everything that the audit tested.
     """
 
     attack: str

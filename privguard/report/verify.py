@@ -82,7 +82,7 @@ def verify(
     if not signers:
         notes.append("nobody was named as signer: all belongs together, and whoever holds this key says so")
     if report.access is not None and journal is None:
-        notes.append("the access journal was not looked at; name it to check that nothing was cut from it")
+        notes.append("the access journal was not checked; name it to check that nothing was cut from it")
     if report.access is None and journal is not None:
         notes.append("the report was made without an access journal, so there is nothing to hold this one against")
     return Verified(

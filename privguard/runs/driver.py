@@ -29,7 +29,7 @@ class Head:
 
     Attributes:
         losses: from outputs and batch to the losses, (B,).
-        structure: made-up batches for the probe, from the model's configuration alone.
+        structure: synthetic batches for the probe, from the model's configuration alone.
         choices: whether a row of ``input_ids`` holds several texts, which go forward side by side.
     """
 
@@ -45,7 +45,7 @@ class Objective:
 
     Attributes:
         losses: from a collated batch to the losses of its examples, (B,); the forward pass is part of it.
-        structure: made-up batches for the probe, of public shapes and types.
+        structure: synthetic batches for the probe, of public shapes and types.
         choices: as in :class:`Head`.
     """
 

@@ -100,7 +100,7 @@ def exactly(setup: RunSetup, snapshot: Snapshot, left: History, ledger: Ledger) 
     elif not left.settled or left.position != snapshot.step:
         why = "the last process ended without a clean stop, so positions may have been used"
     if why:
-        raise ResumeError(f"continue_exactly: {why}; leave it away, and samples and noise are drawn afresh")
+        raise ResumeError(f"continue_exactly: {why}; omit it, and samples and noise are drawn afresh")
     return True
 
 

@@ -175,7 +175,7 @@ class PrivateRun:
         return self._step.noise_to_signal
 
     def claim(self) -> Claim:
-        """What the ledger costs by now: all reserved events count.
+        """What the ledger costs so far: all reserved events count.
 
         Raises:
             PrivacyError: the run was started with an insecure seed, examples were found to interact after steps had
@@ -202,7 +202,7 @@ class PrivateRun:
         return math.nan if history.void else epsilon_of(self.manifest, history)
 
     def _history(self) -> History:
-        """What the ledger says by now; of the leading rank."""
+        """What the ledger says now; of the leading rank."""
         self._step.wait_for_disk()
         return self._step.history(cast("Ledger", self._ledger))
 
@@ -310,7 +310,7 @@ def _end(step: PrivateStep, ledger: Ledger | Follower, charge: Charge | None) ->
 def write_snapshot(
     path: Path, snapshot: Snapshot, audience: Audience, *, ledger: Ledger, signer: SigningKey | None
 ) -> None:
-    """Seal the snapshot of a private run into a file, with what ``ledger`` says by now.
+    """Seal the snapshot of a private run into a file, with what ``ledger`` says now.
 
     Auditors find its lines inside, where whoever holds the run folder cannot change them unnoticed.
 

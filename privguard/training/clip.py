@@ -102,11 +102,11 @@ class Clipper(Protocol):
         ...
 
     def unclipped(self) -> AbstractContextManager[None]:
-        """Inside, nothing is clipped: for the probe, on made-up data."""
+        """Inside, nothing is clipped: for the probe, on synthetic data."""
         ...
 
     def rehearsal(self, size: int) -> AbstractContextManager[None]:
-        """Inside, a forward of ``size`` made-up examples shows where in each tensor the examples are.
+        """Inside, a forward of ``size`` synthetic examples shows where in each tensor the examples are.
 
         It takes two sizes to tell, and no batch may be open.
         """

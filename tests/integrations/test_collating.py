@@ -165,7 +165,7 @@ def strict(records):
 
 
 class Bounded(Dataset):
-    """Features that made-up ones, standard normal, exceed."""
+    """Features that synthetic ones, standard normal, exceed."""
 
     def __len__(self):
         return 40

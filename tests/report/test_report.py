@@ -91,8 +91,8 @@ def test_the_words_of_the_audits_are_explained_where_they_stand(folder, report, 
     assert "Canaries" not in plain  # the small run's audit has none
     keep(folder, finding(0.5, counts={"canaries": 40}, cap=1327.4), "canaries.json")
     said = form(assemble(folder))
-    assert "Canaries are made-up records that belong to nobody." in said
-    assert said.index("Canaries are made-up records") < said.index("1327.400")
+    assert "Canaries are synthetic records that belong to nobody." in said
+    assert said.index("Canaries are synthetic records") < said.index("1327.400")
     assert said.index("The cap of an audit") < said.index("1327.400")
 
 

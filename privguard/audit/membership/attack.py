@@ -245,7 +245,7 @@ OFFLINE_A = (0.1, 0.3, 0.6, 0.9)
 def tune_rmia(evidence: Evidence, *, at: float = 0.01) -> RMIA:
     """RMIA with the temperature and ``offline_a`` that find most members of the references, each attacked by the rest.
 
-    Guarantee: the target's logits are never looked at, so the choice costs no multiplicity. It needs two references.
+    Guarantee: the target's logits are never read, so the choice costs no multiplicity. It needs two references.
     """
     references, included = evidence.references()
     _check.require(len(references) > 1, "references", len(references), wanted="at least 2, to attack one with another")

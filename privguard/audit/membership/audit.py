@@ -100,7 +100,7 @@ def run(
     ``references`` are models trained on rows of members followed by non-members (``included`` (R, n) in that order).
     The attacks run are the loss, with references LiRA and a tuned RMIA, and ``attacks``; every one is listed and paid
     for. Non-members that stand among the members too are left out. Where
-    both sides name the group of each record, each group is looked at by itself too, and paid for.
+    both sides name the group of each record, each group is tested by itself too, and paid for.
 
     Labels with fractions make it an audit of a regression: one number per record, scored by its residual.
 

@@ -1,4 +1,4 @@
-"""One test over everything that was looked at: attacks, statistics, both directions and groups, under one error rate.
+"""One test over everything that was tested: attacks, statistics, both directions and groups, under one error rate.
 
 A rank sum misses forty named people among two thousand; a count at the top misses a small lead of everybody. So both
 are taken, and the largest of all is held against the largest of all under drawn memberships (Westfall and Young 1993,
@@ -29,7 +29,7 @@ BoolArray = NDArray[np.bool_]
 @final
 @dataclass(frozen=True, kw_only=True)
 class Best:
-    """The most telling statistic of one attack: its name, and the p-value that pays for all that was looked at."""
+    """The most telling statistic of one attack: its name, and the p-value that pays for all that was tested."""
 
     p_value: float
     statistic: str

@@ -25,7 +25,7 @@ from privguard.audit.membership.max_t import DRAWS, TOPS, Best, max_t
 from privguard.audit.membership.roc import Auc, Rate
 from privguard.records import Measurement
 
-LEVEL = 0.05  # of everything that was looked at together
+LEVEL = 0.05  # of everything that was tested together
 SEPARATED = 0.97  # blind AUC from which hardly any record is left whose membership is open
 FloatArray = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
@@ -104,7 +104,7 @@ def weigh(
 ) -> Weighed:
     """Hold every attack (n,) against chance and, where something stands out, against the blind baseline.
 
-    ``groups`` (n,) has every statistic looked at within each group too; ``draws`` is the number of memberships drawn.
+    ``groups`` (n,) has every statistic tested within each group too; ``draws`` is the number of memberships drawn.
 
     Guarantee: where members were a random subset, the verdict is another than NOT_FOUND with probability at most 5 %,
     whatever was attacked and however often.

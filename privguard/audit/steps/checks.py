@@ -20,7 +20,7 @@ from privguard.audit.steps.audit import FloatArray, Trace
 from privguard.records import Measurement
 
 FALSE_ALARM = 1e-3  # of all checks of one examination together, where nothing else was asked for
-PAIR_DISTANCES = 64  # at which records are looked at for a shared coin
+PAIR_DISTANCES = 64  # at which records are checked for a shared coin
 _BLOCK = 1024  # rows that are held against all later ones at a time
 
 

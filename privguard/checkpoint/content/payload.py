@@ -201,7 +201,7 @@ class Member:
             _side_by_side(one, _segments(sink.size))
 
     def writer(self, place: Place) -> "Writer":
-        """A writer for content whose size is not known yet; the place's size is not looked at."""
+        """A writer for content whose size is not known yet; the place's size is not read."""
         return Writer(self, place)
 
     def reader(self, place: Place, size: int) -> "Reader":

@@ -49,7 +49,7 @@ def local_notary(path: Path) -> "LocalNotary":
 
 
 def table(claim: Path, notary: Path, verifier: Path) -> "Table":
-    """Owner, verifier and local notary at one table."""
+    """Owner, verifier and local notary in one process."""
     from privguard.attest.notary import LocalNotary
     from privguard.watermark.claims.commitment import Commitment
     from privguard.watermark.claims.offline import Table

@@ -213,7 +213,7 @@ def challenge(
     network: Network = "",
     as_json: AsJson = False,
 ) -> None:
-    """Ask a suspect for the marks, owner and verifier at one table, and sign the evidence. What is opened is burned."""
+    """Ask a suspect for the marks, as owner and verifier in one, and sign the evidence. What is opened is burned."""
     from privguard.watermark.claims import evidence, offline
     from privguard.watermark.model import theft
 

@@ -164,7 +164,7 @@ class SealedReader(FileSystemReader):
         self.fs = _SealedFiles(key=key)
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:  # noqa: ARG002 — torch's signature
-        """The metadata, every byte of it authenticated before it is looked at.
+        """The metadata, every byte of it authenticated before it is read.
 
         Raises:
             TamperedError: the key does not open it, it is not what was written, or somebody else sealed it.

@@ -178,7 +178,7 @@ def agree(args: TrainingArguments, plan: Plan) -> None:
     if given and abs(args.num_train_epochs - epochs) > plan.share:
         raise ValueError(
             f"num_train_epochs={args.num_train_epochs}: expected {epochs:g}, the plan's {plan.steps} steps at rate "
-            f"{plan.share:g}; leave it away, or set max_steps to end earlier"
+            f"{plan.share:g}; omit it, or set max_steps to end earlier"
         )
 
 

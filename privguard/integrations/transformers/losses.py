@@ -22,8 +22,8 @@ from privguard.errors import UnsupportedModelError
 from privguard.runs.driver import Batch, Head, PerExampleLoss
 from privguard.training.probes.fields import Field, Structure
 
-CHOICES = 2  # of a made-up question
-_TOKENS = 6  # of a made-up text
+CHOICES = 2  # of a synthetic question
+_TOKENS = 6  # of a synthetic text
 _IGNORED = -100
 
 

@@ -23,7 +23,7 @@ from privguard.training.clip import trainable
 from privguard.training.probes.fields import Structure, in_float32, make
 from privguard.training.probes.gradients import float32_copies, untouched, without_dropout
 
-_ROWS = 3  # of the batch on which a user's loss is looked at
+_ROWS = 3  # of the batch on which a user's loss is checked
 _SAME = 1e-3  # relative, of a loss or a gradient in float32
 _OWN_LOSS = (
     "pass the loss that you mean as per_example_loss, a function of (outputs, batch) that returns one loss for each "
@@ -81,7 +81,7 @@ class RowByRow:
 
 
 def refuse_coupled(name: str, objective: RowByRow, structure: Structure) -> None:
-    """Refuse a loss that is about several records at once, on a made-up batch.
+    """Refuse a loss that is about several records at once, on a synthetic batch.
 
     Where the loss of a batch is made of losses of its records, its gradient is a weighted sum of theirs, whatever the
     weights (means over classes or tokens). What compares records with each other, such as negatives from the batch or
@@ -100,8 +100,8 @@ def refuse_coupled(name: str, objective: RowByRow, structure: Structure) -> None
     share = _outside_span(together, each)
     if not share <= _SAME:
         raise SensitivityError(
-            f"{name}: {share:.2g} of a made-up batch's gradient is not made of its records' own: the loss compares the "
-            "records of a batch with each other, so none has a gradient of its own to clip"
+            f"{name}: {share:.2g} of a synthetic batch's gradient is not made of its records' own: the loss compares "
+            "the records of a batch with each other, so none has a gradient of its own to clip"
         )
 
 
@@ -127,7 +127,7 @@ def refuse_other_loss(model: nn.Module, head: Head, forward: Callable[[Any], Any
     if getattr(bare(model).config, "output_router_logits", False):
         remedy = _NO_ROUTER
     raise PrivacyError(
-        f"model={name}: its own loss of a made-up record is {own.item():.4g}, that of its head {ours.item():.4g}; "
+        f"model={name}: its own loss of a synthetic record is {own.item():.4g}, that of its head {ours.item():.4g}; "
         + remedy
     )
 

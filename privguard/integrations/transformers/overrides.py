@@ -8,7 +8,7 @@ from transformers import Trainer
 from privguard.errors import PrivacyError
 
 _HOSTS = frozenset({"privguard", "transformers", "trl", "builtins"})
-_SAMPLED = "which records enter a step is the sampler's, which the accountant prices; leave it away"
+_SAMPLED = "which records enter a step is the sampler's, which the accountant prices; omit it"
 _REPLACED = {
     "training_step": "a private run takes the step itself; override compute_loss, or pass per_example_loss",
     "get_train_dataloader": _SAMPLED,
@@ -21,9 +21,9 @@ _REPLACED = {
     "_prepare_for_training": "it is what begins the run; use callbacks",
     "_clip_grad_norm": "each example is clipped already, and the noisy sum is never clipped again",
     "_save_checkpoint": "it seals the checkpoint; use a callback's on_save",
-    "_load_from_checkpoint": "it opens the sealed checkpoint; leave it away",
-    "_load_best_model": "it opens the sealed checkpoint; leave it away",
-    "set_initial_training_values": "how long a run goes on is its ledger's; leave it away",
+    "_load_from_checkpoint": "it opens the sealed checkpoint; omit it",
+    "_load_best_model": "it opens the sealed checkpoint; omit it",
+    "set_initial_training_values": "how long a run goes on is its ledger's; omit it",
 }
 """Methods of Trainer that a private run has to do itself, and what to do in place of overriding them."""
 

@@ -149,7 +149,7 @@ class PrivateTrainer(Trainer):
         return TrainOutput(found.global_step, math.nan, metrics)
 
     def claim(self) -> Claim:
-        """ε by now; every reserved event counts.
+        """ε so far; every reserved event counts.
 
         Raises:
             PrivacyError: nothing was trained yet, the run has an insecure seed, or this rank does not lead.

@@ -33,7 +33,7 @@ from privguard.training.step import PrivateStep
 RAW_NORM = 10.0  # of a canary's gradient before the clip, in clipping norms
 GIANT_NORM = 1e4  # the same for the first canary: without a clip of its own it would drown all others
 TENSORS = 6  # that the canaries' coordinates are spread over, from 1 part in 21 to 6
-_RECORDS = 2_000  # of the made-up data set that the sampler is drawn over
+_RECORDS = 2_000  # of the synthetic data set that the sampler is drawn over
 
 
 @final

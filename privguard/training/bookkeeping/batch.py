@@ -75,7 +75,7 @@ class Desk:
 
     Attributes:
         batch: what is listened to.
-        watched: in its place, how many examples a made-up batch has of which the shapes alone are noted.
+        watched: in its place, how many examples a synthetic batch has of which the shapes alone are noted.
     """
 
     batch: Batch | None = None
@@ -153,7 +153,7 @@ class Tapped:
         setattr(self.module, self.method, torch.compiler.disable(forward))
 
     def _watch(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Run the method, and in a made-up batch note its shapes.
+        """Run the method, and in a synthetic batch note its shapes.
 
         What is inside a method other than ``forward`` will have a row for each example when it is listened to, and
         none yet: its shapes would mislead.

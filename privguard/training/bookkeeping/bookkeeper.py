@@ -138,7 +138,7 @@ class BookKeeper:
             self._desk.watched = None
 
     def _check_reach(self, losses: Tensor, batch: Batch) -> None:
-        """What the probe asks of made-up data, of the losses that are really sent backward; not in the probe itself.
+        """What the probe asks of synthetic data, of the losses that are really sent backward; not in the probe itself.
 
         A model that is cut over ranks exchanges its parameters in every forward, so that the alarm alone tells its own
         from others.

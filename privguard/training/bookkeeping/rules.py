@@ -128,7 +128,7 @@ def _is_linear_in_other_words(module: nn.Module) -> bool:
 
 
 def _is_rms_norm_of_transformers(module: Any) -> bool:
-    """LlamaRMSNorm, T5LayerNorm and their kin, recognised by what they do to made-up rows.
+    """LlamaRMSNorm, T5LayerNorm and their kin, recognised by what they do to synthetic rows.
 
     That is ``weight · x̂``, or ``(1 + weight) · x̂`` in Gemma and its kin. The weight is made up as well: one that is
     cut over ranks cannot be used outside its block's forward.

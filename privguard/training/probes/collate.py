@@ -1,8 +1,8 @@
-"""What a collate function does to records that go forward together: asked before step 1, with made-up records.
+"""What a collate function does to records that go forward together: asked before step 1, with synthetic records.
 
 One that mixes records (mixup, CutMix) puts one record into several rows, and clipping rows bounds none of them. One
 that pads to the longest lets a long record change how much padding the others see, which is harmless only where the
-model does not read padding. Both are looked at with records of the real ones' shapes and made-up values.
+model does not read padding. Both are checked with records of the real ones' shapes and synthetic values.
 """
 
 import copy
@@ -23,7 +23,7 @@ from privguard.training.probes.synthetic import Pattern
 
 Collate = Callable[[list[Any]], Any]
 _TRIES = 8  # a collate function may mix only now and then
-_LONGER = 5  # places by which the longer of two made-up records exceeds the other
+_LONGER = 5  # places by which the longer of two synthetic records exceeds the other
 
 
 def refuse_meeting(
@@ -90,7 +90,7 @@ def _mixes(collate: Collate, pattern: Pattern) -> bool | str:
                 return _unchecked("the collate function mixes records", "it draws from a generator of its own")
             if _differ(one, other, rows=4, but=1):
                 return True
-    except Exception as error:  # made-up records need not make sense to a function of the user's: no fault of its
+    except Exception as error:  # synthetic records need not make sense to a function of the user's: no fault of its
         return _unchecked("the collate function mixes records", f"{type(error).__name__} on synthetic records")
     finally:
         rng_state.restore(before)
@@ -106,9 +106,9 @@ def refuse_read_padding(
         model: the model, outside any batch of its clipper.
         losses: the forward and loss that training will use.
         collate: the loader's own function.
-        pattern: what made-up records look like.
+        pattern: what synthetic records look like.
         outputs: where the loss is made up, what it is made from: if an example's part of that grows with the padding,
-            so does the made-up loss, which tells nothing.
+            so does the synthetic loss, which tells nothing.
 
     Returns:
         None, or a sentence about what could not be checked. A function that takes no records of several lengths makes

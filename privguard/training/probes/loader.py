@@ -1,4 +1,4 @@
-"""The probe before step 1, for wrappers whose user computes the loss: made-up records shaped like a real one.
+"""The probe before step 1, for wrappers whose user computes the loss: synthetic records shaped like a real one.
 
 See :mod:`privguard.training.probes.examples` for what is asked of them.
 """
@@ -58,7 +58,7 @@ def probed_clipper(
 ) -> Probed:
     """The fastest clipper that is exact for this model and loss.
 
-    Shapes and types come from one collated record; its values are not looked at, so whole numbers are drawn as 0 and 1.
+    Shapes and types come from one collated record; its values are not read, so whole numbers are drawn as 0 and 1.
     Without ``losses`` the model alone is probed, called with the batch or its first part, and then the loop itself is
     rehearsed. A model that is cut over ranks is not probed. What was not, the claim says.
 

@@ -32,7 +32,7 @@ def _reason(module: nn.Module) -> str | None:
 
 def _table_reason(module: nn.Embedding | nn.EmbeddingBag) -> str | None:
     if module.max_norm is not None:
-        return "max_norm rescales the rows that a batch uses, which tells who was in it; pass max_norm=None"
+        return "max_norm rescales the rows that a batch uses, which leaks membership; pass max_norm=None"
     if module.scale_grad_by_freq:
         return "scale_grad_by_freq divides by counts over the batch; pass scale_grad_by_freq=False"
     return None

@@ -1,4 +1,4 @@
-"""Made-up records: of a real record's shapes and types, with none of its numbers."""
+"""Synthetic records: of a real record's shapes and types, with none of its numbers."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from torch import Tensor
 @final
 @dataclass(frozen=True)
 class Pattern:
-    """What made-up records look like.
+    """What synthetic records look like.
 
     Attributes:
         record: a record as the data set gives it; only shapes and types of its numbers are used.

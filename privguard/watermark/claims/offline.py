@@ -1,4 +1,4 @@
-"""The whole protocol at one table: for tests, recipes, and teams that start without outside authorities.
+"""The whole protocol in one process: for tests, recipes, and teams that start without outside authorities.
 
 Every step is the real one and every check runs; only the authorities are local, and the report names them so.
 """
@@ -84,7 +84,7 @@ def read_weights(
 @final
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """Owner, verifier and local notary at one table: the commitment with its secret, and who signs."""
+    """Owner, verifier and local notary in one process: the commitment with its secret, and who signs."""
 
     commitment: Commitment
     secret: Secret

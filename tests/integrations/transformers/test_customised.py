@@ -196,7 +196,7 @@ REFUSED = {  # how the trainer is made, more of its arguments, the model, and wh
         "two losses",
     ),
     "a loss in forward": (
-        PrivateTrainer, {}, lambda: model(FocalBertForSequenceClassification), "its own loss of a made-up record"
+        PrivateTrainer, {}, lambda: model(FocalBertForSequenceClassification), "its own loss of a synthetic record"
     ),
     **{
         name: (overriding(name, anything), {}, model, f"Mine.{name}: overridden")

@@ -79,7 +79,7 @@ def model_of(name: str) -> nn.Module:
 
 
 def fields(name: str) -> Structure:
-    """A made-up batch without masks."""
+    """A synthetic batch without masks."""
     ids = Field((LENGTH,), torch.long, top=VOCABULARY)
     if name in SIDES:
         return {"pixel_values": Field((3, SIDES[name], SIDES[name]), torch.float32)}

@@ -1,4 +1,4 @@
-"""Which dimension of a tensor is the examples', learned from two made-up batches.
+"""Which dimension of a tensor is the examples', learned from two synthetic batches.
 
 A shape does not tell: (6, 3, d) may be six tokens of three examples or six examples of three tokens, and the mask of
 nine windows looks like nine examples. Two batches that differ in their size alone do tell, because the dimension of the
