@@ -48,9 +48,10 @@ def make(
 ) -> None:
     """Price a run's ledger again and write report.html, report.md and report.json into its folder."""
     from privguard.attest.statement import SigningKey
-    from privguard.report import kept, render
-    from privguard.report import sign as signing
+    from privguard.report import render
     from privguard.report.assemble import assemble
+    from privguard.report.signed import kept
+    from privguard.report.signed import sign as signing
     from privguard.runs.folder import REPORT_PAGE
 
     signer = None if sign is None else SigningKey.read(sign)
@@ -85,7 +86,7 @@ def verify(
 ) -> None:
     """Check a signed report against ledger, checkpoints, evidence and pages. Exit 3 names everything that differs."""
     from privguard.attest.statement import Identity
-    from privguard.report.verify import verify as check
+    from privguard.report.signed.verify import verify as check
 
     held = check(report, run=run, signers=[Identity.read(path) for path in signer or []], journal=journal)
     for note in held.notes:

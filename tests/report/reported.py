@@ -6,8 +6,9 @@ import torch
 
 from privguard.audit.membership.audit import Assignment, Examples, run
 from privguard.records import Finding, Outcome
-from privguard.report import render, sign
+from privguard.report import render
 from privguard.report.assemble import Sources, assemble
+from privguard.report.signed import sign
 
 
 def sign_report(folder, by, **sources):

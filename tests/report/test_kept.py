@@ -9,8 +9,8 @@ from typer.testing import CliRunner
 from privguard.attest.statement import SigningKey
 from privguard.cli import app
 from privguard.errors import TamperedError
-from privguard.report import sign
-from privguard.report.verify import verify
+from privguard.report.signed import sign
+from privguard.report.signed.verify import verify
 
 
 def report(*words):

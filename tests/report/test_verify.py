@@ -16,9 +16,10 @@ from privguard.checkpoint import Key, rewrap, seal
 from privguard.checkpoint.envelope import PREAMBLE_BYTES, Preamble
 from privguard.errors import TamperedError
 from privguard.records import Digest, Outcome
-from privguard.report import holdings, render, sign
+from privguard.report import holdings, render
 from privguard.report.assemble import Sources, assemble
-from privguard.report.verify import changes, verify
+from privguard.report.signed import sign
+from privguard.report.signed.verify import changes, verify
 from privguard.runs.folder import REPORT_JSON
 
 FILES = ("run.json", "ledger.jsonl", "evidence/audit.json", *sign.PAGES)

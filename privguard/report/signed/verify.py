@@ -15,9 +15,10 @@ from privguard.attest import journal as journals
 from privguard.attest.statement import Identity, Statement
 from privguard.errors import LedgerError, PrivguardError, SealError, TamperedError, UnrecognisedError
 from privguard.records import Claim, Record
-from privguard.report import findings, holdings, kept, sign
+from privguard.report import findings, holdings
 from privguard.report.assemble import price
 from privguard.report.record import Report
+from privguard.report.signed import kept, sign
 from privguard.runs.folder import LEDGER, MANIFEST
 
 _AGAIN = 1e-3  # of ε: what another version of the accountant may differ by (privguard.accounting.accountant._CONVERGED)

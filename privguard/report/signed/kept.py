@@ -8,8 +8,8 @@ There ``privguard report verify RUN/signed/HEAD`` says what has changed in the r
 from pathlib import Path
 
 from privguard.errors import TamperedError
-from privguard.report import sign
 from privguard.report.record import Report
+from privguard.report.signed import sign
 
 FOLDER = "signed"
 _SHOWN = 16  # characters of the ledger head

@@ -1,0 +1,1 @@
+"""Signed reports: written, kept when a newer one is made, and held against the run folder that they speak of."""
