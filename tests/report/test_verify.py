@@ -236,7 +236,7 @@ def test_a_journal_may_grow_and_not_shrink(folder, officer, trained, tmp_path):
     journal = Path(shutil.copy(trained / "journal", tmp_path / "journal"))
     sign_report(folder, officer, journal=journal)
     assert verify(folder, signers=[officer.identity], journal=journal).notes == ()
-    assert "journal was not looked at" in verify(folder, signers=[officer.identity]).notes[0]
+    assert "journal was not checked" in verify(folder, signers=[officer.identity]).notes[0]
     lines = journal.read_bytes().splitlines(keepends=True)
     journal.write_bytes(b"".join(lines[:-1]))
     with pytest.raises(TamperedError, match="is not the journal that was signed, or was cut"):
