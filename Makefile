@@ -4,7 +4,7 @@ BIN := .venv/bin
 # One thread per test worker: two workers on two cores, and figures that do not depend on the machine's size.
 THREADS := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: demo test check docs format bench clean
+.PHONY: demo test nightly check docs format bench clean
 
 demo: .venv/ready
 	$(BIN)/privguard demo
@@ -12,6 +12,10 @@ demo: .venv/ready
 # One seed for order and generators, so that a failure comes back; without it each run has an order of its own.
 test: .venv/ready
 	$(THREADS) $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not gpu" --randomly-seed=20261 -q
+
+# What takes minutes: kills, fuzzers, whole simulations, planted bugs.
+nightly: .venv/ready
+	$(THREADS) $(BIN)/python -m pytest -n 2 --dist worksteal -m "slow and not gpu" --timeout 7200 -q
 
 check: .venv/ready docs
 	$(BIN)/ruff format --check .
