@@ -6,7 +6,7 @@ Format: ``docs/spec/claim-v1.md``, sections 6 to 8.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, final
@@ -20,8 +20,8 @@ from privguard.attest.statement import Envelope, Identity, SigningKey, Statement
 from privguard.errors import ProtocolInvalidError, TamperedError
 from privguard.records import Digest, Measurement, Verdict
 from privguard.watermark.claims import commitment as claim
+from privguard.watermark.claims import predicate
 from privguard.watermark.claims.challenge import (
-    Answer,
     ChallengePlan,
     Transcript,
     burned_leaves,
@@ -30,6 +30,7 @@ from privguard.watermark.claims.challenge import (
 )
 from privguard.watermark.claims.commitment import UNLOGGED, Commitment, MarkPlan, Standing, Trust
 from privguard.watermark.claims.leaf import Leaf, Opening
+from privguard.watermark.claims.predicate import Findings
 from privguard.watermark.model import fingerprints, triggers, weights
 from privguard.watermark.model.weights import Reading
 from privguard.watermark.statistics import tails
@@ -50,19 +51,6 @@ class Outcome(StrEnum):
     PROVEN = "proven"
     NOT_PROVEN = "not proven"
     PROTOCOL_INVALID = "protocol invalid"
-
-
-@final
-@dataclass(frozen=True, kw_only=True)
-class Findings:
-    """What the verifier saw: answers to queries, readings of weights by mark, and controls.
-
-    ``controls`` are the matches of models that are certainly not stolen, on the same triggers: {name: {mark: matches}}.
-    """
-
-    transcript: Transcript
-    readings: Mapping[str, Reading] = field(default_factory=dict[str, Reading])
-    controls: Mapping[str, Mapping[str, int]] = field(default_factory=dict[str, Mapping[str, int]])
 
 
 @final
@@ -114,28 +102,9 @@ def assemble(
     extract: Extract | None = None,
 ) -> Envelope:
     """Everything in one statement about the suspect, signed by the verifier."""
-    predicate = _predicate(commitment, plan, openings, findings, extract=extract, verifier=by.identity)
-    said = Statement(subjects=(plan.suspect,), predicate_type=EVIDENCE_TYPE, predicate=predicate)
+    body = predicate.write(commitment, plan, openings, findings, extract=extract, verifier=by.identity)
+    said = Statement(subjects=(plan.suspect,), predicate_type=EVIDENCE_TYPE, predicate=body)
     return statement.sign(said, by=by)
-
-
-def _predicate(
-    commitment: Commitment,
-    plan: ChallengePlan,
-    openings: Sequence[Opening],
-    findings: Findings,
-    *,
-    extract: Extract | None,
-    verifier: Identity,
-) -> dict[str, Any]:
-    return {
-        "commitment": commitment.to_json(),
-        "plan": _canon.to_json(plan),
-        "openings": [opening.to_json() for opening in openings],
-        "findings": _canon.to_json(findings),
-        "log": None if extract is None else extract.to_json(),
-        "verifier": verifier.to_json(),
-    }
 
 
 def verify(evidence: Envelope, *, trust: Trust, suspect: Digest | None = None, candidates: int = 1) -> Report:
@@ -175,16 +144,16 @@ def _check_form(said: Statement, evidence: Envelope, verifier: Identity) -> None
     """
     if said.predicate_type != EVIDENCE_TYPE:
         raise ProtocolInvalidError(f"predicateType={said.predicate_type!r}: expected {EVIDENCE_TYPE}")
-    commitment, plan, openings, findings, extract = _parts(said.predicate)
-    predicate = _predicate(commitment, plan, openings, findings, extract=extract, verifier=verifier)
-    again = Statement(subjects=(plan.suspect,), predicate_type=EVIDENCE_TYPE, predicate=predicate)
+    commitment, plan, openings, findings, extract = predicate.read(said.predicate)
+    body = predicate.write(commitment, plan, openings, findings, extract=extract, verifier=verifier)
+    again = Statement(subjects=(plan.suspect,), predicate_type=EVIDENCE_TYPE, predicate=body)
     if _canon.canonical(again.to_json()) != evidence.payload:
         raise ProtocolInvalidError("evidence: signed, but not in the one canonical form (RFC 8785) of claim v1")
 
 
 def _judge(said: Statement, verifier: Identity, trust: Trust, suspect: Digest | None, candidates: int) -> Report:
     """The verdict on a signed statement; what is wrong with it is raised, and :func:`verify` says so in the report."""
-    commitment, plan, openings, findings, extract = _parts(said.predicate)
+    commitment, plan, openings, findings, extract = predicate.read(said.predicate)
     named = {plan.suspect.sha256, said.subjects[0].sha256} | ({suspect.sha256} if suspect is not None else set())
     if len(named) > 1:
         raise ProtocolInvalidError(f"suspect: the evidence is about {plan.suspect.sha256[:16]}…, another model")
@@ -360,51 +329,3 @@ def _decoy_rank(standing: Standing, name: str, leaves: list[Leaf], findings: Fin
     seed = int(findings.transcript.head[:16], 16)  # decoys only illustrate; any fixed public choice will do
     decoys = np.random.default_rng(seed).integers(0, classes, (DECOYS, len(said)))
     return 1 + int(np.sum((decoys == said).sum(1) >= own))
-
-
-def _parts(value: Mapping[str, Any]) -> tuple[Commitment, ChallengePlan, list[Opening], Findings, Extract | None]:
-    try:
-        found = value["findings"]
-        lines = tuple(_answer(line) for line in found["transcript"]["answers"])
-        readings = {name: _reading(item) for name, item in found["readings"].items()}
-        findings = Findings(
-            transcript=Transcript(answers=lines, head=str(found["transcript"]["head"])),
-            readings=readings,
-            controls={
-                str(name): {str(mark): _whole(matches) for mark, matches in marks.items()}
-                for name, marks in found["controls"].items()
-            },
-        )
-        return (
-            Commitment.from_json(value["commitment"]),
-            ChallengePlan.from_json(value["plan"]),
-            [Opening.from_json(item) for item in value["openings"]],
-            findings,
-            None if value["log"] is None else Extract.from_json(value["log"]),
-        )
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise TamperedError(f"evidence: not in the form of claim v1 ({type(error).__name__})") from None
-
-
-def _answer(value: Mapping[str, Any]) -> Answer:
-    line = Answer(**value)
-    leaf = (line.mark is None and line.index is None) or (isinstance(line.mark, str) and _whole(line.index) >= 0)
-    if not leaf or not _canon.is_digest(line.query) or abs(_whole(line.answer)) >= 2**63:
-        raise ValueError("an answer holds a query's digest, a whole number, and a leaf or none")
-    return line
-
-
-def _whole(value: object) -> int:
-    if type(value) is not int:  # True counts as an int, and "5" or 5.7 could be made into one
-        raise TypeError(f"{value!r}: expected a whole number")
-    return value
-
-
-def _number(value: object) -> float:
-    return float(value) if type(value) is float else float(_whole(value))
-
-
-def _reading(value: Mapping[str, Any]) -> Reading:
-    parts: dict[str, Callable[[Any], Any]] = {"indices": _whole, "dots": _number, "squares": _number}
-    lists = {name: tuple(kind(item) for item in value[name]) for name, kind in parts.items()}
-    return Reading(**lists, unmarked=str(value["unmarked"]), aligned=str(value["aligned"]))

@@ -23,8 +23,9 @@ from privguard.watermark.claims import challenge, evidence, offline
 from privguard.watermark.claims import commitment as claim
 from privguard.watermark.claims.challenge import Answer, Answerer, Transcript
 from privguard.watermark.claims.commitment import Commitment, MarkPlan, Standing, Trust
-from privguard.watermark.claims.evidence import Findings, Outcome
+from privguard.watermark.claims.evidence import Outcome
 from privguard.watermark.claims.leaf import Leaf, Tree
+from privguard.watermark.claims.predicate import Findings
 from privguard.watermark.model import align, triggers, weights
 from privguard.watermark.model.weights import Tensors
 from privguard.watermark.statistics import tails as statistic

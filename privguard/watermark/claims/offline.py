@@ -22,8 +22,8 @@ from privguard.watermark.claims import challenge, evidence
 from privguard.watermark.claims import commitment as claim
 from privguard.watermark.claims.challenge import Answerer, ChallengePlan, Queries
 from privguard.watermark.claims.commitment import Commitment, MarkPlan, Standing, Trust
-from privguard.watermark.claims.evidence import Findings
 from privguard.watermark.claims.leaf import Leaf, Tree
+from privguard.watermark.claims.predicate import Findings
 from privguard.watermark.model import fingerprints, lay, triggers, weights
 from privguard.watermark.model.weights import Reading, Tensors
 from privguard.watermark.secret import Secret

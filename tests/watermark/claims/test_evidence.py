@@ -347,7 +347,7 @@ def hostile(kind, settings, tables):
     extract = table.notary.record(plan.entry(table.standing.manifest.owner.key_id))
     openings = challenge.open_leaves(table.tree, plan)
     from privguard.watermark.claims.challenge import Answer, Transcript, query_digest
-    from privguard.watermark.claims.evidence import Findings
+    from privguard.watermark.claims.predicate import Findings
     from privguard.watermark.model import fingerprints
 
     leaves = [item.leaf for item in openings]
