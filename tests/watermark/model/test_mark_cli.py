@@ -272,7 +272,7 @@ def test_a_network_with_batch_normalisation_goes_from_commit_to_trace(folder, tm
     run("commit", tmp_path / "claim", "--weights", tmp_path / "plain.safetensors", "--shape", "64", "--identity",
         tmp_path / "owner.key", "--recipients", 2, "--triggers", 100, *rest)  # fmt: skip
     run("embed", tmp_path / "claim", "--weights", tmp_path / "plain.safetensors", "--public", folder / "own.npz",
-        "--recipient", 1, "--steps", 60, "--least", 0.8, "-o", tmp_path / "marked.safetensors", *rest)  # fmt: skip
+        "--recipient", 1, "--steps", 90, "--least", 0.6, "-o", tmp_path / "marked.safetensors", *rest)  # fmt: skip
     marked = theft.load(model, safetensors.numpy.load_file(tmp_path / "marked.safetensors"))
     assert digits.accuracy(marked) > digits.accuracy(model) - 0.03  # it was 0.08 and more in training mode
     assert model.training == marked.training
