@@ -153,15 +153,14 @@ def network(spec: str, state: "dict[str, NDArray[Any]]") -> "nn.Module":
     Raises:
         ValueError: there is no such function, the tensors are of another network, or their order is not certain.
     """
-    import torch
+    from privguard.watermark.model import theft
 
     model = _made(spec) if spec else _chain(state)
     try:
-        model.load_state_dict({name: torch.from_numpy(value) for name, value in state.items()})
+        return theft.load(model, state)
     except RuntimeError as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"weights: not those of the network {spec or 'of linear layers'}; {reason[:300]}") from None
-    return model
 
 
 def _made(spec: str) -> "nn.Module":

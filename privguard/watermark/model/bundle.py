@@ -5,13 +5,11 @@ a verdict takes the better of the two at the price of two tests.
 """
 
 import contextlib
-import copy
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias, final
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import nn
 
@@ -20,7 +18,7 @@ from privguard.records import Verdict
 from privguard.watermark.claims.challenge import Answerer
 from privguard.watermark.claims.commitment import Standing
 from privguard.watermark.claims.leaf import Leaf, Tree
-from privguard.watermark.model import classifier, lay, triggers, weights
+from privguard.watermark.model import classifier, lay, theft, triggers, weights
 from privguard.watermark.model.classifier import Public
 from privguard.watermark.model.embed import Lesson
 from privguard.watermark.statistics import tails
@@ -71,12 +69,9 @@ class Bundle:
     def embed_weights(self, model: nn.Module) -> nn.Module:
         """A copy with the weight carriers only."""
         mark = self.standing.manifest.mark("weights")
-        state = {name: value.detach().numpy() for name, value in model.state_dict().items()}
-        leaves = self.tree.leaves["weights"]
-        marked = weights.embed(state, leaves, pulse=self.standing.pulse.output, settings=mark.settings)
-        changed = copy.deepcopy(model)
-        changed.load_state_dict({name: torch.from_numpy(value) for name, value in marked.items()})
-        return changed
+        leaves, pulse = self.tree.leaves["weights"], self.standing.pulse.output
+        marked = weights.embed(theft.tensors(model), leaves, pulse=pulse, settings=mark.settings)
+        return theft.load(model, marked)
 
     def recipient_copy(self, marked: Tensors, recipient: int) -> dict[str, NDArray[np.float32]]:
         """The copy for one recipient: the marked tensors with that recipient's carrier on top."""

@@ -19,6 +19,8 @@ from privguard.watermark.model import embed as teaching
 from privguard.watermark.model.align import Hidden
 from privguard.watermark.model.embed import Lesson
 
+_PLAIN_GAINS = ("llama", "mistral", "qwen2", "qwen3")  # two norms a layer, each x·gain before the matrices that read it
+
 
 @final
 @dataclass(frozen=True, kw_only=True)
@@ -127,8 +129,17 @@ def llama_sides(config: Any) -> dict[str, str]:
 
 
 def fold_gains(state: dict[str, NDArray[np.float32]], config: Any) -> dict[str, NDArray[np.float32]]:
-    """A Llama-like state with every norm gain moved into the weights that follow it; the answers are the same."""
-    folded = dict(state)
+    """A Llama-like state with every norm gain moved into the weights that follow it.
+
+    The answers are the same in a network whose output matrix is its own: where ``config`` ties it to the embedding, the
+    final gain belongs to the output alone, so it is copied out, and :func:`.theft.load` refuses the tied network.
+
+    Raises:
+        ValueError: norms of this ``config.model_type`` stand elsewhere, or scale by something else than their gain.
+    """
+    known = config.model_type in _PLAIN_GAINS
+    _check.require(known, "config.model_type", config.model_type, wanted=f"one of {', '.join(_PLAIN_GAINS)}")
+    folded = {"lm_head.weight": state["model.embed_tokens.weight"], **state}
 
     def move(gain: str, names: Sequence[str]) -> None:
         for name in names:

@@ -281,15 +281,36 @@ class Masked:
 
 
 def tensors(model: nn.Module) -> dict[str, NDArray[np.float32]]:
-    """A model's state as float32 arrays, copied."""
-    return {name: value.detach().numpy().astype(np.float32) for name, value in model.state_dict().items()}
+    """A model's state as float32 arrays, copied; what is tied stands there once, under its first name."""
+    state, aliases = model.state_dict(), _aliases(model)
+    plain = {name: value.detach().float().cpu().numpy() for name, value in state.items() if name not in aliases}
+    return {name: np.array(value, np.float32) for name, value in plain.items()}
 
 
 def load(model: nn.Module, state: Mapping[str, NDArray[Any]]) -> nn.Module:
-    """A copy of ``model`` with this state."""
+    """A copy of ``model`` with this state, in the model's own dtypes; a tied tensor needs to be there once.
+
+    Raises:
+        ValueError: the state gives two values to one tied tensor, of which the model could hold only the last.
+    """
     changed = copy.deepcopy(model)
-    changed.load_state_dict({name: torch.from_numpy(np.array(value, np.float32)) for name, value in state.items()})
+    values = {name: torch.from_numpy(np.array(value, np.float32)) for name, value in state.items()}
+    for alias, name in _aliases(model).items():
+        first = values.setdefault(name, values[alias]) if alias in values else values[name]
+        if not torch.equal(values.setdefault(alias, first), first):
+            raise ValueError(f"{alias}: expected the values of {name}, to which it is tied; untie the model first")
+    changed.load_state_dict(values)
     return changed
+
+
+def _aliases(model: nn.Module) -> dict[str, str]:
+    """Names of a state that stand for a tensor which another name before them stands for as well."""
+    first, aliases = dict[tuple[Any, ...], str](), dict[str, str]()
+    for name, value in model.state_dict().items():
+        place = (value.data_ptr(), tuple(value.shape), value.stride(), value.dtype)
+        if value.numel() and first.setdefault(place, name) != name:
+            aliases[name] = first[place]
+    return aliases
 
 
 def accuracy(model: nn.Module, inputs: Tensor, labels: Tensor) -> float:

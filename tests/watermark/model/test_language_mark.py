@@ -12,11 +12,11 @@ from privguard.watermark.model.embed import Lesson, Thief
 PULSE = bytes(64)
 
 
-def small(seed):
-    config = LlamaConfig(
-        vocab_size=40, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-        max_position_embeddings=64, tie_word_embeddings=False,
-    )  # fmt: skip
+def small(seed, **changes):
+    config = LlamaConfig(**{
+        "vocab_size": 40, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "max_position_embeddings": 64, "tie_word_embeddings": False, **changes,
+    })  # fmt: skip
     with torch.random.fork_rng():
         torch.random.manual_seed(seed)
         return LlamaForCausalLM(config).eval()
@@ -76,6 +76,44 @@ def test_anything_but_the_answer_is_a_miss(leaves):
     assert (found.matches, found.trials) == (10, 20)
 
 
+def with_gains(model):
+    with torch.no_grad():
+        for name, item in model.named_parameters():
+            if "norm" in name:
+                item.copy_(0.5 + torch.rand(item.shape, generator=torch.Generator().manual_seed(2)))
+    return model
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["own head", "tied head"])
+@pytest.mark.parametrize("shared", [4, 2], ids=["all key heads", "shared key heads"])
+def test_folded_gains_change_no_answer_or_are_refused(tied, shared):
+    model = with_gains(small(1, tie_word_embeddings=tied, num_key_value_heads=shared))
+    folded, tokens = causal_lm.fold_gains(theft.tensors(model), model.config), torch.arange(20)[None]
+    assert all((value == 1).all() for name, value in folded.items() if "norm" in name)
+    own = small(3, num_key_value_heads=shared)
+    torch.testing.assert_close(theft.load(own, folded)(tokens).logits, model(tokens).logits, atol=1e-4, rtol=0)
+    if tied:
+        with pytest.raises(ValueError, match="untie"):
+            theft.load(model, folded)
+    model.config.model_type = "gemma2"
+    with pytest.raises(ValueError, match="model_type='gemma2'"):
+        causal_lm.fold_gains(folded, model.config)
+
+
+def test_a_tied_tensor_is_marked_once_and_bfloat16_is_read(leaves):
+    model = small(1, tie_word_embeddings=True).to(torch.bfloat16)
+    unmarked = theft.tensors(model)
+    assert "lm_head.weight" not in unmarked
+    shapes = {name: value.shape for name, value in unmarked.items() if value.ndim > 1}
+    plan, own = weights.plan(shapes, leaves=16), leaves("weights", 16)
+    marked = theft.load(model, weights.embed(unmarked, own, pulse=PULSE, settings=plan.settings))
+    assert marked.lm_head.weight is marked.model.embed_tokens.weight
+    assert marked.lm_head.weight.dtype == torch.bfloat16
+    count = sum(value.size for name, value in unmarked.items() if name in shapes)
+    read = weights.read(theft.tensors(marked), own, unmarked=unmarked, pulse=PULSE, plan=plan)
+    assert read.z > 0.95 * count**0.5  # bfloat16 rounds to 1/256, the carriers are a tenth
+
+
 def rotated(model, seed=0):
     """A thief's copy: gains folded, stream rotated, heads and units permuted. Its answers are the model's."""
     rng, config = np.random.default_rng(seed), model.config
@@ -94,11 +132,7 @@ def rotated(model, seed=0):
 
 
 def test_a_rotated_stream_and_permuted_heads_are_undone(leaves):
-    model = small(1)
-    with torch.no_grad():
-        for name, item in model.named_parameters():
-            if "norm" in name:
-                item.copy_(0.5 + torch.rand(item.shape, generator=torch.Generator().manual_seed(2)))
+    model = with_gains(small(1))
     unmarked = causal_lm.fold_gains(theft.tensors(model), model.config)
     shapes = {name: value.shape for name, value in unmarked.items() if value.ndim > 1}
     plan, own = weights.plan(shapes, leaves=16, strength=0.05), leaves("weights", 16)
