@@ -193,7 +193,7 @@ class PrivateStep:
         return noisy
 
     def _correlated(self, clipped: ClippedSum, position: int, correlation: Correlation) -> NoisySum:
-        """The clipped sum with correlated noise, whose integers are kept once they are part of what is released."""
+        """The clipped sum with correlated noise."""
         multiplier, source = self._plan.noise_multiplier, self._noise.child(position)
         made = correlation.draw(
             position,
@@ -201,11 +201,9 @@ class PrivateStep:
             deviation=grid_of(clipped, self._ranks).deviation(multiplier),
             source=source,
         )
-        noisy = add_noise(
+        return add_noise(
             clipped, multiplier=multiplier, source=source, ranks=self._ranks, drawn=made.rows, gain=made.gain
         )
-        correlation.keep(made)
-        return noisy
 
     def finish(self, optimizer: Optimizer, parameters: dict[str, nn.Parameter]) -> None:
         """End the logical batch and let the optimizer move along the noisy sum, which stays until the next begins."""

@@ -12,7 +12,7 @@ library, changes nothing.
 
 import itertools
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, final
@@ -38,6 +38,7 @@ _BYTES = 16 * PAIRS  # of the stream for each block: one word for each radius, o
 _AT_ONCE = 64  # blocks that a device makes together: a million integers
 
 Integers = NDArray[np.int64]
+Drawn = Integers | NDArray[np.float64]  # the same integers; rows that are kept are in float64
 Label = tuple[str | int, ...]
 
 
@@ -104,7 +105,7 @@ def add_noise(
     multiplier: float,
     source: Stream,
     ranks: Ranks | None = None,
-    drawn: Mapping[Label, Integers] | None = None,
+    drawn: Mapping[Label, Drawn] | None = None,
     gain: float = 1.0,
 ) -> NoisySum:
     """Round to the grid, add rint of N(0, (multiplier · Δ)²) to every coordinate, and add up over ``ranks``.
@@ -147,19 +148,25 @@ def draw(into: Integers, *, deviation: float, source: Stream) -> Integers:
     return into
 
 
-def draw_row(count: int, *, deviation: float, source: Stream, past: Past | None) -> Integers:
-    """``count`` integers as :func:`draw` makes them, in as many threads as torch uses."""
-    into, noise = np.empty(count, np.int64), _Noise(deviation, source, past=past)
+def draw_row(into: NDArray[np.float64], *, deviation: float, source: Stream, past: Past | None) -> float:
+    """Overwrite ``into`` with integers as :func:`draw` makes them, in as many threads as torch uses.
+
+    ``into`` may be a row of the past itself, of which each block is read before it is written.
+
+    Returns:
+        The largest absolute value.
+    """
+    count, noise = len(into), _Noise(deviation, source, past=past)
     share = max(1, -(-count // (_BLOCK * torch.get_num_threads()))) * _BLOCK
 
-    def work(first: int) -> None:
-        stop = min(count, first + share)
-        for start, block in zip(range(first, stop, _BLOCK), noise.blocks(first, stop), strict=True):
+    def work(first: int) -> float:
+        stop, largest = min(count, first + share), 0.0
+        for start, block in zip(range(first, stop, _BLOCK), noise.decided(first, stop), strict=True):
             into[start : start + len(block)] = block
+            largest = max(largest, float(block.max()), -float(block.min()))
+        return largest
 
-    with ThreadPoolExecutor(max(1, -(-count // share))) as pool:
-        list(pool.map(work, range(0, count, share)))
-    return into
+    return max(_in_threads(work, range(0, count, share)), default=0.0)
 
 
 @final
@@ -172,17 +179,30 @@ class _Noise:
 
     s: float
     source: Stream
-    drawn: Integers | None = None
+    drawn: Drawn | None = None
     past: Past | None = None
 
     def blocks(self, first: int, stop: int) -> Iterator[Integers]:
-        """Block by block on the host, from integer number ``first``, a multiple of a block, up to ``stop``."""
+        """Block by block on the host, from integer number ``first``, a multiple of a block, up to ``stop``.
+
+        A block stays until the next one.
+        """
+        ready = np.empty(_BLOCK, np.int64)
+        for block in self.decided(first, stop):
+            if block.dtype == np.int64:
+                yield block
+            else:
+                np.copyto(ready[: len(block)], block, casting="unsafe")
+                yield ready[: len(block)]
+
+    def decided(self, first: int, stop: int) -> Iterator[NDArray[Any]]:
+        """The same in float64, or as they were drawn."""
         if self.drawn is not None:
             yield from (self.drawn[start : min(start + _BLOCK, stop)] for start in range(first, stop, _BLOCK))
             return
         pairs, refine = HostPairs(self.s), self._refine()
         fill = self.source.reader(first // _BLOCK * _BYTES)
-        words, ready = np.empty(2 * PAIRS, np.int64), np.empty(_BLOCK, np.int64)
+        words = np.empty(2 * PAIRS, np.int64)
         for start in range(first, stop, _BLOCK):
             count = min(_BLOCK, stop - start)
             used = words[: count + count % 2]
@@ -191,8 +211,7 @@ class _Noise:
             decided, doubtful = pairs(mine) if self.past is None else pairs.after(self.past, mine, first=start)
             for p in doubtful:
                 decided[:, p] = refine(start // 2 + p, *mine[:, p].tolist(), **self._exactly(start, mine.shape[1], p))
-            np.copyto(ready[: len(used)], decided.reshape(-1), casting="unsafe")
-            yield ready[:count]
+            yield decided.reshape(-1)[:count]
 
     def on_device(self, count: int, device: torch.device) -> Tensor:
         """The integers made on an accelerator, int64 (count,), from ChaCha20 under the stream's key.
@@ -200,7 +219,7 @@ class _Noise:
         The host waits once, for the numbers of the pairs in doubt, and makes their words again by itself.
         """
         if self.drawn is not None:
-            return torch.from_numpy(self.drawn).to(device)
+            return torch.from_numpy(self.drawn).to(device, torch.int64)
         pairs, edge = DevicePairs(self.s), count - count % _BLOCK
         made, doubts = list[Tensor](), list[Tensor]()
         starts = list(range(0, edge, _AT_ONCE * _BLOCK))
@@ -283,13 +302,16 @@ def _on_host(totals: dict[str, Tensor], step: float, noise: _Noise | None) -> tu
                     integers += block[inside]
         return squares
 
-    firsts = range(0, count, share)
+    squares = sum(_in_threads(work, range(0, count, share)))
+    return {name: total.view(torch.int64) for name, total in totals.items()}, squares
+
+
+def _in_threads(work: Callable[[int], float], firsts: range) -> list[float]:
+    """What the work gives for each first number; in one thread each, if there are several."""
     if len(firsts) > 1:
         with ThreadPoolExecutor(len(firsts)) as pool:
-            squares = sum(pool.map(work, firsts))
-    else:
-        squares = sum(map(work, firsts))
-    return {name: total.view(torch.int64) for name, total in totals.items()}, squares
+            return list(pool.map(work, firsts))
+    return list(map(work, firsts))
 
 
 def _pieces(ends: Sequence[int], start: int, count: int) -> Iterator[tuple[int, slice, slice]]:

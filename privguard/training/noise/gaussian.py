@@ -14,6 +14,7 @@ interval refining".
 import math
 from collections.abc import Iterator
 from fractions import Fraction
+from functools import cached_property
 from typing import Any, final
 
 import mpmath
@@ -35,6 +36,7 @@ _OF_RADIUS = 2 * _U * (ULP + 3) + math.pi * (3 * _U + 2.0**-63) + 2 * _U * (ULP 
 _NEAR_ONE = 5 * _U  # error of s·z, times r/s, from rounding u to 53 bits
 _LOW, _HIGH = 2.0**-16, 1 - 2.0**-15  # between them r is in [2⁻⁷, 4.71], and one bound serves all pairs
 _ANY = 4.72 * _OF_RADIUS + 2.0**7 * (_NEAR_ONE + 2.0**-53)
+_NO_FARTHER = 9.4  # |z| for the 63 bits that are drawn
 _SPIKE = 2.0**-20  # an r below this is always refined: it tells nothing of its own error
 _ROUNDS = 64  # of 128 further bits each, after which the source of bits is broken
 
@@ -50,6 +52,7 @@ class HostPairs:
         self._s = s
         self._u, self._r, self._t = (np.empty(PAIRS) for _ in range(3))
         self._z, self._k = np.empty((2, PAIRS)), np.empty((2, PAIRS))
+        self._away = np.empty(2 * PAIRS)
         self._near, self._far = np.empty((2, PAIRS), np.bool_), np.empty((2, PAIRS), np.bool_)
 
     def __call__(self, words: NDArray[np.int64]) -> tuple[NDArray[np.float64], list[int]]:
@@ -66,25 +69,10 @@ class HostPairs:
         """The same, less what the block from coordinate ``first`` on takes back of ``past``, before it is rounded."""
         u, r, z, k = self._drawn(words)
         with np.errstate(divide="ignore", invalid="ignore"):
-            z -= past.block(first, first + z.size).reshape(z.shape)
+            past.block(first, into=self._away[: z.size])
+            z -= self._away[: z.size].reshape(z.shape)
             np.rint(z, out=k)
-            doubtful = np.array(self._doubtful(u, r, z, k, error=past.error(self._s)), np.int64)
-            if len(doubtful) == 0:
-                return k, []
-            return k, doubtful[~self._decided_closer(doubtful, past, k, first=first)].tolist()
-
-    def _decided_closer(self, pairs: NDArray[np.int64], past: Past, k: Any, *, first: int) -> Any:
-        """Which pairs (a bool for each) the longest float decides, whose integers are then in ``k``."""
-        count = k.shape[1]
-        u, r, angle = self._u[pairs], self._r[pairs], torch.from_numpy(self._t[pairs])
-        taken, error = past.closer(first + np.stack([pairs, count + pairs]), self._s)
-        x = np.stack([torch.cos(angle).numpy(), torch.sin(angle).numpy()]) * r - taken
-        near = np.rint(x)
-        small = r / self._s
-        bound = np.where(small >= _SPIKE, error_bound(u, np.maximum(small, _SPIKE), self._s), math.inf)
-        decided = ((np.abs(x - near) + error) < 0.5 - bound).all(0)
-        k[:, pairs[decided]] = near[:, decided]
-        return decided
+            return k, self._doubtful(u, r, z, k, past=past)
 
     def _drawn(self, words: NDArray[np.int64]) -> tuple[Any, Any, Any, Any]:
         """u, s·r and s·z, and room for the integers."""
@@ -106,13 +94,17 @@ class HostPairs:
             z *= r
         return u, r, z, k
 
-    def _doubtful(self, u: Any, r: Any, z: Any, k: Any, *, error: float = 0.0) -> list[int]:
-        """First one bound for all pairs, then each one's own for those that it leaves in doubt."""
+    def _doubtful(self, u: Any, r: Any, z: Any, k: Any, *, past: Past | None = None) -> list[int]:
+        """First one bound for all pairs, then each one's own for those that it leaves in doubt.
+
+        What is taken back of the past adds its own error, and that of the difference, a unit of roundoff of it.
+        """
         count = len(u)
         near, far = self._near[:, :count], self._far[:, :count]
+        lost, largest = (past.lost, past.reach + _NO_FARTHER * self._s) if past else (0.0, 0.0)
         z -= k
         np.abs(z, out=z)
-        np.less(z, 0.5 - error - self._s * _ANY, out=near)
+        np.less(z, 0.5 - lost - _U * largest - self._s * _ANY, out=near)
         np.less_equal(_LOW, u, out=far[0])
         np.less_equal(u, _HIGH, out=far[1])
         near &= far
@@ -121,7 +113,9 @@ class HostPairs:
         found = np.flatnonzero(~near.all(0))
         small = r[found] / self._s
         bound = np.where(small >= _SPIKE, error_bound(u[found], small, self._s), math.inf)
-        return found[~(z[:, found].max(0) < 0.5 - error - bound)].tolist()
+        if past:
+            bound += lost + _U * (np.abs(k[:, found]).max(0) + 1)
+        return found[~(z[:, found].max(0) < 0.5 - bound)].tolist()
 
 
 @final
@@ -150,14 +144,17 @@ def error_bound(u: Any, r: Any, s: float) -> Any:
 
 @final
 class Refiner:
-    """Decides the pairs in doubt, with as many further bits as it takes: two or three rounds are never needed twice.
+    """Decides the pairs in doubt, with as many further bits as it takes: most need none, and hardly any a second round.
 
     Each has an arithmetic of its own, since mpmath's precision is a setting of the context and threads would share it.
     """
 
     def __init__(self, s: float) -> None:
         self._s = s
-        self._arithmetic: Any = mpmath.MPContext()
+
+    @cached_property
+    def _arithmetic(self) -> Any:
+        return mpmath.MPContext()
 
     def __call__(
         self, radius: int, angle: int, further: Iterator[tuple[int, int]], *, past: "Pair" = (Fraction(0), Fraction(0))
@@ -170,6 +167,8 @@ class Refiner:
             ArithmeticError: no number of further bits decides, so they are not random.
         """
         m, n, bits = radius & _LONGEST, angle, 63
+        if m and (decided := self._rounded(m, n, bits, past)):
+            return decided
         for _, (more_m, more_n) in zip(range(_ROUNDS), further, strict=False):
             m, n, bits = m << 128 | more_m, n << 128 | more_n, bits + 128
             if m and (decided := self._rounded(m, n, bits, past)):
@@ -200,10 +199,8 @@ class Refiner:
         """
         mp = self._arithmetic
         mp.prec = bits + 64
-        whole = mp.ldexp(1, bits)
-        outer, inner = (mp.mpf(self._s) * mp.sqrt(-2 * mp.log(x / whole)) for x in (mp.mpf(m), mp.mpf(m + 1)))
-        angle, width = mp.pi * (2 * n + 1) / (2 * whole), outer * (mp.pi / 2 + mp.ldexp(1, -30)) / whole
-        half = (outer - inner) / 2 + width
-        return [
-            ((outer + inner) / 2 * c - half, (outer + inner) / 2 * c + half) for c in (mp.cos(angle), mp.sin(angle))
-        ]
+        outer, inner = (mp.mpf(self._s) * mp.sqrt(-2 * mp.log(mp.ldexp(x, -bits))) for x in (m, m + 1))
+        width = outer * (mp.pi / 2 + mp.ldexp(1, -30)) * mp.ldexp(1, -bits)
+        half, centre = (outer - inner) / 2 + width, (outer + inner) / 2
+        turned = (centre * each for each in mp.cos_sin(mp.pi * mp.ldexp(2 * n + 1, -bits - 1)))
+        return [(z - half, z + half) for z in turned]

@@ -8,6 +8,7 @@ from torch import Tensor
 from privguard.training.clip import MOST_RECORDS, ROUNDING
 from privguard.training.noise.correlation import peak
 from privguard.training.noise.grid import Grid
+from privguard.training.noise.past import weight_digits
 from privguard.training.plan import Plan
 
 SPECIFICATION = "mechanism-v1"
@@ -31,7 +32,9 @@ def mechanism(
     if noise == "exact":
         coordinates = sum(parameter.numel() for parameter in parameters.values())
         grid = Grid.of(bound, coordinates=coordinates, processes=processes)
-        largest = 2 * peak(plan.strategy, steps=plan.steps) * sum(map(abs, plan.strategy)) if plan.bands > 1 else 1.0
-        grid.check(largest * plan.noise_multiplier, records=processes * MOST_RECORDS)
+        gain = peak(plan.strategy, steps=plan.steps) if plan.bands > 1 else 1.0
+        grid.check(gain * plan.noise_multiplier, records=processes * MOST_RECORDS)
+        if plan.bands > 1 and plan.noise_multiplier > 0:
+            weight_digits(gain * grid.deviation(plan.noise_multiplier), sum(map(abs, plan.strategy)))
         facts |= {"sensitivity": grid.sensitivity, "grid_exponent": grid.exponent, "coordinates": coordinates}
     return facts

@@ -1,5 +1,6 @@
-"""What a row of correlated noise takes back of those before it: in float64 with a bound on its error, and exactly."""
+"""What a row of correlated noise takes back of those before it: weights on a grid, so that float64 loses nothing."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -8,8 +9,30 @@ from typing import Any, final
 import numpy as np
 from numpy.typing import NDArray
 
+from privguard.errors import PrivacyError
+
 _U = 2.0**-53
+_EXACT = 2.0**53  # multiples of g up to 2⁵³·g add up in float64 without rounding, in any order
 _LARGEST = 2.0**52  # of an integer, and of what is taken back: float64 then holds every one, and every half
+_FAR = 16  # deviations that no integer of a run reaches, but with probability 1e-57 each
+_FINEST, _COARSEST = 40, 8  # binary digits of a weight
+
+
+def weight_digits(deviation: float, total: float) -> int:
+    """Binary digits p of weights whose sum is at most ``total``, so that weights times integers add up exactly.
+
+    ``deviation`` is the largest of any row of integers. Both are public numbers, so the weights are.
+
+    Raises:
+        PrivacyError: fewer digits are left than a plan's coefficients need.
+    """
+    digits = math.floor(math.log2(_EXACT / (_FAR * deviation * total)))
+    if digits < _COARSEST:
+        raise PrivacyError(
+            f"deviation={deviation:g} grid steps: sums of correlated noise leave the integers of float64; plan less "
+            "noise, fewer ranks or fewer bands"
+        )
+    return min(digits, _FINEST)
 
 
 @final
@@ -17,50 +40,48 @@ _LARGEST = 2.0**52  # of an integer, and of what is taken back: float64 then hol
 class Past:
     """Earlier rows of integers, shape (rows, coordinates) in float64, and the weight of each, shape (rows,).
 
-    ``reach`` bounds the sum of the weights times the rows, in absolute value, over all coordinates.
+    The weights are multiples of 2 to the power of -``digits``. ``reach`` bounds the sum of the weights times the rows,
+    in absolute value, over all coordinates.
     """
 
     rows: NDArray[np.float64]
     weights: NDArray[np.float64]
+    digits: int
     reach: float
 
     @classmethod
-    def of(cls, rows: NDArray[np.float64], weights: NDArray[np.float64], *, largest: Sequence[float]) -> "Past":
-        """``largest`` is the largest absolute value in each row.
+    def of(
+        cls, rows: NDArray[np.float64], weights: NDArray[np.float64], *, digits: int, largest: Sequence[float]
+    ) -> "Past":
+        """The past of a row, with ``weights`` rounded toward zero; ``largest`` is the largest absolute value of each.
 
         Raises:
             ArithmeticError: float64 does not hold the integers.
         """
-        reach = float(np.abs(weights) @ np.array(largest)) * (1 + 2.0**-40)
+        rounded = np.trunc(weights * 2.0**digits) * 2.0**-digits
+        reach = float(np.abs(rounded) @ np.array(largest)) * (1 + 2.0**-40)
         if not (reach < _LARGEST and max(largest) < _LARGEST):
             raise ArithmeticError(f"reach={reach:g}: correlated noise leaves the integers of float64; plan less noise")
-        return cls(rows, weights, reach)
+        return cls(rows, rounded, digits, reach)
 
-    def error(self, s: float) -> float:
-        """How far s·z - :meth:`block` can be off in float64, beyond the error of s·z.
+    @property
+    def lost(self) -> float:
+        """How far :meth:`block` can be off: not at all, unless rows are larger than any are.
 
-        n products and their sum, in any order, lose at most n·u/(1 - n·u) of the sum of absolute values (Higham 2002,
-        section 3.1), and the difference u of itself, where |z| < 9.4 for the 63 bits that are drawn.
+        Then by n·u/(1 - n·u) of the sum of absolute values (Higham 2002, section 3.1).
         """
-        return _U * ((len(self.weights) + 2) * self.reach + 10 * s)
+        exact = self.reach * 2.0**self.digits <= _EXACT
+        return 0.0 if exact else _U * (len(self.weights) + 1) * self.reach
 
-    def block(self, first: int, stop: int) -> NDArray[np.float64]:
-        """Σ w·k for the coordinates from ``first`` to ``stop``; zero beyond the end."""
-        values = self.weights @ self.rows[:, first:stop]
-        missing = stop - first - len(values)
-        return np.append(values, np.zeros(missing)) if missing else values
-
-    def closer(self, coordinates: NDArray[np.int64], s: float) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Σ w·k in the longest float there is, and how far s·z less it can be off; 0 beyond the end."""
-        inside = coordinates < self.rows.shape[1]
-        columns = self.rows[:, np.where(inside, coordinates, 0)].astype(np.longdouble) * inside
-        products = columns * self.weights.astype(np.longdouble).reshape(-1, *[1] * coordinates.ndim)
-        unit = float(np.finfo(np.longdouble).eps)
-        return products.sum(0), unit * ((len(self.weights) + 2) * np.abs(products).sum(0) + 10 * s)
+    def block(self, first: int, *, into: NDArray[np.float64]) -> None:
+        """Overwrite ``into`` with Σ w·k for the coordinates from ``first`` on; zero beyond the end."""
+        rows = self.rows[:, first : first + len(into)]
+        np.matmul(self.weights, rows, out=into[: rows.shape[1]])
+        into[rows.shape[1] :] = 0
 
     def exactly(self, coordinate: int) -> Fraction:
         """Σ w·k for one coordinate; 0 beyond the end."""
         if coordinate >= self.rows.shape[1]:
             return Fraction(0)
-        column = self.rows[:, coordinate].tolist()
+        column: list[Any] = self.rows[:, coordinate].tolist()
         return sum((Fraction(w) * Fraction(k) for w, k in zip(self.weights.tolist(), column, strict=True)), Fraction(0))
