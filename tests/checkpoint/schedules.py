@@ -190,8 +190,13 @@ def schedules(actions: Callable[[], list[Callable[[], Any]]], *, bound: int, eve
 
 def kills(actions: Callable[[], list[Callable[[], Any]]]) -> Iterator[Run]:
     """The first actor killed before each of its calls, and the others run after it."""
-    for at in itertools.count():
-        run = Run(actions(), {0: 0}, kill_at=at).go()
-        if not run.actors[0].dead:
-            return
-        yield run
+    gc.collect()
+    gc.freeze()  # each run collects: not all that a process of many tests has imported, 0.7 s at a time
+    try:
+        for at in itertools.count():
+            run = Run(actions(), {0: 0}, kill_at=at).go()
+            if not run.actors[0].dead:
+                return
+            yield run
+    finally:
+        gc.unfreeze()
