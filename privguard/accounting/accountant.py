@@ -166,6 +166,8 @@ class Figure:
 def price(events: Events, *, delta: float, relation: Relation) -> Figure:
     """The smallest upper bound on the ε of folded events that the accountants here can give."""
     _check.probability("delta", delta, zero=True, one=True)
+    from privguard.accounting.grid import first_interval as grid_interval
+
     gridded = _fits_grid(events, relation)
     if delta == 1 or not any(_costs(event) for event, _ in events):
         return Figure(0.0)
@@ -173,7 +175,8 @@ def price(events: Events, *, delta: float, relation: Relation) -> Figure:
     size = rough_size(events, delta=delta, relation=relation, rdp=rdp)
     if rdp is not None and (rdp == 0 or not gridded):
         return Figure(rdp, method="rdp")
-    figure = Figure(math.inf) if size > _BEYOND_PLD else _refined(events, delta, relation, first_interval(size))
+    interval = min(first_interval(size), grid_interval(events, relation) or math.inf)
+    figure = Figure(math.inf) if size > _BEYOND_PLD else _refined(events, delta, relation, interval)
     # Both are upper bounds. Where δ is not far above the rounding of the sums, RDP is the smaller one.
     return Figure(rdp, method="rdp") if rdp is not None and rdp < figure.epsilon else figure
 
@@ -227,12 +230,12 @@ def _pld(events: Events, delta: float, relation: Relation, interval: float) -> t
 
 
 def _composed(events: Events, relation: Relation, interval: float) -> Any:
-    from dp_accounting.pld import PLDAccountant
+    from privguard.accounting.grid import GridAccountant
 
-    accountant = PLDAccountant(_neighbours(relation), interval)
+    accountant = GridAccountant(relation, interval)
     for event, times in events:
         accountant.compose(event, times)
-    return accountant
+    return accountant.finish()
 
 
 def _rounding(events: Events) -> float:
@@ -285,19 +288,17 @@ def _replace_one(events: Events, *, delta: float, relation: Relation, figure: Fi
 @_remembered
 def _rdp(events: Events, *, delta: float, relation: Relation) -> float | None:
     """ε by Rényi differential privacy, or None where dp-accounting has no formula that holds."""
-    from dp_accounting.rdp import RdpAccountant
     from dp_accounting.rdp.rdp_privacy_accountant import compute_epsilon
+
+    from privguard.accounting import grid
 
     if not _rdp_prices(events, relation):
         return None
-    accountant = RdpAccountant()
     with _quiet():
-        for event, times in events:
-            accountant.compose(event, times)
-        pairs = [(order, cost) for order, cost in zip(accountant.orders, accountant.rdp, strict=True) if cost >= 0]
-        if not pairs:  # every order cancelled below zero: nothing is known
+        orders, costs = grid.divergences(events, relation)
+        if not orders.size:  # every order cancelled below zero, or is infinite: nothing is known
             return None
-        return float(compute_epsilon([order for order, _ in pairs], [cost for _, cost in pairs], delta)[0])
+        return float(compute_epsilon(list(orders), list(costs), delta)[0])
 
 
 @contextmanager
@@ -312,38 +313,43 @@ def _quiet() -> Generator[None]:
         logger.setLevel(level)
 
 
-def _stranger(accountant: Any, events: Events) -> "DpEvent | None":
-    """The first event that this accountant of the library cannot price."""
-    return next((event for event, _ in events if not accountant.supports(event)), None)
-
-
 def _fits_grid(events: Events, relation: Relation) -> bool:
-    """Whether privacy-loss distributions can price these events; if not, whether RDP can, or nobody."""
-    from dp_accounting.pld import PLDAccountant
+    """Whether privacy-loss distributions should price these events; if not, whether RDP can, or nobody."""
+    from privguard.accounting.grid import GridAccountant
 
-    if (stranger := _stranger(PLDAccountant(_neighbours(relation)), events)) is None:
-        return True
+    accountant = GridAccountant(relation)
+    stranger = next((event for event, _ in events if not accountant.supports(event)), None)
+    if stranger is None:
+        return not (_sweeps(events) and _rdp_prices(events, relation))
     if _rdp_prices(events, relation):
         return False
     raise UnknownEventError(
-        f"event={type(stranger).__name__}: the accountant cannot price it under {relation.value}; "
+        f"event={_unknown(stranger, relation)}: the accountant cannot price it under {relation.value}; "
         "account for it apart, or bound it by one of the known events"
     )
 
 
+def _unknown(event: "DpEvent", relation: Relation) -> str:
+    """The name of what cannot be priced; inside of a composed event, its own."""
+    from privguard.accounting.grid import GridAccountant, flat
+
+    accountant = GridAccountant(relation)
+    inner = (leaf for leaf, _ in flat([(event, 1)]) if not accountant.supports(leaf))
+    return type(next(inner, event)).__name__
+
+
+def _sweeps(events: Events) -> bool:
+    """Whether a sweep is among them: RDP alone then gives what the profile of its divergences would."""
+    from privguard.accounting.grid import flat
+
+    return any(type(event).__name__ == "RepeatAndSelectDpEvent" for event, _ in flat(events))
+
+
 def _rdp_prices(events: Events, relation: Relation) -> bool:
     """Whether the library's RDP holds: it does not double a replaced record's shift, so add-or-remove only."""
-    from dp_accounting.rdp import RdpAccountant
+    from privguard.accounting.grid import by_divergence
 
-    return relation is Relation.ADD_OR_REMOVE_ONE and _stranger(RdpAccountant(), events) is None
-
-
-def _neighbours(relation: Relation) -> Any:
-    from dp_accounting import NeighboringRelation
-
-    if relation is Relation.REPLACE_ONE:
-        return NeighboringRelation.REPLACE_ONE
-    return NeighboringRelation.ADD_OR_REMOVE_ONE
+    return relation is Relation.ADD_OR_REMOVE_ONE and all(by_divergence(event, relation) for event, _ in events)
 
 
 def _costs(event: "DpEvent") -> bool:

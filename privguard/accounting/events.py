@@ -1,8 +1,9 @@
 """Privacy events as canonical JSON, and the list of those that can be priced.
 
-An event is a ``dp_accounting.DpEvent``: what happened to the data, without what it cost. On disk it is
-``{"<class name>": {"<field>": value}}``, and only the classes in the table below have a place there: each is one that
-privacy-loss distributions, or Rényi accounting, can price. Anything else is refused by name, before its step.
+An event is a ``dp_accounting.DpEvent``, or one of :mod:`privguard.accounting.releases`: what happened to the data,
+without what it cost. On disk it is ``{"<class name>": {"<field>": value}}``, and only the classes in the table below
+have a place there: each is one that privacy-loss distributions, or Rényi accounting, can price. Anything else is
+refused by name, before its step.
 """
 
 import math
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from privguard import _canon, _check
 from privguard.errors import UnknownEventError
+from privguard.records import Relation
 
 if TYPE_CHECKING:
     from dp_accounting import DpEvent
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
 Events: TypeAlias = "Sequence[tuple[DpEvent, int]]"
 """What happened, as (event, how many times) pairs."""
 
-_MODULE = "dp_accounting.dp_event"
+_MODULES = {"dp_accounting.dp_event", "privguard.accounting.releases"}
 
 
 def to_json(event: "DpEvent") -> dict[str, Any]:
@@ -29,7 +31,7 @@ def to_json(event: "DpEvent") -> dict[str, Any]:
         ValueError: a field is not a finite number in its range.
     """
     name = type(event).__name__
-    if type(event).__module__ != _MODULE:
+    if type(event).__module__ not in _MODULES:
         raise UnknownEventError(f"event={name}: expected an event of dp_accounting.dp_event; {_REMEDY}")
     return {name: {field: check(getattr(event, field), to_json) for field, check in _fields(name).items()}}
 
@@ -78,7 +80,10 @@ def _build(value: Any) -> Any:
     if not isinstance(value, dict):
         return math.inf if value == "infinity" else value
     ((name, fields),) = cast("dict[str, dict[str, Any]]", value).items()
-    return getattr(dp_event, name)(**{field: _build(item) for field, item in fields.items()})
+    from privguard.accounting.releases import CLASSES
+
+    kind = CLASSES.get(name) or getattr(dp_event, name)
+    return kind(**{field: Relation(item) if field == "relation" else _build(item) for field, item in fields.items()})
 
 
 _Walk: TypeAlias = Callable[[Any], Any]
@@ -116,6 +121,10 @@ def _shape(value: Any, _: _Walk) -> "float | str":
     return _check.non_negative("shape", float(value))
 
 
+def _relation(value: Any, _: _Walk) -> str:
+    return Relation(value).value
+
+
 def _event(value: Any, walk: _Walk) -> Any:
     return walk(value)
 
@@ -148,6 +157,9 @@ _TABLE: "dict[str, dict[str, Callable[[Any, _Walk], Any]]]" = {
     },
     "MixtureOfGaussiansDpEvent": {"standard_deviation": _noise, "sensitivities": _numbers, "sampling_probs": _numbers},
     "RepeatAndSelectDpEvent": {"event": _event, "mean": _noise, "shape": _shape},
+    "ApproximateDp": {"epsilon": _noise, "delta": _share, "relation": _relation},
+    "ZeroConcentratedDp": {"rho": _noise, "relation": _relation},
+    "DiscreteGaussianDp": {"sigma": _noise, "sensitivity": _whole},
     "ComposedDpEvent": {"events": _events},
     "SelfComposedDpEvent": {"event": _event, "count": _whole},
 }

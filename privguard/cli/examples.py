@@ -69,6 +69,11 @@ ledger budget draft team.db patients.parquet --epsilon 3 --delta 1e-5 --key anna
 ledger budget sign grant.json --key ben.pem
 ledger budget enter team.db grant.json
 ledger budget release team.db 5f0c19aa3b7d2e64 --used 20 --key officer.pem --reason 'the disk is lost'
+ledger budget spend team.db patients.parquet census 'laplace 2 x 12' 'gaussian 4 sampled 0.01 x 100' --purpose SQL
+ledger budget spend team.db patients.parquet dashboard 'dp 0.5 1e-8' --relation add-or-remove-one --planned
+ledger budget sweep team.db patients.parquet rates 'gaussian 3 sampled 0.01 x 500' --mean 20
+ledger budget disjoint team.db patients.parquet --part east.parquet --part west.parquet --key officer.pem \
+--reason 'postcodes do not overlap'
 ledger budget verify team.db
 ledger budget settle team.db runs/crashed
 ledger budget settle team.db 5f0c19aa3b7d2e64 --lost

@@ -178,8 +178,9 @@ def test_a_tiny_delta_is_bounded_by_renyi_accounting():
 
 
 def test_events_are_refused_by_name_where_a_relation_cannot_price_them():
-    with pytest.raises(UnknownEventError, match=r"LaplaceDpEvent.*replace-one"):
-        spent([(dp.LaplaceDpEvent(1.0), 1)], delta=1e-5, relation=Relation.REPLACE_ONE)
+    with pytest.raises(UnknownEventError, match=r"PoissonSampledDpEvent.*replace-one"):
+        sampled = dp.PoissonSampledDpEvent(0.1, dp.LaplaceDpEvent(1.0))
+        spent([(sampled, 1)], delta=1e-5, relation=Relation.REPLACE_ONE)
     with pytest.raises(UnknownEventError, match=r"RandomizedResponseDpEvent.*add-or-remove-one"):
         spent([(dp.RandomizedResponseDpEvent(0.5, 3), 1)], delta=1e-5)
     with pytest.raises(UnknownEventError, match="ZCDpEvent"):

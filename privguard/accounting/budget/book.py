@@ -7,31 +7,29 @@ that crashed holds its reservation until it is settled, so nothing leaks and not
 :mod:`privguard.accounting.budget.rules`, the limits in :mod:`privguard.accounting.budget.limits`.
 """
 
-import json
 import os
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, final
 
 from privguard import _canon, _check
 from privguard.accounting import events
-from privguard.accounting.budget import limits, signed_rows
+from privguard.accounting.budget import limits, rows, signed_rows
 from privguard.accounting.budget.database import Database
-from privguard.accounting.budget.grants import DataSet, Grant, Release, Terms
+from privguard.accounting.budget.grants import DataSet, Grant, Partition, Release, Terms
 from privguard.accounting.budget.limits import Standing
+from privguard.accounting.budget.rows import Change
 from privguard.accounting.budget.rules import FORMAT, Account
 from privguard.accounting.budget.tally import Balance, Writer
 from privguard.accounting.calibrate import Budget
 from privguard.accounting.history import History
 from privguard.attest.statement import Envelope, Identity, SigningKey
-from privguard.errors import BudgetExceededError, LedgerError, PrivguardError, UnrecognisedError
+from privguard.errors import BudgetExceededError, LedgerError
 
 if TYPE_CHECKING:
     from dp_accounting import DpEvent
     from sqlalchemy import Connection
-
-Change = Mapping[str, Any]
 
 
 @final
@@ -103,6 +101,19 @@ class Book:
         """
         self._append(lambda _: {"kind": "grant", "envelope": envelope.to_json()})
 
+    def draft_partition(self, parent: str, parts: Sequence[str], *, reason: str) -> Partition:
+        """That no person is in two of these parts of a data set, for officers to sign."""
+        return Partition(book=self._fresh().id, parent=parent, parts=tuple(parts), reason=reason)
+
+    def partition(self, envelope: Envelope) -> None:
+        """Enter a signed partition: what is spent on its parts from here on counts for the worst of them only.
+
+        Raises:
+            TamperedError: not signed by enough officers of this book, or changed since.
+            ValueError: not parts of the parent, something was spent on one already, or a limit is by replacement.
+        """
+        self._append(lambda _: {"kind": "partition", "envelope": envelope.to_json()})
+
     def cap(self, sha256: str, epsilon: float, *, reason: str) -> None:
         """Lower a limit without a signature.
 
@@ -139,7 +150,7 @@ class Book:
 
         def row(account: Account) -> Change:
             limits.require_room(account, sha256, [(event, times)], team=writer.team)
-            return _block(account, run, sha256, (event, times), writer)
+            return rows.block(account, run, sha256, (event, times), writer)
 
         first: int = self._append(row, by=writer.key)["first"]
         return range(first, first + times)
@@ -157,7 +168,7 @@ class Book:
 
         def row(account: Account) -> Change:
             further = max(upto, account.run(run).begun)  # what was begun before stays so
-            return {"kind": "begin", "run": run, "upto": further, "ledger": _anchor(account, run, ledger)}
+            return {"kind": "begin", "run": run, "upto": further, "ledger": rows.anchor(account, run, ledger)}
 
         self._append(row, by=by)
 
@@ -177,7 +188,7 @@ class Book:
 
         def row(account: Account) -> Change:
             account.run(run)
-            evidence = _anchor(account, run, ledger) if ledger is not None else None
+            evidence = rows.anchor(account, run, ledger) if ledger is not None else None
             return {"kind": "settle", "run": run, "used": used, "ledger": evidence, "release": None}
 
         self._append(row, by=by)
@@ -226,10 +237,10 @@ class Book:
         def row(account: Account) -> Change:
             noted = account.run(run).ledger
             if after is not None and noted is not None:
-                _require_later(run, after, noted)
+                rows.require_later(run, after, noted)
             if exactly and (after is None or noted != (after.head, after.size)):
                 raise LedgerError(f"run={run}: the budget book does not have the head of this ledger as its newest")
-            return {"kind": "note", "run": run, "ledger": _anchor(account, run, ledger)}
+            return {"kind": "note", "run": run, "ledger": rows.anchor(account, run, ledger)}
 
         self._append(row, by=by)
 
@@ -275,8 +286,41 @@ class Book:
             new, known = max(0, times - known), max(0, known - times)
             if new:
                 held += new
-                self._append(lambda account, pair=(event, new): _block(account, run, sha256, pair, Writer()))
+                self._append(lambda account, pair=(event, new): rows.block(account, run, sha256, pair, Writer()))
         return self.settle(run, held, ledger=ledger)
+
+    def spend(
+        self, name: str, sha256: str, releases: events.Events, *, by: Writer | None = None, planned: bool = False
+    ) -> None:
+        """Enter what another tool released, all of it in one row; composed as tightly as its events are known.
+
+        Args:
+            name: what it is called in the book; each name once, so that nothing is entered twice.
+            sha256: the data set.
+            releases: (event, times) pairs; see :func:`privguard.accounting.releases.parse`.
+            by: whose share it is, and what for. Nothing of it is given back, so no key signs it.
+            planned: it has not been released yet, so it is refused where it does not fit. What has happened counts
+                also where it passes a limit, and what comes after is refused.
+
+        Raises:
+            BudgetExceededError: it is planned and some limit would be passed, or nothing was granted.
+            UnknownEventError: it cannot be priced for the neighbours that a limit of the family means.
+            ValueError: the name is taken, or the data set is not in the book.
+        """
+        from privguard.accounting.releases import one_event
+
+        writer, event = by or Writer(), one_event(releases)
+
+        def row(account: Account) -> Change:
+            _check.require(name not in account.runs, "name", name, wanted="one that the book does not know yet")
+            account.known(sha256)
+            if planned:
+                limits.require_room(account, sha256, [(event, 1)], team=writer.team)
+            limits.require_priced(account, sha256, event)
+            return rows.block(account, name, sha256, (event, 1), writer)
+
+        self._append(row)
+        self.settle(name, 1)
 
     def standing(self, sha256: str) -> Standing:
         """Where a data set stands now; ε is at its own limit's δ and relation, or its nearest granted ancestor's."""
@@ -330,57 +374,6 @@ class Book:
 
     def _catch_up(self, connection: "Connection", *, may_be_empty: bool = False) -> None:
         for row in self._database.rows(connection, after=self._account.size, head=self._account.head):
-            _replay(self._account, *row)
+            rows.replay(self._account, *row)
         if not self._account.size and not may_be_empty:
             raise LedgerError("book: empty; create it first")
-
-
-def _replay(account: Account, seq: int, body: str, head: str) -> None:
-    try:
-        row = json.loads(body)
-        if seq == account.size == 0 and row["kind"] == "open":
-            Account().apply(body.encode(), row)  # another format is said so before its chain is
-        follows = (seq, head) == (account.size, account.next_head(body.encode()))
-        _check.require(
-            follows and _canon.canonical(row) == body.encode(),
-            "head",
-            head,
-            wanted="the hash that follows from the rows before it; a row was changed, moved or taken out",
-        )
-        account.apply(body.encode(), row)
-    except UnrecognisedError as error:
-        raise UnrecognisedError(f"book: {error}") from None
-    except (ValueError, KeyError, TypeError, PrivguardError) as error:
-        raise LedgerError(f"book, row {seq}: {error}") from error
-
-
-def _block(account: Account, run: str, sha256: str, pair: "tuple[DpEvent, int]", writer: Writer) -> Change:
-    """The row that sets the next events of a run aside."""
-    account.known(sha256)
-    event, times = pair
-    first = account.runs[run].position if run in account.runs else 0
-    block = {"event": events.to_json(event), "times": times, "first": first}
-    return {
-        "kind": "reserve",
-        "run": run,
-        "data_set": sha256,
-        "team": writer.team,
-        "purpose": writer.purpose,
-        **block,
-    }
-
-
-def _anchor(account: Account, run: str, ledger: History) -> Change:
-    """The ledger's head with the proof that it grew from the one that the book has."""
-    noted = account.run(run).ledger
-    if noted is not None:
-        _require_later(run, ledger, noted)
-    return {"head": ledger.head, "size": ledger.size, "proof": [] if noted is None else ledger.growth(noted[1])}
-
-
-def _require_later(run: str, ledger: History, noted: tuple[str, int]) -> None:
-    if not ledger.extends(*noted):
-        raise LedgerError(
-            f"run={run}: the budget book knows a later ledger of this run than the one here, so this folder is a "
-            "copy or was put back from a backup, and what it no longer counts was spent: find the newest one"
-        )

@@ -1,9 +1,9 @@
-"""What officers sign: data sets, grants on them and releases of what a run reserved.
+"""What officers sign: grants on data sets, releases of what a run reserved, and which data sets share no person.
 
 A *data set* is known by the digest of its content and, where it was derived, by its parent. Two data sets with one
 declared *population* may hold the same people. A *grant* sets the limit of a data set, and a *release* gives back what
-a run reserved and never began. Both are signed by as many officers as the book's quorum asks, and bound to the book and
-to their place in it, so that an old one cannot come back.
+a run reserved and never began. A *partition* says that no person is in two of some data sets. All are signed by as many
+officers as the book's quorum asks, and bound to the book and to their place in it, so that an old one cannot come back.
 """
 
 from collections.abc import Mapping
@@ -19,6 +19,7 @@ from privguard.records import Digest, Record, Relation
 
 GRANT = PREDICATES + "budget-grant/v2"
 RELEASE = PREDICATES + "budget-release/v1"
+PARTITION = PREDICATES + "budget-partition/v1"
 
 
 @final
@@ -126,6 +127,33 @@ class Release(Record):
         """The release inside, once that many officers are known to have signed it; raises ``TamperedError``."""
         given = _agreed(envelope, officers, quorum, wanted=RELEASE)
         return cls(**{name: given[name] for name in ("book", "run", "serial", "used", "reason")})
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Partition(Record):
+    """Officers' word: no person is in two of ``parts``, which were all made from ``parent``; ``reason`` says why."""
+
+    book: str
+    parent: str
+    parts: tuple[str, ...]
+    reason: str
+
+    def __post_init__(self) -> None:
+        _check.require(
+            len(set(self.parts)) == len(self.parts) > 1, "parts", self.parts, wanted="two or more, each once"
+        )
+        _check.require(bool(self.reason), "reason", self.reason, wanted="how it is known that they share no person")
+
+    def sign(self, key: SigningKey) -> Envelope:
+        """The partition as a signed statement about the parent."""
+        return _signed(PARTITION, "data set", self.parent, self, key)
+
+    @classmethod
+    def verify(cls, envelope: Envelope, officers: tuple[Identity, ...], *, quorum: int = 1) -> "Partition":
+        """The partition inside, once that many officers are known to have signed it; raises ``TamperedError``."""
+        given = _agreed(envelope, officers, quorum, wanted=PARTITION)
+        return cls(book=given["book"], parent=given["parent"], parts=tuple(given["parts"]), reason=given["reason"])
 
 
 def _signed(kind: str, name: str, sha256: str, record: Record, key: SigningKey) -> Envelope:

@@ -9,13 +9,14 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, final
 
-from privguard.accounting import accountant
+from privguard.accounting import accountant, events
+from privguard.accounting.budget import parallel
 from privguard.accounting.budget.grants import DataSet, Grant, Terms
 from privguard.accounting.budget.rules import Account
-from privguard.accounting.budget.tally import Balance, Run
+from privguard.accounting.budget.tally import Balance, Block, Run
 from privguard.accounting.calibrate import Budget
 from privguard.errors import BudgetExceededError
-from privguard.records import Record
+from privguard.records import Record, Relation
 
 if TYPE_CHECKING:
     from dp_accounting import DpEvent
@@ -50,7 +51,7 @@ def standing(account: Account, sha256: str) -> Standing:
     runs, population = account.runs_on(set(family)), account.population(sha256)
     sharing = {other for other in account.data_sets if account.population(other) == population}
     teams = {
-        team: _epsilon(_events([run for run in runs if run.team == team]), limit.budget)
+        team: _worst(account, [run for run in runs if run.team == team], limit.budget, within=sha256)
         for (_, team), limit in _grants(account, sha256).items()
         if team
     }
@@ -58,15 +59,15 @@ def standing(account: Account, sha256: str) -> Standing:
     return Standing(
         data_set=data_set,
         limit=budget,
-        epsilon=_epsilon(_events(runs), budget),
+        epsilon=_worst(account, runs, budget, within=sha256),
         family=tuple(family),
         runs={name: run.balance() for name, run in account.runs.items() if run.data_set in set(family)},
         head=account.head,
         size=account.size,
         terms=grant.terms if grant is not None else Terms(),
-        recent=None if window is None else _epsilon(_events(runs, since=_since(window)), budget),
+        recent=None if window is None else _worst(account, runs, budget, within=sha256, since=_since(window)),
         teams=teams,
-        person=_epsilon(_events(account.runs_on(sharing)), budget) if population else None,
+        person=_worst(account, account.runs_on(sharing), budget) if population else None,
     )
 
 
@@ -81,16 +82,26 @@ def require_room(account: Account, sha256: str, more: "list[tuple[DpEvent, int]]
     if more:
         _require_open(account, sha256, team)
     runs = account.runs_on(set(account.family(sha256)))
+    extra = [Run(sha256, team=team, blocks=[_planned(*pair) for pair in more])] if more else []
     for (holder, of), grant in _grants(account, sha256).items():
-        mine = [run for run in runs if run.team == of] if of else runs
-        extra = more if of in {"", team} else []
+        mine = [run for run in [*runs, *extra] if of in {"", run.team}]
         name = f"{account.data_sets[holder].name} ({holder[:16]}…)" + (f", team {of}" if of else "")
-        _require_below(name, [*_events(mine), *extra], grant.budget, over="over all runs")
+        _require_below(name, _worst(account, mine, grant.budget, within=holder), grant.budget, over="over all runs")
         days, epsilon = grant.terms.window_days, grant.terms.window_epsilon
-        if extra and days is not None and epsilon is not None:
+        if extra and of in {"", team} and days is not None and epsilon is not None:
             window = Budget(epsilon=epsilon, delta=grant.budget.delta, relation=grant.budget.relation)
-            recent = [*_events(mine, since=_since(days)), *extra]
+            recent = _worst(account, mine, window, within=holder, since=_since(days))
             _require_below(name, recent, window, over=f"within {days} days")
+
+
+def require_priced(account: Account, sha256: str, event: "DpEvent") -> None:
+    """Raise ``UnknownEventError`` where some limit of the data set's family cannot price the event."""
+    for grant in _grants(account, sha256).values():
+        _epsilon([(event, 1)], grant.budget)
+
+
+def _planned(event: "DpEvent", times: int) -> Block:
+    return Block(0, times, events.to_json(event), datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"))
 
 
 def _require_open(account: Account, sha256: str, team: str) -> None:
@@ -109,8 +120,7 @@ def _require_open(account: Account, sha256: str, team: str) -> None:
         raise BudgetExceededError(f"team={team!r}: the data set is shared out; name one of {', '.join(teams)}")
 
 
-def _require_below(name: str, events: "list[tuple[DpEvent, int]]", limit: Budget, *, over: str) -> None:
-    epsilon = _epsilon(events, limit)
+def _require_below(name: str, epsilon: float, limit: Budget, *, over: str) -> None:
     if epsilon > limit.epsilon:
         raise BudgetExceededError(
             f"data set={name}: epsilon would be {epsilon:.3f} {over}, the limit is {limit.epsilon:g} at delta "
@@ -119,9 +129,18 @@ def _require_below(name: str, events: "list[tuple[DpEvent, int]]", limit: Budget
 
 
 def _grants(account: Account, sha256: str) -> dict[tuple[str, str], Grant]:
-    """Every grant that a run on this data set has to keep: all of its family, since all may share its records."""
-    family = set(account.family(sha256))
-    return {place: grant for place, grant in account.grants.items() if place[0] in family}
+    """Every grant that a run on this data set has to keep: those of its family whose data sets may hold its records."""
+    family = account.family(sha256)
+    sharing = {other for person in parallel.memberships(account, family, within=sha256) for other in person}
+    return {place: grant for place, grant in account.grants.items() if place[0] in sharing}
+
+
+def _worst(account: Account, runs: Sequence[Run], limit: Budget | None, *, within: str = "", since: str = "") -> float:
+    """The ε of the person for whom it is largest: all runs, or the runs on one part of each partition."""
+    if limit is not None and limit.relation is Relation.REPLACE_ONE:
+        return _epsilon(_events(runs, since=since), limit)
+    people = parallel.memberships(account, {run.data_set for run in runs}, within=within)
+    return max(_epsilon(_events([r for r in runs if r.data_set in person], since=since), limit) for person in people)
 
 
 def _events(runs: Sequence[Run], *, since: str = "") -> "list[tuple[DpEvent, int]]":

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any, final
 
 from privguard import _canon, _check
 from privguard.accounting import events
-from privguard.accounting.budget import signed_rows
-from privguard.accounting.budget.grants import DataSet, Grant, Release
+from privguard.accounting.budget import parallel, signed_rows
+from privguard.accounting.budget.grants import DataSet, Grant, Partition, Release
 from privguard.accounting.budget.tally import Block, Run
 from privguard.accounting.calibrate import Budget
 from privguard.attest import merkle
 from privguard.attest.statement import Envelope, Identity
 from privguard.errors import LedgerError, PrivacyError, UnrecognisedError
+from privguard.records import Relation
 
 if TYPE_CHECKING:
     from dp_accounting import DpEvent
@@ -39,6 +40,7 @@ class Account:
         data_sets: every data set that was entered, by its SHA-256.
         grants: the grant in force for each data set and team ("" for all of them), lowered by caps.
         serials: the number of the last grant for each data set.
+        partitions: the parts of a data set that officers declared to share no person.
         runs: what each run reserved and settled, by the run's name.
         heads: the hash chain, one head after each row.
         time: when the last row was written.
@@ -52,6 +54,7 @@ class Account:
         self.data_sets: dict[str, DataSet] = {}
         self.grants: dict[tuple[str, str], Grant] = {}
         self.serials: dict[str, int] = {}
+        self.partitions: dict[str, tuple[str, ...]] = {}
         self.runs: dict[str, Run] = {}
         self.heads: list[str] = []
         self.time = ""
@@ -78,6 +81,7 @@ class Account:
             "data set": self._data_set,
             "grant": self._grant,
             "cap": self._cap,
+            "partition": self._partition,
             "reserve": self._reserve,
             "begin": self._begin,
             "note": self._note,
@@ -121,6 +125,10 @@ class Account:
         root = self.ancestors(sha256)[-1]
         return [other for other in self.data_sets if self.ancestors(other)[-1] == root]
 
+    def children(self, sha256: str) -> list[str]:
+        """The data sets that were made from this one."""
+        return [other for other, data_set in self.data_sets.items() if data_set.parent == sha256]
+
     def population(self, sha256: str) -> str:
         """The population that the data set declares, or else its nearest ancestor's; "" where none does."""
         return next(filter(None, (self.data_sets[line].population for line in self.ancestors(sha256))), "")
@@ -162,6 +170,8 @@ class Account:
         due = self.serials.get(grant.sha256, 0) + 1
         if (grant.book, grant.serial) != (self.id, due):
             raise LedgerError(f"grant: signed for book {grant.book} as number {grant.serial}; this is {self.id}, {due}")
+        if any(one in self.partitions for one in self.family(grant.sha256)):
+            _require_removal(grant.budget)
         self.grants[grant.sha256, grant.terms.team], self.serials[grant.sha256] = grant, due
 
     def _cap(self, row: Mapping[str, Any]) -> None:
@@ -171,6 +181,37 @@ class Account:
             raise ValueError("a cap only lowers a limit that was granted")
         lower = Budget(epsilon=row["epsilon"], delta=grant.budget.delta, relation=grant.budget.relation)
         self.grants[place] = replace(grant, budget=lower)
+
+    def _partition(self, row: Mapping[str, Any]) -> None:
+        partition = Partition.verify(Envelope.from_json(row["envelope"]), self.officers, quorum=self.quorum)
+        self.known(partition.parent)
+        if partition.book != self.id:
+            raise LedgerError(f"partition: signed for book {partition.book}; this is {self.id}")
+        before = self.partitions.get(partition.parent, ())
+        strangers = {part for part in partition.parts if self.known(part).parent != partition.parent}
+        gone = set(before) - set(partition.parts)
+        if strangers or gone:
+            raise ValueError(f"parts={sorted(strangers | gone)}: expected all earlier parts, each made from the parent")
+        for part in set(partition.parts) - set(before):
+            self._require_unspent(part)
+        for place, grant in self.grants.items():
+            if place[0] in self.family(partition.parent):
+                _require_removal(grant.budget)
+        after, root = {**self.partitions, partition.parent: partition.parts}, self.ancestors(partition.parent)[-1]
+        combinations = parallel.count(self, root, after)
+        _check.require(
+            combinations <= parallel.MOST, "parts", combinations, wanted=f"{parallel.MOST} combinations at most"
+        )
+        self.partitions = after
+
+    def _require_unspent(self, part: str) -> None:
+        """What was spent adds up as it did: a partition only says how the rest will."""
+        spent = [name for name, run in self.runs.items() if part in self.ancestors(run.data_set)]
+        if spent:
+            raise ValueError(
+                f"part={part}: {len(spent)} runs spent on it already, {spent[0]!r} among them; a total never falls, so "
+                "declare parts before anything is spent on them"
+            )
 
     def _reserve(self, row: Mapping[str, Any]) -> None:
         self.known(row["data_set"])
@@ -254,6 +295,14 @@ class Account:
                 "copy or was put back from a backup, and what it no longer counts was spent: find the newest one"
             )
         run.ledger = head, size
+
+
+def _require_removal(budget: Budget) -> None:
+    if budget.relation is not Relation.ADD_OR_REMOVE_ONE:
+        raise ValueError(
+            f"relation={budget.relation.value}: expected {Relation.ADD_OR_REMOVE_ONE.value} in a family with declared "
+            "parts, since a replaced record may leave one part and enter another"
+        )
 
 
 def _require_key(name: str, run: Run, by: Identity | None) -> None:

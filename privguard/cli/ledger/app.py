@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from privguard.cli._output import AsJson, emit
-from privguard.cli.ledger import officers
+from privguard.cli.ledger import spending
 
 if TYPE_CHECKING:
     from privguard.accounting.history import History
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 app = typer.Typer(
     no_args_is_help=True, help="Read and check the record of private steps, and the budget of a data set."
 )
-app.add_typer(officers.app, name="budget")
+app.add_typer(spending.app, name="budget")
 
 Where = Annotated[Path, typer.Argument(help="A run folder or its ledger.jsonl.", exists=True)]
 

@@ -7,12 +7,18 @@ import typer
 
 from privguard.cli._output import AsJson, emit
 from privguard.cli.ledger.budget import Content, Place, Reason, app, digest, lines_of
+from privguard.records import Relation
 
 if TYPE_CHECKING:
     from privguard.accounting.budget.grants import Terms
+    from privguard.attest.statement import Envelope
+    from privguard.records import Record
 
 Epsilon = Annotated[float, typer.Option(help="What all runs together may spend, over the lifetime.")]
 Delta = Annotated[float, typer.Option(help="δ of the guarantee, well below 1/N.")]
+Neighbours = Annotated[
+    Relation, typer.Option("--relation", help="What neighbours differ by: a record more or less, or one exchanged.")
+]
 Key = Annotated[Path, typer.Option(help="The officer's signing key (PEM).")]
 Until = Annotated[str | None, typer.Option(help="Last day (UTC, 2027-12-31) for new reservations.")]
 Window = Annotated[
@@ -31,6 +37,7 @@ def grant(
     delta: Delta,
     key: Key,
     reason: Reason = "",
+    relation: Neighbours = Relation.ADD_OR_REMOVE_ONE,
     until: Until = None,
     window: Window = None,
     team: Team = "",
@@ -41,7 +48,7 @@ def grant(
     from privguard.accounting.calibrate import Budget
     from privguard.attest.statement import SigningKey
 
-    opened, limit = Book.open(book), Budget(epsilon=epsilon, delta=delta)
+    opened, limit = Book.open(book), Budget(epsilon=epsilon, delta=delta, relation=relation)
     terms = _terms(until, window, team)
     opened.grant(digest(data_set), limit, by=SigningKey.read(key), reason=reason, terms=terms)
     standing = opened.standing(digest(data_set))
@@ -57,6 +64,7 @@ def draft(
     key: Key,
     out: Annotated[Path, typer.Option(help="Where to write the draft; no file is overwritten.")],
     reason: Reason = "",
+    relation: Neighbours = Relation.ADD_OR_REMOVE_ONE,
     until: Until = None,
     window: Window = None,
     team: Team = "",
@@ -67,11 +75,9 @@ def draft(
     from privguard.accounting.calibrate import Budget
     from privguard.attest.statement import SigningKey
 
-    limit, terms = Budget(epsilon=epsilon, delta=delta), _terms(until, window, team)
+    limit, terms = Budget(epsilon=epsilon, delta=delta, relation=relation), _terms(until, window, team)
     drafted = Book.open(book).draft(digest(data_set), limit, reason=reason, terms=terms)
-    _require_new(out)
-    drafted.sign(SigningKey.read(key)).write(out)
-    emit(drafted, as_json=as_json, lines=[_next(out)])
+    drafted_to(out, drafted.sign(SigningKey.read(key)), drafted, as_json=as_json)
 
 
 @app.command()
@@ -89,19 +95,21 @@ def sign(draft: Draft, key: Key, as_json: AsJson = False) -> None:
 
 @app.command()
 def enter(book: Place, draft: Draft, as_json: AsJson = False) -> None:
-    """Enter a grant or a release that enough officers signed."""
+    """Enter a grant, a release or a partition that enough officers signed."""
     from privguard import _canon
     from privguard.accounting.budget.book import Book
-    from privguard.accounting.budget.grants import RELEASE
+    from privguard.accounting.budget.grants import PARTITION, RELEASE
     from privguard.attest.statement import Envelope
 
     opened, envelope = Book.open(book), Envelope.read(draft)
-    if _canon.loads(envelope.payload).get("predicateType") == RELEASE:
+    statement = _canon.loads(envelope.payload)
+    if statement.get("predicateType") == RELEASE:
         balance = opened.release(envelope)
         emit(balance, as_json=as_json, lines=[f"{balance.spent} events spent, {balance.returned} returned"])
         return
-    opened.enter(envelope)
-    standing = opened.standing(_canon.loads(envelope.payload)["predicate"]["sha256"])
+    parted = statement.get("predicateType") == PARTITION
+    (opened.partition if parted else opened.enter)(envelope)
+    standing = opened.standing(statement["predicate"]["parent" if parted else "sha256"])
     emit(standing, as_json=as_json, lines=lines_of(standing))
 
 
@@ -122,15 +130,20 @@ def release(
     opened = Book.open(book)
     drafted = opened.draft_release(run, used, reason=reason)
     envelope = drafted.sign(SigningKey.read(key))
-    if out is not None:
-        _require_new(out)
-        envelope.write(out)
-        emit(
-            drafted, as_json=as_json, lines=[f"{out}: signed by 1; next: privguard ledger budget sign {out} --key KEY"]
-        )
+    if drafted_to(out, envelope, drafted, as_json=as_json):
         return
     balance = opened.release(envelope)
     emit(balance, as_json=as_json, lines=[f"{run}: {balance.spent} events spent, {balance.returned} returned"])
+
+
+def drafted_to(out: Path | None, envelope: "Envelope", content: "Record", *, as_json: bool) -> bool:
+    """Write a first officer's signature to a draft, where one is wanted; whether it was."""
+    if out is None:
+        return False
+    _require_new(out)
+    envelope.write(out)
+    emit(content, as_json=as_json, lines=[_next(out)])
+    return True
 
 
 def _terms(until: str | None, window: tuple[int, float] | None, team: str) -> "Terms":
