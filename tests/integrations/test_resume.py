@@ -4,15 +4,13 @@ import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from processes import WAIT
+from processes import WAIT, spawn, until
 from small import SmallRun, small_plan
 from torch.nn import functional
 
@@ -22,7 +20,6 @@ from privguard.checkpoint.keys.key import Key
 from privguard.errors import LedgerError, ResumeError, TamperedError
 
 HERE = Path(__file__).parent
-ROOT = HERE.parents[1]
 
 
 def weights(model):
@@ -73,16 +70,7 @@ class Child:
         Key.generate_symmetric().write(self.key)
 
     def spawn(self, *flags):
-        command = [sys.executable, str(HERE / "crashing_run.py"), str(self.run), str(self.key), *flags]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        return subprocess.Popen(command, env=environment, cwd=HERE, **pipes)
-
-    def until(self, child, line):
-        for said in child.stdout:
-            if said.strip() == line:
-                return
-        raise AssertionError(f"never said {line!r}: {child.stderr.read()}")
+        return spawn(HERE / "crashing_run.py", self.run, self.key, *flags)
 
     def history(self):
         return Ledger.read(self.run / "ledger.jsonl")
@@ -95,7 +83,7 @@ def child(tmp_path):
 
 def test_kill_and_resume_keeps_what_was_reserved_spent_and_ends_within_the_budget(child):
     killed = child.spawn("hold", "25")
-    child.until(killed, "step 25")
+    until(killed, "step 25")
     killed.kill()
     killed.communicate()
     reserved = child.history().position
@@ -129,7 +117,7 @@ def test_a_killed_run_never_draws_the_same_sample_or_noise_again(small, caplog):
 
 def test_ctrl_c_leaves_a_run_that_goes_on_where_it_was(child):
     interrupted = child.spawn("slow", "15")
-    child.until(interrupted, "step 15")
+    until(interrupted, "step 15")
     interrupted.send_signal(signal.SIGINT)
     _, err = interrupted.communicate(timeout=WAIT)
     assert interrupted.returncode != 0
