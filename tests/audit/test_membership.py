@@ -12,6 +12,7 @@ from torch import nn
 from privguard import audit
 from privguard.audit import inversion
 from privguard.audit.membership import roc_plot, scores
+from privguard.audit.membership.attack import Loss
 from privguard.audit.membership.audit import Assignment, Examples, run, target_digest
 from privguard.audit.membership.blind import _auc_within, blind_baseline
 from privguard.audit.membership.verdict import Leak
@@ -131,6 +132,12 @@ def test_every_attack_that_was_run_is_listed_and_paid_for(overfitted):
     )
     assert [each.attack for each in many.attacks] == ["loss", *(f"noise-{i}" for i in range(9))]
     assert many.attacks[0].p_adjusted >= one.attacks[0].p_adjusted
+
+
+def test_two_attacks_of_one_name_are_refused(overfitted):
+    model, members, others = overfitted[:3]
+    with pytest.raises(ValueError, match="a name of its own for each"):
+        run(model, members, others, attacks=[Loss()])
 
 
 def test_references_of_other_records_are_refused(overfitted):

@@ -105,7 +105,7 @@ def run(
     Labels with fractions make it an audit of a regression: one number per record, scored by its residual.
 
     Raises:
-        ValueError: where shapes disagree or either side has fewer than ten records.
+        ValueError: where shapes disagree, either side has fewer than ten records, or two attacks have one name.
     """
     keep = _without_duplicates(members, non_members)
     inputs, labels = _joined(model, members, non_members)
@@ -113,6 +113,10 @@ def run(
     evidence = _evidence(model, inputs, labels, references)
     own = [Loss(), *((LiRA(), tune_rmia(evidence)) if references is not None else ())]
     chosen = [*own, *attacks]
+    names = [attack.name for attack in chosen]
+    _check.require(
+        len(set(names)) == len(names), "attacks", names, wanted="a name of its own for each, so all are paid"
+    )
     statistics = {attack.name: attack.statistic(evidence)[keep] for attack in chosen}
     records = _records(inputs[keep], labels[keep])
     blind = blind_baseline(records, mask[keep])

@@ -1,7 +1,9 @@
 """Which way serves which module class, and which classes no way can serve."""
 
 import inspect
+import pkgutil
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any, cast
 
 import torch
@@ -9,48 +11,22 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 from torch.nn.utils.parametrize import is_parametrized
-from transformers.pytorch_utils import Conv1D
 
 from privguard.errors import UnsupportedModelError
+from privguard.training.bookkeeping import layers
 from privguard.training.bookkeeping.batch import Heard, Listen, Rule
 from privguard.training.bookkeeping.inside import by_operation
-from privguard.training.bookkeeping.layers.attention import attention
-from privguard.training.bookkeeping.layers.convolution import convolution
-from privguard.training.bookkeeping.layers.embedding import Positions, embedding, embedding_bag
-from privguard.training.bookkeeping.layers.linear import conv1d_of_transformers, linear
-from privguard.training.bookkeeping.layers.normalisation import (
-    epsilon_of,
-    group_norm,
-    instance_norm,
-    layer_norm,
-    rms_norm,
-    rms_norm_of_transformers,
-)
-from privguard.training.bookkeeping.layers.recurrent import recurrent
+from privguard.training.bookkeeping.layers.embedding import Positions, embedding
+from privguard.training.bookkeeping.layers.linear import linear
+from privguard.training.bookkeeping.layers.normalisation import epsilon_of, rms_norm_of_transformers
 from privguard.training.bookkeeping.layers.without_rule import by_repetition, check_repeatable
+from privguard.training.bookkeeping.registry import REWRITTEN, RULES, complete
 from privguard.training.bookkeeping.shared import own_prompts, relative_bias, shared_method
 from privguard.training.bookkeeping.taps import frozen
 
-RULES: dict[type[nn.Module], Rule] = {
-    nn.Linear: linear,
-    Conv1D: conv1d_of_transformers,
-    nn.LayerNorm: layer_norm,
-    nn.RMSNorm: rms_norm,
-    nn.GroupNorm: group_norm,
-    nn.InstanceNorm1d: instance_norm,
-    nn.InstanceNorm2d: instance_norm,
-    nn.InstanceNorm3d: instance_norm,
-    nn.Conv1d: convolution,
-    nn.Conv2d: convolution,
-    nn.Conv3d: convolution,
-}
-REWRITTEN: dict[type[nn.Module], Listen] = {
-    nn.EmbeddingBag: embedding_bag,
-    nn.MultiheadAttention: attention,
-    nn.RNN: recurrent,
-    nn.LSTM: recurrent,
-    nn.GRU: recurrent,
-}
+for _file in pkgutil.iter_modules(layers.__path__, f"{layers.__name__}."):
+    import_module(_file.name)  # each enters its own rules, so that a new one touches its own file alone
+
 METHODS: dict[str, Listen] = {
     "compute_bias": relative_bias,
     "compute_position_bias": relative_bias,
@@ -99,6 +75,7 @@ def _inherited(module: nn.Module) -> Listen | None:
 
 def by_rule(rule: Rule, per_example: Callable[[Heard, Tensor], Tensor]) -> Listen:
     """Run the module with its parameters frozen, and tap its one output."""
+    whole = complete(rule)
 
     def listen(heard: Heard, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         axis = heard.tapped.layout.given() or 0
@@ -112,7 +89,7 @@ def by_rule(rule: Rule, per_example: Callable[[Heard, Tensor], Tensor]) -> Liste
             kwargs = kwargs | {next(iter(kwargs)): x}
         with frozen(heard.tapped.own()):
             output = heard.tapped.original(*args, **kwargs)
-        return heard.tap(output, kept=x, factors=rule, axis=axis)
+        return heard.tap(output, kept=x, factors=whole, axis=axis)
 
     return listen
 

@@ -21,6 +21,7 @@ from privguard.attest.statement import Envelope, Identity, SigningKey, Statement
 from privguard.attest.timestamp import Authority
 from privguard.errors import ProtocolInvalidError, TamperedError
 from privguard.records import Digest
+from privguard.watermark.claims import kinds
 from privguard.watermark.claims.leaf import Opening, Tree
 from privguard.watermark.secret import Secret
 
@@ -28,7 +29,6 @@ CLAIM_TYPE = statement.PREDICATES + "claim/v1"
 WAIT = timedelta(minutes=5)  # from the anchor (log head, else timestamp) to the pulse that counts
 SKEW = timedelta(minutes=1)  # by which the timestamp has to precede the pulse, for clocks that disagree
 UNLOGGED = 2.0**40  # how many claims an identity is taken to have made when no log counts them
-KINDS = ("triggers", "fingerprints", "weights", "responses", "recipients")
 
 
 @final
@@ -46,7 +46,7 @@ class MarkPlan:
     settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     def __post_init__(self) -> None:
-        _check.require(self.kind in KINDS, "kind", self.kind, wanted=f"one of {', '.join(KINDS)}")
+        _check.require(self.kind in kinds.known(), "kind", self.kind, wanted=f"one of {', '.join(kinds.known())}")
         _check.count("leaves", self.leaves)
 
 

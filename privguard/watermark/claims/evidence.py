@@ -20,7 +20,7 @@ from privguard.attest.statement import Envelope, Identity, SigningKey, Statement
 from privguard.errors import ProtocolInvalidError, TamperedError
 from privguard.records import Digest, Measurement, Verdict
 from privguard.watermark.claims import commitment as claim
-from privguard.watermark.claims import predicate
+from privguard.watermark.claims import kinds, predicate
 from privguard.watermark.claims.challenge import (
     ChallengePlan,
     Transcript,
@@ -31,16 +31,13 @@ from privguard.watermark.claims.challenge import (
 from privguard.watermark.claims.commitment import UNLOGGED, Commitment, MarkPlan, Standing, Trust
 from privguard.watermark.claims.leaf import Leaf, Opening
 from privguard.watermark.claims.predicate import Findings
-from privguard.watermark.model import fingerprints, triggers, weights
+from privguard.watermark.model import fingerprints as _fingerprints  # noqa: F401  # pyright: ignore[reportUnusedImport] — enters its kind
+from privguard.watermark.model import triggers, weights
 from privguard.watermark.model.weights import Reading
 from privguard.watermark.statistics import tails
 
 EVIDENCE_TYPE = statement.PREDICATES + "mark-evidence/v1"
 DECOYS = 999
-# In how many ways a mark of each kind can be read, all of which are paid for: answers with a label map and without.
-# Marks of other kinds prove nothing in a challenge.
-READINGS = {"triggers": 2, "fingerprints": 2, "weights": 1}
-
 
 SELF_VERIFIED = "verifier: the owner, with the same key; nobody else has seen the suspect's answers or weights"
 
@@ -127,12 +124,13 @@ def verify(evidence: Envelope, *, trust: Trust, suspect: Digest | None = None, c
         return Report(outcome=Outcome.PROTOCOL_INVALID, reason=str(error))
     except (
         ArithmeticError,
-        KeyError,
+        AttributeError,
+        LookupError,
         TypeError,
         ValueError,
         MemoryError,
         RecursionError,
-    ) as error:  # settings that the accuser wrote
+    ) as error:  # settings that the accuser wrote, or a kind of mark that cannot read them
         return Report(outcome=Outcome.PROTOCOL_INVALID, reason=f"evidence: settings that make no mark ({error})")
 
 
@@ -196,7 +194,7 @@ def _judge(said: Statement, verifier: Identity, trust: Trust, suspect: Digest | 
 
 def _together(standing: Standing, verdicts: Sequence[Verdict]) -> tuple[float, float]:
     """log10 p and log10 e of all committed marks together: the best verdict, paying for every way of reading a mark."""
-    readings = max(1, sum(READINGS.get(mark.kind, 0) for mark in standing.manifest.marks))
+    readings = max(1, sum(kinds.readings(mark.kind) for mark in standing.manifest.marks))
     best = min((verdict.log10_p for verdict in verdicts), default=0.0)
     log10_e = max((verdict.log10_e or 0.0 for verdict in verdicts), default=0.0) - math.log10(readings)
     return float(tails.bonferroni(best, readings)), log10_e
@@ -252,32 +250,25 @@ def _check_transcript(
 
 def _queries(mark: MarkPlan, leaves: Sequence[Leaf], standing: Standing) -> np.ndarray[Any, Any] | None:
     """The queries that these leaves stand for; ``None`` for marks that are read from weights."""
-    if mark.kind == "triggers":
-        return triggers.inputs(leaves, standing.pulse.output, mark.settings)
-    if mark.kind == "fingerprints":
-        return fingerprints.prompts(leaves, standing.pulse.output, mark.settings)
-    return None
+    kind = kinds.ANSWERED.get(mark.kind)
+    return None if kind is None else kind.queries(leaves, pulse=standing.pulse.output, settings=mark.settings)
 
 
-def _said(name: str, leaves: Sequence[Leaf], transcript: Transcript) -> list[int]:
-    answers = {line.index: line.answer for line in transcript.answers if line.mark == name}
-    return [answers[leaf.index] for leaf in leaves]
+def _answers(name: str, leaves: Sequence[Leaf], transcript: Transcript) -> list[int]:
+    by_leaf = {line.index: line.answer for line in transcript.answers if line.mark == name}
+    return [by_leaf[leaf.index] for leaf in leaves]
 
 
 def _verdict(standing: Standing, name: str, leaves: list[Leaf], findings: Findings) -> Verdict:
-    mark, pulse = standing.manifest.mark(name), standing.pulse.output
-    if mark.kind == "triggers":
-        expected = triggers.labels(leaves, pulse, mark.settings)
-        said = _said(name, leaves, findings.transcript)
-        return triggers.verdict(said, expected.tolist(), classes=int(mark.settings["classes"]))
-    if mark.kind == "fingerprints":
-        said = _said(name, leaves, findings.transcript)
-        return fingerprints.verdict(said, leaves, pulse=pulse, settings=mark.settings)
+    mark = standing.manifest.mark(name)
     if mark.kind == "weights":
         return weights.verdict(findings.readings[name])
-    raise ProtocolInvalidError(
-        f"mark={name!r}: {mark.kind} give no proof in a challenge; read them with their own command"
-    )
+    answers = _answers(name, leaves, findings.transcript)
+    kind = kinds.answered(name, mark.kind)
+    verdict = kind.verdict(answers, leaves, pulse=standing.pulse.output, settings=mark.settings)
+    if "alphabet" not in verdict.details:  # a label map would cost nothing
+        raise ProtocolInvalidError(f"mark={name!r}: the verdict of {mark.kind} does not state its alphabet")
+    return verdict
 
 
 def _for_map(verdict: Verdict, plan: ChallengePlan) -> Verdict:
@@ -323,7 +314,7 @@ def _decoy_rank(standing: Standing, name: str, leaves: list[Leaf], findings: Fin
     mark = standing.manifest.mark(name)
     if mark.kind != "triggers":
         return None
-    said = np.asarray(_said(name, leaves, findings.transcript))
+    said = np.asarray(_answers(name, leaves, findings.transcript))
     classes = int(mark.settings["classes"])
     own = int(np.sum(said == triggers.labels(leaves, standing.pulse.output, mark.settings)))
     seed = int(findings.transcript.head[:16], 16)  # decoys only illustrate; any fixed public choice will do

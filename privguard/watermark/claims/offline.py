@@ -18,13 +18,13 @@ from privguard.attest import merkle, timestamp
 from privguard.attest.notary import LocalNotary
 from privguard.attest.statement import Envelope, Identity, SigningKey
 from privguard.records import Digest
-from privguard.watermark.claims import challenge, evidence
+from privguard.watermark.claims import challenge, evidence, kinds
 from privguard.watermark.claims import commitment as claim
 from privguard.watermark.claims.challenge import Answerer, ChallengePlan, Queries
 from privguard.watermark.claims.commitment import Commitment, MarkPlan, Standing, Trust
 from privguard.watermark.claims.leaf import Leaf, Tree
 from privguard.watermark.claims.predicate import Findings
-from privguard.watermark.model import fingerprints, lay, triggers, weights
+from privguard.watermark.model import lay, weights
 from privguard.watermark.model.weights import Reading, Tensors
 from privguard.watermark.secret import Secret
 
@@ -58,14 +58,12 @@ def trust(notary: LocalNotary, *verifiers: Identity) -> Trust:
 
 def queries(standing: Standing, opened: Mapping[str, list[Leaf]]) -> dict[str, Queries]:
     """The queries of the opened leaves, for every mark that is asked through the front door."""
-    found: dict[str, Queries] = {}
-    for name, leaves in opened.items():
-        mark = standing.manifest.mark(name)
-        if mark.kind == "triggers":
-            found[name] = triggers.inputs(leaves, standing.pulse.output, mark.settings)
-        if mark.kind == "fingerprints":
-            found[name] = fingerprints.prompts(leaves, standing.pulse.output, mark.settings)
-    return found
+    marks = {name: standing.manifest.mark(name) for name in opened}
+    return {
+        name: kinds.ANSWERED[mark.kind].queries(opened[name], pulse=standing.pulse.output, settings=mark.settings)
+        for name, mark in marks.items()
+        if mark.kind in kinds.ANSWERED
+    }
 
 
 def read_weights(

@@ -6,14 +6,16 @@ distinct prompts are Bin(n, 1/K) for any suspect made independently of the secre
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
+from typing import Any, final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from privguard import _check
 from privguard.records import Verdict
+from privguard.watermark.claims import kinds
 from privguard.watermark.claims.commitment import MarkPlan
 from privguard.watermark.claims.leaf import Leaf
 from privguard.watermark.model.triggers import PLANTED
@@ -81,3 +83,25 @@ def verdict(
 def _distinct(name: str, tokens: Sequence[int]) -> None:
     distinct = len(set(tokens)) == len(tokens) > 1
     _check.require(distinct, name, f"{len(tokens)} tokens", wanted="at least 2, all distinct")
+
+
+@final
+@dataclass(frozen=True)
+class Fingerprints:
+    """The kind of mark: prompts as queries, first tokens as answers."""
+
+    name: str = "fingerprints"
+    readings: int = 2
+
+    def queries(self, leaves: Sequence[Leaf], *, pulse: bytes, settings: Mapping[str, Any]) -> NDArray[np.int64]:
+        """The prompts, (n, length)."""
+        return prompts(leaves, pulse, settings)
+
+    def verdict(
+        self, answers: Sequence[int], leaves: Sequence[Leaf], *, pulse: bytes, settings: Mapping[str, Any]
+    ) -> Verdict:
+        """Matches with the leaves' tokens; of equal prompts only the first counts."""
+        return verdict(answers, leaves, pulse=pulse, settings=settings)
+
+
+kinds.register_mark(Fingerprints())

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from privguard import _check
 from privguard.records import Verdict
+from privguard.watermark.claims import kinds
 from privguard.watermark.claims.commitment import MarkPlan
 from privguard.watermark.claims.leaf import Leaf
 from privguard.watermark.statistics import null
@@ -82,3 +83,25 @@ def verdict(answers: Sequence[int], expected: Sequence[int], *, classes: int, mu
         details={"alphabet": classes},
         notes=(f"null model: the suspect was made independently of the secret; {PLANTED}",),
     )
+
+
+@final
+@dataclass(frozen=True)
+class Triggers:
+    """The kind of mark: triggers as queries, labels as answers."""
+
+    name: str = "triggers"
+    readings: int = 2
+
+    def queries(self, leaves: Sequence[Leaf], *, pulse: bytes, settings: Mapping[str, Any]) -> NDArray[np.float32]:
+        """The triggers, (n, *shape)."""
+        return inputs(leaves, pulse, settings)
+
+    def verdict(
+        self, answers: Sequence[int], leaves: Sequence[Leaf], *, pulse: bytes, settings: Mapping[str, Any]
+    ) -> Verdict:
+        """Matches with the leaves' labels."""
+        return verdict(answers, labels(leaves, pulse, settings).tolist(), classes=int(settings["classes"]))
+
+
+kinds.register_mark(Triggers())

@@ -7,13 +7,13 @@ uses the same words to choose tokens is in :mod:`privguard.watermark.text.writin
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
-from typing import ClassVar, TypeAlias, final
+from typing import Any, ClassVar, Protocol, TypeAlias, final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from privguard import _check
-from privguard.watermark.statistics.null import BinomialCount, ExponentialSum, WeightedBits
+from privguard.watermark.statistics.null import BinomialCount, ExponentialSum, Null, WeightedBits
 from privguard.watermark.statistics.tails import Floats
 from privguard.watermark.text.prf.streams import Bytes, Ids, Lookup, Words, bytes_of, words_of
 
@@ -28,6 +28,36 @@ def exponential(words: Words) -> Floats:
     uniform *= -(2.0**-UNIFORM_BITS)
     np.log1p(uniform, out=uniform)
     return np.negative(uniform, out=uniform)
+
+
+class TextScheme(Protocol):
+    """What a scheme without a message is: a frozen dataclass of public numbers, and these names.
+
+    A package of its own enters one with :func:`privguard.watermark.text.writing.host.register_scheme` and shows with
+    :func:`privguard.testing.check_text_scheme` that it keeps what is promised here.
+
+    Attributes:
+        name: how a profile calls it; part of every key, so two schemes never read the same words.
+        statistic: the name of its statistic and its version; a detector of another version refuses the profile.
+        samples: whether it chooses tokens itself, which greedy decoding leaves no room for.
+    """
+
+    name: ClassVar[str]
+    statistic: ClassVar[str]
+    samples: ClassVar[bool]
+
+    @property
+    def null(self) -> Null:
+        """The law of the sum of scores of unique n-grams where there is no mark; every p-value rests on it."""
+        ...
+
+    def lookup(self, contexts: Ids, tokens: Ids, *, block_bytes: int) -> Lookup:
+        """Where the secret words of n-grams stand in a stream; contexts (N, h), tokens (N,)."""
+        ...
+
+    def scores(self, words: Any, /) -> Floats:
+        """What the words (N,) are worth, (N,): independent and of the null's law where the key had no part."""
+        ...
 
 
 @final
@@ -178,7 +208,7 @@ class Payload:
         return (self.bits,) if self.bits <= self.PIECE else (self.PIECE, self.bits - self.PIECE)
 
 
-Scheme: TypeAlias = Gumbel | GreenList | Tournament | Payload
-SCHEMES: dict[str, type[Gumbel] | type[GreenList] | type[Tournament] | type[Payload]] = {
+Scheme: TypeAlias = TextScheme | Payload
+SCHEMES: dict[str, type[TextScheme] | type[Payload]] = {
     kind.name: kind for kind in (Gumbel, GreenList, Tournament, Payload)
 }

@@ -16,8 +16,10 @@ from privguard.errors import UnsupportedModelError
 from privguard.training.bookkeeping.batch import Call, Heard, Part
 from privguard.training.bookkeeping.factors import Factor, Full, Outer
 from privguard.training.bookkeeping.layers.linear import positions, total
+from privguard.training.bookkeeping.registry import register_rewritten
 
 
+@register_rewritten(nn.MultiheadAttention)
 def attention(heard: Heard, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
     """Multi-head attention; arguments, results and options as in torch, inputs with a batch dimension."""
     return _forward(heard, *args, **kwargs)

@@ -11,11 +11,13 @@ from torch.nn import functional
 
 from privguard.training.bookkeeping.batch import Call
 from privguard.training.bookkeeping.factors import Factor, Full, Pieces
+from privguard.training.bookkeeping.registry import register_rule
 
 Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
 _NOT_TRANSPOSED = (False,)
 
 
+@register_rule(nn.Conv1d, nn.Conv2d, nn.Conv3d)
 def convolution(call: Call) -> Iterator[tuple[str, Factor]]:
     """Convolution in one, two or three dimensions, with any padding, stride, dilation and grouping."""
     module, rows = cast("nn.Conv2d", call.module), len(call.g) // call.batch

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from privguard.errors import UnsupportedModelError
 from privguard.training.bookkeeping.batch import Call, Heard
 from privguard.training.bookkeeping.factors import Factor, Lookup
+from privguard.training.bookkeeping.registry import register_rewritten
 
 
 def embedding(call: Call) -> Iterator[tuple[str, Factor]]:
@@ -59,6 +60,7 @@ class Positions:
         self._shared = shared
 
 
+@register_rewritten(nn.EmbeddingBag)
 def embedding_bag(heard: Heard, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Y = Σ or mean of W[ids] over each bag; bags as rows (B, T), or one-dimensional ids with offsets."""
     tapped, module = heard.tapped, cast("nn.EmbeddingBag", heard.tapped.module)

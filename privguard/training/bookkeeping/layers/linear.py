@@ -4,12 +4,15 @@ import math
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from privguard.training.bookkeeping.batch import Call
 from privguard.training.bookkeeping.factors import Factor, Full, Outer
+from privguard.training.bookkeeping.registry import register_rule
 
 
+@register_rule(nn.Linear)
 def linear(call: Call) -> Iterator[tuple[str, Factor]]:
     """Y = X Wᵀ + b."""
     g = positions(call.g, call.batch)
@@ -19,6 +22,7 @@ def linear(call: Call) -> Iterator[tuple[str, Factor]]:
         yield "bias", Full(total(g))
 
 
+@register_rule(Conv1D)
 def conv1d_of_transformers(call: Call) -> Iterator[tuple[str, Factor]]:
     """Y = X W + b, the layout of GPT-2."""
     g = positions(call.g, call.batch)

@@ -9,8 +9,10 @@ from torch.nn import functional
 
 from privguard.training.bookkeeping.batch import Call
 from privguard.training.bookkeeping.factors import Factor, Full
+from privguard.training.bookkeeping.registry import register_rule
 
 
+@register_rule(nn.LayerNorm)
 def layer_norm(call: Call) -> Iterator[tuple[str, Factor]]:
     """x̂ is normalised over the last dimensions."""
     shape = cast("nn.LayerNorm", call.module).normalized_shape
@@ -21,6 +23,7 @@ def layer_norm(call: Call) -> Iterator[tuple[str, Factor]]:
         yield "bias", Full(_leading(call.g, call.batch, len(shape)))
 
 
+@register_rule(nn.RMSNorm)
 def rms_norm(call: Call) -> Iterator[tuple[str, Factor]]:
     """Torch's own: x̂ = x / rms(x) over the last dimensions, no shift."""
     module = cast("nn.RMSNorm", call.module)
@@ -41,6 +44,7 @@ def epsilon_of(module: nn.Module) -> float | None:
     return found if isinstance(found, float) else None
 
 
+@register_rule(nn.GroupNorm)
 def group_norm(call: Call) -> Iterator[tuple[str, Factor]]:
     """x̂ is normalised over groups of channels."""
     module = cast("nn.GroupNorm", call.module)
@@ -51,6 +55,7 @@ def group_norm(call: Call) -> Iterator[tuple[str, Factor]]:
         yield "bias", Full(_channels(call.g, call.batch))
 
 
+@register_rule(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 def instance_norm(call: Call) -> Iterator[tuple[str, Factor]]:
     """x̂ is normalised over the space of each channel."""
     module = cast("nn.InstanceNorm2d", call.module)

@@ -13,11 +13,13 @@ from torch.nn import functional
 from privguard.errors import UnsupportedModelError
 from privguard.training.bookkeeping.batch import Heard
 from privguard.training.bookkeeping.layers.attention import Piece, project
+from privguard.training.bookkeeping.registry import register_rewritten
 
 State = tuple[Tensor, ...]
 Cell = Callable[[Tensor, Tensor, State], State]  # (input part of the gates, hidden part, state) → state; [0] is output
 
 
+@register_rewritten(nn.RNN, nn.LSTM, nn.GRU)
 def recurrent(heard: Heard, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Any]:
     """All layers and directions; arguments, results and options as in torch, padded inputs with a batch dimension."""
     module = cast("nn.RNNBase", heard.tapped.module)

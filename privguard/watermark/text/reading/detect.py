@@ -8,7 +8,7 @@ it are paid for by whoever tests them (:meth:`Detections.verdict`).
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import Any, Protocol, final
+from typing import Any, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,11 +19,11 @@ from privguard.records import Verdict
 from privguard.watermark.secret import Secret
 from privguard.watermark.statistics import tails
 from privguard.watermark.statistics.tails import Floats
-from privguard.watermark.text.prf.streams import ContextStream, Ids, Lookup
+from privguard.watermark.text.prf.streams import ContextStream, Lookup
 from privguard.watermark.text.profile import Profile
 from privguard.watermark.text.reading.along import Stretch, read_along
 from privguard.watermark.text.reading.ngrams import Documents, Ngrams, scored_ngrams
-from privguard.watermark.text.scheme import Payload
+from privguard.watermark.text.scheme import Payload, TextScheme
 
 _AT_ONCE = 100_000  # n-grams whose scores under all sub-keys are held
 MIXED = -1.3  # log10 of 5 %: below it, the other sub-keys together no longer look like chance
@@ -119,18 +119,6 @@ class Detections:
         return len(self.log10_p)
 
 
-class ScoringScheme(Protocol):
-    """A scheme whose n-grams have scores without knowing a message."""
-
-    def lookup(self, contexts: Ids, tokens: Ids, *, block_bytes: int) -> Lookup:
-        """Where the words of n-grams stand in a stream."""
-        ...
-
-    def scores(self, words: Any, /) -> Floats:
-        """What the words are worth."""
-        ...
-
-
 @final
 class Detector:
     """Reads marks of one profile with its secret; with ``user`` those written for one user.
@@ -198,7 +186,7 @@ def best_subkey(profile: Profile, sums: Floats, count: NDArray[np.int64]) -> tup
     return tails.bonferroni(profile.scheme.null.log10_tail(top, count), len(sums)), best
 
 
-def sums_of(scheme: ScoringScheme, streams: Sequence[ContextStream], ngrams: Ngrams, lookup: Lookup) -> Floats:
+def sums_of(scheme: TextScheme, streams: Sequence[ContextStream], ngrams: Ngrams, lookup: Lookup) -> Floats:
     """Sum of scores per sub-key and document, (M, D)."""
     return np.stack([_reduced(scheme.scores(lookup.read(stream))[None], ngrams)[0] for stream in streams])
 
@@ -276,7 +264,7 @@ def encode(texts: Sequence[str], tokenizer: Any, *, profile: Profile) -> Documen
     return Documents.of_lists(lists).below(profile.logits_width)
 
 
-def _scoring(profile: Profile) -> ScoringScheme:
+def _scoring(profile: Profile) -> TextScheme:
     if isinstance(profile.scheme, Payload):
         raise MarkError(
             "profile: its mark carries a payload; read it with privguard.watermark.text.reading.message.read"

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from privguard import _check
 from privguard.watermark.text.prf.streams import ContextStream
 from privguard.watermark.text.profile import Profile, rotation
-from privguard.watermark.text.scheme import GreenList, Payload, Tournament
+from privguard.watermark.text.scheme import GreenList, Payload
 from privguard.watermark.text.writing import device, host
 
 
@@ -113,12 +113,14 @@ def pieces_of(profile: Profile, message: int | None) -> tuple[int, ...]:
 
 
 def choosers_of(profile: Profile, pieces: tuple[int, ...]) -> tuple[host.Chooser, ...]:
-    """How the scheme chooses a token: one chooser, or one for each piece of a message."""
+    """How the scheme chooses a token: one chooser, one for each piece of a message, none where it raises logits.
+
+    Raises:
+        MarkError: a scheme that nobody entered a way to write for.
+    """
     if isinstance(profile.scheme, Payload):
         return tuple(host.PickGumbel(turn=piece, modulus=rotation(profile)) for piece in pieces)
-    if isinstance(profile.scheme, Tournament):
-        return (host.PickTournament(profile.scheme),)
-    return (host.PickGumbel(),)
+    return () if isinstance(profile.scheme, GreenList) else (host.chooser_of(profile.scheme),)
 
 
 def _choose_on_host(

@@ -5,14 +5,18 @@ arrays that stay in the second-level cache; that is 2.5 times faster than whole-
 are left, only their words are made.
 """
 
+import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias, final
+from typing import Any, Protocol, TypeAlias, TypeVar, final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from privguard import _check
+from privguard.errors import MarkError
 from privguard.watermark.text.prf.streams import ContextStream, Ids, bytes_of, pack, words_of
-from privguard.watermark.text.scheme import UNIFORM_BITS, GreenList, Tournament
+from privguard.watermark.text.scheme import SCHEMES, UNIFORM_BITS, GreenList, Gumbel, Scheme, TextScheme, Tournament
 
 Row: TypeAlias = NDArray[np.float32]
 _SHIFT = np.uint32(32 - UNIFORM_BITS)
@@ -79,6 +83,45 @@ class PickTournament:
         for g in bits[: self.scheme.depth]:
             p *= g + (1.0 - p @ g)
         return int(top[_draw(p, chance[2])])
+
+
+CHOOSERS: dict[type[Any], Callable[[Any], Chooser]] = {Gumbel: lambda _: PickGumbel(), Tournament: PickTournament}
+_SchemeType = TypeVar("_SchemeType", bound=TextScheme)
+
+
+def register_scheme(kind: type[_SchemeType], *, chooser: Callable[[_SchemeType], Chooser]) -> None:
+    """Enter a scheme of one's own, so that profiles may name it, detectors read it and writers on the CPU write it.
+
+    Guarantee: nothing is guessed. A profile that names a scheme which is not entered where it is read is refused, and
+    so are logits on another device. What its null promises is for :func:`privguard.testing.check_text_scheme` to test.
+
+    Args:
+        kind: a frozen dataclass that is a :class:`~privguard.watermark.text.scheme.TextScheme`; ``samples`` is true.
+        chooser: from a scheme to what picks a token from a row of logits.
+
+    Raises:
+        ValueError: no frozen dataclass, a scheme that raises logits, or a name that is taken.
+    """
+    frozen = dataclasses.is_dataclass(kind) and kind.__dataclass_params__.frozen  # pyright: ignore[reportAttributeAccessIssue]
+    _check.require(frozen, "kind", kind, wanted="a frozen dataclass, whose fields go into the signed profile")
+    _check.require(kind.samples, "samples", kind.samples, wanted="True: a registered scheme chooses its tokens")
+    _check.require(kind.name not in SCHEMES, "name", kind.name, wanted="a name that no scheme has yet")
+    SCHEMES[kind.name] = kind
+    CHOOSERS[kind] = chooser
+
+
+def chooser_of(scheme: Scheme) -> Chooser:
+    """What picks this scheme's tokens on the CPU.
+
+    Args:
+        scheme: a scheme without a message that chooses its tokens.
+
+    Raises:
+        MarkError: nobody entered a way to write it.
+    """
+    if type(scheme) not in CHOOSERS:
+        raise MarkError(f"scheme {scheme.name}: has no chooser here; enter it with register_scheme")
+    return CHOOSERS[type(scheme)](scheme)
 
 
 def raise_green(row: Row, stream: ContextStream, context: Ids, *, scheme: GreenList) -> None:
