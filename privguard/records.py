@@ -186,8 +186,8 @@ class Manifest(Record):
     ``plan`` holds the plan's facts, ``model`` its class and sizes, ``data`` what is public about the data (a salted
     commitment, never a plain digest: that would tell a record's presence to whoever knows all others), ``recipients``
     who can open the checkpoints, ``noise`` and ``precision`` how the arithmetic was done. ``insecure`` means that a
-    seed was given, so the run has no claim. ``mechanism`` holds the numbers of the sum and its noise. ``unchecked``
-    names what its claim rests on beyond what every run's does.
+    seed was given, so the run has no claim. ``mechanism`` holds the numbers of the sum and its noise, ``outlook``
+    whether the run was expected to learn. ``unchecked`` names what its claim rests on beyond what every run's does.
     """
 
     run: str
@@ -202,6 +202,7 @@ class Manifest(Record):
     precision: str
     software: dict[str, str]
     mechanism: dict[str, Any]
+    outlook: dict[str, Any]
     insecure: bool = False
     unchecked: tuple[str, ...] = ()
 

@@ -8,6 +8,7 @@ demo
 demo --dry-run
 demo --config mine.toml --out runs/demo --json
 plan --epsilon 3 --delta 1e-5 --examples 60000 --batch-size 512 --epochs 20
+plan --epsilon 3 --delta 1e-5 --examples 6920 --batch-size 1024 --epochs 5 --parameters 1400000 --start table
 init trainer -o train.py --examples 67349 --epsilon 3
 doctor --book team.db --key team.key
 report make runs/mnist

@@ -1,6 +1,7 @@
 """``privguard plan``: a budget in, the noise that meets it out."""
 
-from typing import TYPE_CHECKING, Annotated
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
@@ -8,6 +9,19 @@ from privguard.cli._output import AsJson, emit
 
 if TYPE_CHECKING:
     from privguard.training.plan import Plan
+
+
+class Begin(StrEnum):
+    """Names of :class:`~privguard.accounting.outlook.Start` for the command line."""
+
+    SCRATCH = "scratch"
+    TABLE = "table"
+    TUNED = "tuned"
+
+
+class _Outlook(NamedTuple):
+    record: dict[str, Any]
+    lines: list[str]
 
 
 def plan(
@@ -20,6 +34,10 @@ def plan(
         str, typer.Option(help="Steps over which noise is correlated: a number, or auto for the least expected error.")
     ] = "1",
     momentum: Annotated[float, typer.Option(help="The optimizer's, for which the bands are made.")] = 0.0,
+    parameters: Annotated[
+        int | None, typer.Option(help="Trained parameters: says whether the run can learn, and what would help.", min=1)
+    ] = None,
+    start: Annotated[Begin, typer.Option(help="What the training begins with.")] = Begin.SCRATCH,
     as_json: AsJson = False,
 ) -> None:
     """Find the least noise whose training run fits a privacy budget."""
@@ -38,7 +56,8 @@ def plan(
     )
     claim = spent(made.events(), delta=delta)
     settings = {name: getattr(made, name) for name in ("sample_rate", "steps", "noise_multiplier", "bands", "strategy")}
-    record = {**settings, "claim": claim.to_json()}
+    outlook = None if parameters is None else _outlook(made, parameters, start)
+    record = {**settings, "claim": claim.to_json(), **(outlook.record if outlook else {})}
     lines = [
         f"noise multiplier σ  {made.noise_multiplier:.4f}",
         f"sampling rate       {made.sample_rate:.6g}  ({batch_size} of {examples} expected in a step)",
@@ -50,7 +69,31 @@ def plan(
     ]
     if delta * examples >= 1:
         lines.append(f"note: δ={delta:g} is not below 1/N={1 / examples:.2g}; a mechanism that leaks a record meets it")
+    lines += outlook.lines if outlook else []
     emit(record, as_json=as_json, lines=lines)
+
+
+def _outlook(plan: "Plan", parameters: int, start: Begin) -> _Outlook:
+    """Whether a run of this plan can learn, and where it cannot, what would help."""
+    from privguard.accounting.calibrate import Budget
+    from privguard.accounting.outlook import Start
+    from privguard.accounting.remedies import Schedule, remedies
+
+    expected = plan.outlook(parameters, start=Start[start.name])
+    ratio, limit = f"{expected.noise_over_signal:.3g}", f"{expected.limit:g}"
+    line = f"noise over signal   {ratio} at best in {parameters:,} weights; {expected.start.value}"
+    if not expected.faint:
+        return _Outlook({"outlook": expected.facts()}, [f"{line} is expected to learn up to {limit}"])
+    schedule = Schedule(examples=plan.examples or 1, batch_size=int(plan.expected_batch_size), steps=plan.steps)
+    listed = remedies(Budget(epsilon=plan.epsilon or 0.0, delta=plan.delta), schedule, expected)
+    lines = [
+        f"{line} ends near chance above {limit}",
+        *(
+            f"  {each.noise_over_signal:.3g} with {each.change}: {'enough' if each.enough else 'not enough'}"
+            for each in listed
+        ),
+    ]
+    return _Outlook({"outlook": expected.facts(), "remedies": [each.to_json() for each in listed]}, lines)
 
 
 def _bands(value: str) -> "int | str":

@@ -43,6 +43,7 @@ def mechanism(report: Report) -> Rows:
         ("Denominator", f"{plan['expected_batch_size']:g} (a constant of the plan, never the realised batch size)"),
         ("Noise source", manifest.noise),
         ("Precision", manifest.precision),
+        ("Expected to learn", _outlook(manifest.outlook)),
         ("Software", ", ".join(f"{name} {version}" for name, version in manifest.software.items())),
     ]
 
@@ -54,6 +55,16 @@ def _sampler(plan: Mapping[str, Any]) -> str:
     return (
         f"cyclic Poisson: every record is by chance in one of {bands} groups, which take turns, and enters each step "
         f"of its own group independently with rate {rate}"
+    )
+
+
+def _outlook(outlook: Mapping[str, Any]) -> str:
+    """What was said before the first step about whether noise would hide what the records say."""
+    verdict = "little or nothing, as was said before the first step" if outlook["faint"] else "yes"
+    least = f"{outlook['noise_over_signal']:.3g} or more"
+    return (
+        f"{verdict}: noise over signal in the {outlook['trained']:,} trained weights is {least}, and "
+        f"{outlook['start']} was seen to end near chance above {outlook['limit']:g}"
     )
 
 

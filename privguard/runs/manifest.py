@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 import privguard
+from privguard.accounting.outlook import Outlook
 from privguard.checkpoint.keys.key import Recipient
 from privguard.records import Manifest
 from privguard.runs.options import RunSetup
@@ -54,6 +55,7 @@ def describe(  # noqa: PLR0913 — one argument for each thing described
     insecure: bool,
     commitment: str | None,
     mechanism: dict[str, Any],
+    outlook: Outlook,
 ) -> Manifest:
     """The public manifest of a run; nothing in it depends on the private data, except through the salted commitment."""
     return Manifest(
@@ -74,6 +76,7 @@ def describe(  # noqa: PLR0913 — one argument for each thing described
         + (f", correlated over {plan.bands} steps" if plan.bands > 1 else ""),
         precision=f"weights {_dtypes(model)}; norms float32, sums float64, noise {_HELD[mechanism['noise']]}",
         mechanism=mechanism,
+        outlook=outlook.facts(),
         software=software(),
         insecure=insecure,
         unchecked=((FLOAT32_NOISE,) if mechanism["noise"] == "float32" else ())

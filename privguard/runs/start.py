@@ -7,6 +7,7 @@ result, or its error, is sent to the others (:meth:`privguard.training.ranks.Ran
 import json
 import logging
 import secrets
+import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from privguard.runs import folder as names
 from privguard.runs import manifest, resuming
 from privguard.runs.data_commitment import commitment
 from privguard.runs.options import RunSetup
+from privguard.runs.outlook import FaintSignalWarning, faint, outlook_of
 from privguard.runs.run import PrivateRun
 from privguard.runs.seeds import METHOD, Streams
 from privguard.training import shards
@@ -48,6 +50,7 @@ def start(plan: Plan, setup: RunSetup) -> PrivateRun:
     to = setup.audience().to
     check_optimizer(setup.optimizer, trainable(setup.model).values())
     how = _mechanism(plan, setup)
+    expected = outlook_of(plan, setup.model)
     ledgers: list[Ledger] = []  # one on the leading rank, which opens it; none on the others
 
     def begin() -> tuple[Manifest, dict[str, bytes]]:
@@ -64,6 +67,7 @@ def start(plan: Plan, setup: RunSetup) -> PrivateRun:
             insecure=streams.current.insecure,
             commitment=commitment(setup.dataset, streams.salt),
             mechanism=how,
+            outlook=expected,
         )
         facts = replace(facts, unchecked=(*facts.unchecked, *manifest.unchecked(setup)))
         if setup.charge is not None:
@@ -73,6 +77,8 @@ def start(plan: Plan, setup: RunSetup) -> PrivateRun:
         return facts, streams.secrets()
 
     facts, keys = setup.ranks.from_lead(begin)
+    if expected.faint and setup.ranks.lead:
+        warnings.warn(faint(expected), FaintSignalWarning, stacklevel=3)
     setup.ranks.copy_from_lead(setup.model.state_dict().values())
     streams = Streams.of(keys, insecure=facts.insecure)
     run = PrivateRun(plan, setup, facts=facts, ledger=_mine(ledgers, 0), streams=streams)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, final
 
 from privguard import _check
 from privguard._random import Stream
+from privguard.accounting.outlook import Outlook, Start, outlook
 from privguard.records import Record, Relation, Unit
 from privguard.training.sampling.sample import CyclicPoisson, Poisson, Sampler
 
@@ -144,6 +145,22 @@ class Plan(Record):
     def events(self) -> "Events":
         """All that the run does to the data."""
         return [(self.event(), self.rounds(self.steps))]
+
+    def outlook(self, trained: int, *, start: Start = Start.SCRATCH) -> Outlook:
+        """Whether a run of this plan can learn with so many trained parameters; see :func:`outlook`.
+
+        Args:
+            trained: number of trained parameters.
+            start: what the training begins with.
+        """
+        return outlook(
+            noise_multiplier=self.noise_multiplier,
+            batch_size=self.expected_batch_size,
+            steps=self.steps,
+            trained=trained,
+            strategy=self.strategy,
+            start=start,
+        )
 
     def facts(self) -> dict[str, Any]:
         """The plan as plain JSON values, for manifest, ledger and report."""
