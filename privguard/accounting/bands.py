@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from privguard import _check
-from privguard.accounting.calibrate import Budget, least_noise
+from privguard.accounting.calibrate import Budget, least_noise, rough_noise
 
 Floats = NDArray[np.floating[Any]]
 Strategy = tuple[float, ...]
@@ -67,30 +67,28 @@ def choose(budget: Budget, schedule: Schedule, *, bands: "int | str") -> Choice:
     """The least noise for ``bands``, or for the number of :data:`TRIED` with the least expected error (``"auto"``).
 
     The error is σ·:func:`expected_error`, which falls with more bands and then rises, so the search ends where it does.
+    Numbers are compared by a σ that is good to 1 %; the one that is chosen is then calibrated in full.
 
     Raises:
         ValueError: ``bands`` is neither "auto" nor a number that the schedule allows.
         BudgetExceededError: no amount of noise fits.
     """
-    if bands != "auto":
-        return _priced(budget, schedule, cast("int", bands))
-    best = _priced(budget, schedule, 1)
-    for tried in [number for number in TRIED if 1 < number <= schedule.most_bands]:
-        choice = _priced(budget, schedule, tried)
-        if _error(choice, schedule) >= _error(best, schedule):
+    chosen = _best(budget, schedule) if bands == "auto" else cast("int", bands)
+    noise = least_noise(budget, sample_rate=schedule.rate(chosen), steps=rounds(schedule.steps, bands=chosen))
+    return Choice(coefficients(chosen, steps=schedule.steps, momentum=schedule.momentum), noise)
+
+
+def _best(budget: Budget, schedule: Schedule) -> int:
+    best, least, noise = 1, math.inf, None
+    for bands in [number for number in TRIED if number <= schedule.most_bands]:
+        steps, near = rounds(schedule.steps, bands=bands), noise and 1.2 * noise
+        noise = rough_noise(budget, sample_rate=schedule.rate(bands), steps=steps, near=near)
+        strategy = coefficients(bands, steps=schedule.steps, momentum=schedule.momentum)
+        error = noise * expected_error(strategy, steps=schedule.steps, momentum=schedule.momentum)
+        if error >= least:
             break
-        best = choice
+        best, least = bands, error
     return best
-
-
-def _priced(budget: Budget, schedule: Schedule, bands: int) -> Choice:
-    rate = schedule.rate(bands)
-    noise = least_noise(budget, sample_rate=rate, steps=rounds(schedule.steps, bands=bands))
-    return Choice(coefficients(bands, steps=schedule.steps, momentum=schedule.momentum), noise)
-
-
-def _error(choice: Choice, schedule: Schedule) -> float:
-    return choice.noise_multiplier * expected_error(choice.strategy, steps=schedule.steps, momentum=schedule.momentum)
 
 
 def rounds(steps: int, *, bands: int) -> int:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from dp_accounting import DpEvent
 
 _SPEND = 0.9995  # the search aims between this share of the budget and all of it
+_ROUGH = 0.985  # of a budget, for comparisons; σ is then off by half as much
 _LEAST_SPENT = 0.996  # the rest up to the promised 99.5 % is room for the grid
 _ENDS = (2.0**-60, 2.0**60)
 _PRACTICAL = (1e-4, 1e4)  # of ε: what a search answers in seconds
@@ -60,11 +61,31 @@ def least_noise(budget: Budget, *, sample_rate: float, steps: int) -> float:
     _check.count("steps", steps)
     _require_within_reach(budget, steps)
 
-    def precision(value: float) -> Events:
+    family, start = _precision(budget, sample_rate, steps)
+    return 1 / _largest(family, budget, start=start)
+
+
+def rough_noise(budget: Budget, *, sample_rate: float, steps: int, near: float | None = None) -> float:
+    """The least noise multiplier to about 1 %, on the safe side mostly, in a tenth of the time: to compare plans by.
+
+    ``near`` is one that it is expected close to.
+
+    Raises:
+        BudgetExceededError: no amount of noise fits.
+    """
+    _require_within_reach(budget, steps)
+    family, start = _precision(budget, sample_rate, steps)
+    goal = _Goal(budget.epsilon, _ROUGH, stride=1.3)
+    return 1 / _climb(lambda x: _coarse(family(x), budget), goal, 1 / near if near else start, _ENDS[1])
+
+
+def _precision(budget: Budget, sample_rate: float, steps: int) -> tuple["_Family", float]:
+    """The events of a precision 1/σ, and a guess at the highest that fits."""
+
+    def family(value: float) -> Events:
         return [(dp_sgd(sample_rate=sample_rate, noise_multiplier=1 / value), steps)]
 
-    guess = budget.epsilon / (sample_rate * math.sqrt(steps) * _spread(budget))
-    return 1 / _largest(precision, budget, start=min(guess, 2.0))
+    return family, min(budget.epsilon / (sample_rate * math.sqrt(steps) * _spread(budget)), 2.0)
 
 
 def highest_rate(budget: Budget, *, noise_multiplier: float, steps: int) -> float:

@@ -25,7 +25,7 @@ class Bug:
     """One exchanged piece of text.
 
     Attributes:
-        file: in ``privguard/training``.
+        file: from ``privguard/training``.
         right: what stands there, once.
         wrong: what stands there instead.
         tests: in ``tests``, those that must fail.
@@ -40,6 +40,8 @@ class Bug:
 _GUARANTEE = "training/bookkeeping/test_guarantee.py"
 _REFUSALS = "training/bookkeeping/test_refusals.py"
 _ISOLATION = "training/test_isolation.py"
+_ROWS = "training/test_correlation.py"
+_BANDED = "integrations/test_bands.py"
 
 BUGS = {
     "records are clipped to twice the norm": Bug(
@@ -127,6 +129,54 @@ BUGS = {
         "rows[np.where(indices < 0, indices + len(rows), indices)]",
         "np.stack([rows[indices, 0], indices], 1)",
         "training/test_identity.py",
+    ),
+    "plain Poisson samples meet correlated noise": Bug(
+        "plan.py",
+        "Poisson(self.sample_rate) if self.bands == 1 else",
+        "Poisson(self.sample_rate) if self.bands else",
+        f"{_BANDED}::test_a_record_takes_part_in_the_steps_of_one_group_and_plain_poisson_shows",
+    ),
+    "the rate is that of all records and not of a group": Bug(
+        "../accounting/bands.py",
+        "min(1.0, bands * self.batch_size / self.examples)",
+        "min(1.0, self.batch_size / self.examples)",
+        "accounting/test_bands.py::test_the_rate_is_the_one_within_a_group_and_the_events_are_begun_blocks",
+    ),
+    "a record's group is its index": Bug(
+        "sampling/sample.py",
+        "self.groups.words(examples)[drawn] % np.uint64(self.bands)",
+        "np.arange(examples, dtype=np.uint64)[drawn] % np.uint64(self.bands)",
+        "training/test_sample.py",
+    ),
+    "rows are used by two futures": Bug(
+        "noise/correlation.py",
+        "if self._positions and position != self._positions[-1] + 1:",
+        "if False:",
+        f"{_ROWS}::test_a_position_out_of_turn_and_another_layout_are_refused",
+    ),
+    "a resumed run puts records into other groups": Bug(
+        "../runs/seeds.py",
+        'self.lasting.child("groups")',
+        'self.current.child("groups")',
+        f"{_BANDED}::test_the_group_key_outlives_the_keys_of_samples_and_noise",
+    ),
+    "columns are longer than is priced": Bug(
+        "noise/past.py",
+        "np.trunc(weights * 2.0**digits)",
+        "np.ceil(weights * 2.0**digits)",
+        f"{_ROWS}::test_the_columns_of_what_is_undone_have_at_most_the_norm_that_is_priced",
+    ),
+    "a begun block costs nothing": Bug(
+        "plan.py",
+        "return -(-steps // self.bands)",
+        "return steps // self.bands",
+        "accounting/test_bands.py::test_the_rate_is_the_one_within_a_group_and_the_events_are_begun_blocks",
+    ),
+    "a block is told to the ledger twice as long": Bug(
+        "step.py",
+        "span=self._plan.bands)",
+        "span=2 * self._plan.bands)",
+        f"{_BANDED}::test_a_run_is_priced_by_its_begun_blocks_and_says_what_it_did",
     ),
 }
 
