@@ -7,6 +7,8 @@ import pytest
 from typer.testing import CliRunner
 
 from privguard.audit.loading import examples
+from privguard.audit.membership import roc
+from privguard.audit.membership.attack import Evidence, LiRA
 from privguard.audit.membership.scores import audit_scores, read_scores
 from privguard.cli import app
 from privguard.cli._output import exit_code
@@ -86,3 +88,18 @@ def test_bytes_that_are_no_table_are_refused(tmp_path, name):
     (tmp_path / name).write_bytes(b"\xff\xfe\x00PAR1 no table")
     with pytest.raises(ValueError, match="expected"):
         read_scores(tmp_path / name)
+
+
+def test_outputs_of_a_model_and_of_references_are_attacked_as_in_python():
+    random = np.random.default_rng(0)
+    logits, labels = random.standard_normal((5, 80, 3)), random.integers(0, 3, 80)
+    included, members = random.random((4, 80)) < 0.5, np.arange(80) < 40
+    evidence = Evidence(logits=logits[0], labels=labels, reference_logits=logits[1:], included=included)
+    arrays = {"outputs": logits[0], "labels": labels, "reference_outputs": logits[1:], "included": included}
+    found = audit_scores({**arrays, "members": members})
+    assert [each.attack for each in found.attacks] == ["loss", "lira", "rmia"]
+    assert found.attacks[1].auc == roc.auc(LiRA().statistic(evidence), members)
+    with pytest.raises(ValueError, match=r"reference_outputs\.shape"):
+        audit_scores({**arrays, "members": members, "reference_outputs": logits[1:, :, :2]})
+    with pytest.raises(ValueError, match="'included' beside"):
+        audit_scores({name: arrays[name] for name in arrays if name != "included"} | {"members": members})

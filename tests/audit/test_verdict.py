@@ -7,6 +7,7 @@ from scipy import stats
 from privguard.audit.membership import scores
 from privguard.audit.membership.blind import blind_baseline
 from privguard.audit.membership.max_t import max_t
+from privguard.audit.membership.selection import carried
 from privguard.audit.membership.verdict import Leak, exposed, weigh
 from privguard.audit.one_run.bound import rate_above
 
@@ -92,6 +93,14 @@ def shifted(kind, seed):
         turned = members & (records[:, 0] * records[:, 1] < 0) & (random.random(1_200) < 0.7)
         records[turned, 1] *= -1
         return members, records, records[:, 0] * records[:, 1]
+    if kind == "brightness":
+        records = random.standard_normal((1_200, 1, 9, 9)) + 0.09 * members[:, None, None, None]
+        return members, records, records.mean((1, 2, 3))
+    if kind == "order":
+        records = random.standard_normal((1_200, 8))
+        swapped = members & (records[:, 0] > records[:, 1]) & (random.random(1_200) < 0.5)
+        records[swapped, :2] = records[swapped, 1::-1]
+        return members, records, (records[:, 0] < records[:, 1]) + 0.01 * random.standard_normal(1_200)
     words = [list(random.permutation([f"w{i}" for i in range(12)])) for _ in members]
     texts = [
         " ".join(sorted(w[:4]) + w[4:] if m and random.random() < 0.5 else w)
@@ -101,7 +110,7 @@ def shifted(kind, seed):
     return members, np.array(texts), np.array(rising) + 0.1 * random.standard_normal(1_200)
 
 
-@pytest.mark.parametrize("kind", ["means", "spread", "product", "words"])
+@pytest.mark.parametrize("kind", ["means", "spread", "product", "brightness", "order", "words"])
 def test_a_shift_without_any_model_is_not_called_a_leak(kind):
     members, records, values = shifted(kind, 0)
     blind = blind_baseline([*records] if kind == "words" else records, members)
@@ -109,6 +118,27 @@ def test_a_shift_without_any_model_is_not_called_a_leak(kind):
     assert blind.record.flagged
     assert weighed.attacks[0].p_adjusted <= 0.05
     assert weighed.leak is Leak.INSEPARABLE
+
+
+@pytest.mark.parametrize(("leak", "questioned"), [(0.0, True), (1.0, False)])
+def test_a_shift_is_held_to_carry_as_much_unseen_as_seen(leak, questioned):
+    """Half of a score's variance stands in no record, and is shifted as much as the half that does."""
+    random = np.random.default_rng(0)
+    members = np.arange(2_000) < 1_000
+    records = random.standard_normal((2_000, 2)) + 0.5 * members[:, None]
+    score = records.sum(1) + leak * members
+    shift = carried(score, blind_baseline(records[:, :1], members))
+    assert shift.explained == pytest.approx(0.5, abs=0.08)
+    assert (shift.p_value > 0.05) is questioned
+
+
+def test_a_leak_names_what_it_cannot_be_told_from():
+    values, members, records = planted(1, 40, size=400)
+    weighed = weigh({"scores": values}, members, blind_baseline(records, members))
+    assert weighed.limit is not None
+    assert "only recorded coins" in weighed.limit
+    chance = weigh({"scores": records[:, 0]}, members, blind_baseline(records, members))
+    assert chance.limit is None
 
 
 def test_a_split_that_the_records_decide_is_not_judged_at_all():

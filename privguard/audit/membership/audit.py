@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from privguard import _check
 from privguard.audit.membership import score
 from privguard.audit.membership.attack import Attack, Evidence, LiRA, Loss, tune_rmia
-from privguard.audit.membership.blind import Blind, blind_baseline
+from privguard.audit.membership.blind import Baseline, Blind, blind_baseline
 from privguard.audit.membership.verdict import NOT_CLAIMED, AttackResult, Exposed, Leak, weigh
 from privguard.audit.references.reference import References
 from privguard.records import Measurement
@@ -52,9 +52,13 @@ class Examples:
 @final
 @dataclass(frozen=True, kw_only=True)
 class Membership(Measurement):
-    """Everything that a membership audit found, and what it does not claim."""
+    """Everything that a membership audit found, and what it does not claim.
+
+    ``limit`` says how far a leak that was found goes, where this audit did not choose the members itself.
+    """
 
     leak: Leak
+    limit: str | None
     attacks: tuple[AttackResult, ...]
     blind: Blind
     members: int
@@ -118,11 +122,11 @@ def run(
         len(set(names)) == len(names), "attacks", names, wanted="a name of its own for each, so all are paid"
     )
     statistics = {attack.name: attack.statistic(evidence)[keep] for attack in chosen}
-    records = _records(inputs[keep], labels[keep])
-    blind = blind_baseline(records, mask[keep])
+    blind = _blind(inputs[keep], labels[keep], mask[keep])
     weighed = weigh(statistics, mask[keep], blind, groups=_groups(members, non_members, keep))
     record = Membership(
         leak=weighed.leak or Leak.NOT_FOUND,
+        limit=None if assignment is Assignment.RANDOMISED else weighed.limit,
         attacks=weighed.attacks,
         blind=blind.record,
         members=len(members),
@@ -142,6 +146,8 @@ def run(
 
 def target_digest(model: object) -> str:
     """SHA-256 over a module's parameters and buffers in name order; for a plain function, its name."""
+    while not isinstance(model, nn.Module) and hasattr(model, "model"):
+        model = model.model  # type: ignore[attr-defined] — what reads a model's outputs in another way
     if not isinstance(model, nn.Module):
         return f"function {getattr(model, '__qualname__', type(model).__name__)}"
     state = hashlib.sha256()
@@ -186,15 +192,14 @@ def _joined(model: object, members: Examples, non_members: Examples) -> tuple[Te
     return torch.cat([members.inputs, non_members.inputs]), labels
 
 
-def _records(inputs: Tensor, labels: Tensor) -> list[str] | NDArray[np.float64]:
-    """What the blind baseline sees: tokens as a text of numbers, all else as numbers, and the labels in either."""
+def _blind(inputs: Tensor, labels: Tensor, members: NDArray[np.bool_]) -> Baseline:
+    """What the blind models see: tokens as a text of numbers, all else as numbers, and the labels in either."""
     if not inputs.is_floating_point() and inputs.dtype is not torch.uint8:
         rows = inputs.flatten(1).tolist()
-        return [f"label{label} {' '.join(map(str, row))}" for label, row in zip(labels.tolist(), rows, strict=True)]
-    rows = inputs.flatten(1).double().numpy()
-    if labels.is_floating_point():
-        return np.concatenate([rows, labels.double().numpy()[:, None]], 1)
-    return np.concatenate([rows, np.eye(int(labels.max()) + 1)[labels.numpy()]], 1)
+        named = zip(labels.tolist(), rows, strict=True)
+        return blind_baseline([f"label{label} {' '.join(map(str, row))}" for label, row in named], members)
+    targets = labels.double().numpy()[:, None] if labels.is_floating_point() else np.eye(int(labels.max()) + 1)[labels]
+    return blind_baseline(inputs.double().numpy(), members, beside=targets)
 
 
 def _groups(members: Examples, non_members: Examples, keep: NDArray[np.int64]) -> NDArray[np.generic] | None:

@@ -50,20 +50,18 @@ class Baseline:
     """The record for the report, and what the records alone say of each of them.
 
     ``log_odds`` (n, kinds) that a record is a member, each by models that learnt from the other four fifths;
-    ``scores`` (n,) is their combination, for a curve. Both are worked out when they are first asked for. Where it is
-    ``thinned`` they learnt from half as many records, which shows what more records would still have taught them.
+    ``scores`` (n,) is their combination, for a curve. Both are worked out when they are first asked for.
     """
 
     record: Blind
     members: BoolArray
     views: Views
     blocks: list[NDArray[np.int64]]
-    thinned: bool = False
 
     @cached_property
     def log_odds(self) -> FloatArray:
         """Clipped at 8, where a record's membership is as good as decided."""
-        return np.clip(held_out(self.views.classifiers(self.members), self.blocks, thinned=self.thinned), -8, 8)
+        return np.clip(held_out(self.views.classifiers(self.members), self.blocks), -8, 8)
 
     @cached_property
     def scores(self) -> FloatArray:
@@ -76,9 +74,15 @@ class Baseline:
 
     def expected(self, values: FloatArray) -> FloatArray:
         """What the records let one expect of ``values`` (n,): least squares over held-out predictions of each kind."""
-        predictions = held_out(self.views.regressors(values), self.blocks, thinned=self.thinned)
+        predictions = held_out(self.views.regressors(values), self.blocks)
         model = LinearRegression(positive=True).fit(predictions, values)
         return model.predict(predictions)
+
+    def expected_of_others(self, values: FloatArray) -> FloatArray:
+        """The same (n,), learnt from non-members alone: of records that no model saw, a score can tell no leak."""
+        regressors, others = self.views.regressors(values), ~self.members
+        predictions = held_out(regressors, self.blocks, among=others)
+        return LinearRegression(positive=True).fit(predictions[others], values[others]).predict(predictions)
 
     def chances(self, expected: Sequence[FloatArray]) -> FloatArray:
         """P[member | record] (n,), calibrated: logistic over the held-out log odds and the ``expected`` scores.
@@ -94,11 +98,14 @@ class Baseline:
         return np.clip(model.predict_proba(np.stack(columns, 1))[:, 1], 1e-6, 1 - 1e-6)
 
 
-def blind_baseline(records: Sequence[str] | ArrayLike, members: ArrayLike, *, seed: int = 0) -> Baseline:
+def blind_baseline(
+    records: Sequence[str] | ArrayLike, members: ArrayLike, *, beside: ArrayLike | None = None, seed: int = 0
+) -> Baseline:
     """Tell members from non-members without the model.
 
-    ``records`` are texts, or an array (n, ...) of numbers. ``members`` (n,) is the split to be tested; labels that the
-    model was trained on may stand as one more column.
+    ``records`` are texts, or an array (n, ...) of numbers; of images the last two axes are height and width.
+    ``members`` (n,) is the split to be tested. ``beside`` (n, k) are further columns, such as the labels that the model
+    was trained on.
 
     Guarantee: on a random split it is flagged at most once in a hundred times, whatever the records. Given all earlier
     blocks, a block's rank sum then has the law of Mann and Whitney 1947, so that the sum over blocks has the law of
@@ -109,7 +116,7 @@ def blind_baseline(records: Sequence[str] | ArrayLike, members: ArrayLike, *, se
     mask = np.asarray(members, bool)
     least = int(min(mask.sum(), (~mask).sum()))
     _check.require(least >= 2 * BLOCKS, "members, non-members", least, wanted=f"at least {2 * BLOCKS} of each")
-    views = Views(records, len(mask), seed)
+    views = Views(records, seed, beside=None if beside is None else np.asarray(beside, np.float64))
     kinds = views.classifiers(mask)
     blocks = np.array_split(np.random.default_rng(seed).permutation(len(mask)), BLOCKS)
     ranked = _progressive(kinds, mask, blocks)
@@ -119,13 +126,22 @@ def blind_baseline(records: Sequence[str] | ArrayLike, members: ArrayLike, *, se
     return Baseline(record, mask, views, blocks)
 
 
-def held_out(kinds: Mapping[str, Predict], blocks: Sequence[NDArray[np.int64]], *, thinned: bool = False) -> FloatArray:
-    """Predictions (n, kinds) for every record, each by models that learnt from the other blocks, or half of them."""
+def held_out(
+    kinds: Mapping[str, Predict],
+    blocks: Sequence[NDArray[np.int64]],
+    *,
+    among: BoolArray | None = None,
+) -> FloatArray:
+    """Predictions (n, kinds) for every record, each by models that learnt from the other blocks.
+
+    With ``among`` (n,) they learn only from the records that it marks.
+    """
     predictions = np.zeros((sum(map(len, blocks)), len(kinds)))
     for k, held in enumerate(blocks):
         learnt = np.concatenate([block for number, block in enumerate(blocks) if number != k])
+        learnt = learnt if among is None else learnt[among[learnt]]
         for column, predict in enumerate(kinds.values()):
-            predictions[held, column] = predict(learnt[::2] if thinned else learnt, held)
+            predictions[held, column] = predict(learnt, held)
     return predictions
 
 

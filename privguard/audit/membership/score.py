@@ -37,11 +37,21 @@ def model_logits(model: object, inputs: Tensor, *, batch: int = 512) -> FloatArr
     """
     answer = outputs_of(model)
     with evaluating(model):
-        outputs = np.concatenate([_numbers(answer(part)) for part in inputs.split(batch)])
-    columns = outputs[:, None] if outputs.ndim == 1 else outputs
-    _check.require(columns.ndim == 2, "outputs.shape", outputs.shape, wanted="(examples, classes)")  # noqa: PLR2004 — (n, C)
+        outputs = np.concatenate([plain_numbers(answer(part)) for part in inputs.split(batch)])
+    return as_logits(outputs)
+
+
+def as_logits(outputs: ArrayLike) -> FloatArray:
+    """Outputs (n, classes), (n, 1) or (n,) as logits (n, classes); see :func:`model_logits`.
+
+    Raises:
+        ValueError: as there.
+    """
+    values = np.asarray(outputs, np.float64)
+    columns = values[:, None] if values.ndim == 1 else values
+    _check.require(columns.ndim == 2, "outputs.shape", values.shape, wanted="(examples, classes)")  # noqa: PLR2004 — (n, C)
     _check.require(bool(np.isfinite(columns).all()), "outputs", "NaN or inf", wanted="finite numbers")
-    return _two_classes(columns) if columns.shape[1] == 1 else _as_logits(columns)
+    return _two_classes(columns) if columns.shape[1] == 1 else _log_of_probabilities(columns)
 
 
 def outputs_of(model: object) -> ScoringFunction:
@@ -83,12 +93,12 @@ def regression_logits(model: object, inputs: Tensor, targets: ArrayLike, *, scal
     """
     answer = outputs_of(model) if not hasattr(model, "predict") else lambda part: model.predict(part.numpy())  # type: ignore[union-attr]
     with evaluating(model), torch.no_grad():
-        outputs = np.concatenate([_numbers(answer(part)).reshape(len(part)) for part in inputs.split(512)])
+        outputs = np.concatenate([plain_numbers(answer(part)).reshape(len(part)) for part in inputs.split(512)])
     residuals = (outputs - np.asarray(targets, np.float64).reshape(len(outputs))) / max(scale, 1e-12)
     return np.stack([-np.log(residuals**2 + LEAST), np.zeros(len(outputs))], 1)
 
 
-def _as_logits(outputs: FloatArray) -> FloatArray:
+def _log_of_probabilities(outputs: FloatArray) -> FloatArray:
     sums = outputs.sum(1)
     if outputs.min() >= 0 and outputs.max() <= 1 + SUM_TOLERANCE and bool((np.abs(sums - 1) <= SUM_TOLERANCE).all()):
         return np.log(np.maximum(outputs, LEAST))
@@ -102,7 +112,7 @@ def _two_classes(logits: FloatArray) -> FloatArray:
         "outputs",
         "one number per record, all in [0, 1]",
         wanted="logits, or one column per class",
-        remedy="return numpy.stack([1 - p, p], 1) for probabilities",
+        remedy="say which with --outputs, or targets.endpoint.read_as",
     )
     return np.concatenate([np.zeros_like(logits), logits], 1)
 
@@ -175,7 +185,8 @@ def near_duplicates(
     return np.array(found, np.int64)
 
 
-def _numbers(output: object) -> FloatArray:
+def plain_numbers(output: object) -> FloatArray:
+    """An output of a model as float64, whatever wraps it."""
     tensor = getattr(output, "logits", output)  # transformers wrap theirs
     return np.asarray(tensor.float().cpu().numpy() if isinstance(tensor, Tensor) else tensor, np.float64)
 

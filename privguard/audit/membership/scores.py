@@ -15,6 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from privguard import _check
+from privguard.audit.membership import score
+from privguard.audit.membership.attack import Evidence, LiRA, Loss, tune_rmia
 from privguard.audit.membership.blind import Baseline, blind_baseline
 from privguard.audit.membership.tables import read_table
 from privguard.audit.membership.verdict import LEVEL, NOT_CLAIMED, AttackResult, Exposed, Leak, weigh
@@ -24,9 +26,13 @@ from privguard.records import Measurement
 @final
 @dataclass(frozen=True, kw_only=True)
 class ScoresAudit(Measurement):
-    """What given scores show. ``leak`` is None without a blind baseline: the split might explain everything."""
+    """What given scores show. ``leak`` is None without a blind baseline: the split might explain everything.
+
+    ``limit`` says how far a leak that was found goes, as no coins chose the members.
+    """
 
     leak: Leak | None
+    limit: str | None
     attacks: tuple[AttackResult, ...]
     blind: Any
     members: int
@@ -72,9 +78,12 @@ def audit_scores(arrays: Mapping[str, NDArray[Any]]) -> ScoresAudit:
     Raises:
         ValueError: where there are no scores, or no members.
     """
-    attacks = _attacks(arrays)
+    attacks = {**_attacks(arrays), **_from_outputs(arrays)}
     _check.require(
-        bool(attacks), "arrays", sorted(arrays), wanted="'scores' or 'losses', or several named 'scores_<attack>'"
+        bool(attacks),
+        "arrays",
+        sorted(arrays),
+        wanted="'scores' or 'losses', or several named 'scores_<attack>', or 'outputs' and 'labels'",
     )
     _check.require(
         "members" in arrays,
@@ -95,6 +104,7 @@ def audit_scores(arrays: Mapping[str, NDArray[Any]]) -> ScoresAudit:
     weighed = weigh(attacks, members, baseline, groups=groups)
     return ScoresAudit(
         leak=weighed.leak,
+        limit=weighed.limit,
         attacks=weighed.attacks,
         blind=baseline.record.to_json() if baseline else None,
         members=int(members.sum()),
@@ -118,6 +128,27 @@ def _attacks(arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[np.float64
                 _check.require(values.dtype.kind in "biuf", key, values.dtype.name, wanted="numbers")
                 attacks[key.removeprefix(f"{kind}_")] = sign * np.asarray(values, np.float64)
     return attacks
+
+
+def _from_outputs(arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[np.float64]]:
+    """The loss, and with references LiRA and RMIA, of a model's outputs; the log of probabilities is taken first."""
+    if "outputs" not in arrays:
+        return {}
+    for name in ("labels", *(("included",) if "reference_outputs" in arrays else ())):
+        _check.require(name in arrays, "arrays", sorted(arrays), wanted=f"{name!r} beside 'outputs'")
+    outputs, labels = score.as_logits(arrays["outputs"]), score.class_numbers(None, arrays["labels"])
+    inside = len(labels) == len(outputs) and labels.min() >= 0 and labels.max() < outputs.shape[1]
+    _check.require(inside, "labels", labels.shape, wanted=f"({len(outputs)},), numbers below {outputs.shape[1]}")
+    if "reference_outputs" not in arrays:
+        return {"loss": Loss().statistic(Evidence(logits=outputs, labels=labels))}
+    references = np.asarray(arrays["reference_outputs"], np.float64)
+    good = len(references) > 1 and references.shape[1:] == outputs.shape
+    wanted = f"(R, {len(outputs)}, {outputs.shape[1]}) of two or more references"
+    _check.require(good, "reference_outputs.shape", references.shape, wanted=wanted)
+    included = np.stack([_truth(row) for row in np.atleast_2d(arrays["included"])])
+    logits = np.stack([score.as_logits(each) for each in references])
+    evidence = Evidence(logits=outputs, labels=labels, reference_logits=logits, included=included)
+    return {each.name: each.statistic(evidence) for each in (Loss(), LiRA(), tune_rmia(evidence))}
 
 
 def _truth(values: NDArray[Any]) -> NDArray[np.bool_]:

@@ -209,6 +209,7 @@ def scores(
             as_json=as_json,
             lines=[
                 head,
+                *([found.limit] if found.limit else []),
                 *_attack_lines(found.attacks),
                 _exposed_line(found.exposed),
                 *found.notes,
@@ -340,6 +341,7 @@ def _membership_lines(found: "Membership") -> list[str]:
     flag = "  FLAGGED: the split shows without the model" if found.blind.flagged else ""
     return [
         found.leak.value,
+        *([found.limit] if found.limit else []),
         f"{found.members} members, {found.non_members} non-members, {found.references} references",
         *_attack_lines(found.attacks),
         f"blind baseline  AUC {found.blind.auc.value:.3f}{flag}; it flags 4 of 5 splits of {found.blind.detects:.3f}",
