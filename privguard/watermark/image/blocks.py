@@ -15,7 +15,7 @@ from privguard.watermark.image.keys import BLOCK, HASH_BITS, POSITIONS, SHAPES, 
 from privguard.watermark.image.pixels import irfft2, residual, whitener
 
 CELL = 8  # a block has 8 × 8 cells of 8 × 8 pixels; the hash reads their means
-LEAST_CONTRAST = 2.0  # grey levels, root mean square over the cells of the 15 shapes
+LEAST_CONTRAST = 3.0  # grey levels, root mean square over the cells of the 15 shapes
 _STEP = 8.0  # whole weights: so many to the mean absolute value
 _MOST = 64  # no weight of one block is above
 

@@ -27,6 +27,8 @@ from privguard.watermark.statistics.null import SignedWeights
 from privguard.watermark.statistics.tails import Floats
 
 MIXED_TOGETHER, MIXED_RUNNER_UP = np.log10(0.04), -2.0  # together 5 % of honest pictures are not attributed
+STRONGEST = 3  # one hash in three, the best of them, is taken away to see whether the rest agrees too …
+EVERYWHERE = -3.0  # … at this log10 p
 _AT_ONCE = 64  # hashes whose signs are held at once
 NOTES = (
     "A small p-value says that this picture, or a part of it, was written under this key; not by whom, nor when.",
@@ -42,29 +44,34 @@ class Reading:
     """One picture as read: where its grid lies, what it offers, and every score.
 
     ``scores`` (M, pieces, 4096) are the signed sums of each sub-key, piece and value; ``null`` is their law, given the
-    picture, for all pieces together.
+    picture, for all pieces together. ``parts`` (K,) is how much of the best sub-key's score each hash brings.
     """
 
     placement: Placement
     evidence: Evidence
     scores: Floats
     null: SignedWeights
+    parts: NDArray[np.int64]
 
     @cached_property
     def best(self) -> tuple[int, int]:
         """The sub-key with the largest score, and the identifier that gives it."""
-        subkey = int(self.scores.max(2).sum(1).argmax())
-        return subkey, self.identifier(subkey)
-
-    def identifier(self, subkey: int) -> int:
-        """The likeliest identifier under one sub-key."""
-        values = self.scores[subkey].argmax(1).tolist()
-        return sum(value << (PIECE_BITS * i) for i, value in enumerate(values))
+        return _best(self.scores)
 
     def scores_of(self, identifier: int) -> Floats:
         """The score of one identifier under every sub-key, (M,)."""
         pieces = self.scores.shape[1]
         return self.scores[:, np.arange(pieces), pieces_of(identifier, pieces=pieces)].sum(1)
+
+    @cached_property
+    def log10_p_elsewhere(self) -> float:
+        """log10 p of the evidence that is left without the third of the hashes that agree best.
+
+        No test of its own, for what is taken away was chosen by looking: chance is then far above 0.5.
+        """
+        rest = np.argsort(-self.parts)[-(-len(self.parts) // STRONGEST) :]
+        law = SignedWeights.of(self.evidence.weights[rest], repeats=self.scores.shape[1])
+        return float(law.log10_tail(float(self.parts[rest].sum()), 1))
 
 
 @final
@@ -116,16 +123,26 @@ class ImageDetections:
         tops = [np.delete(r.scores.max(2).sum(1), r.best[0]).max() for r in self.readings]
         return tails.bonferroni(self._single(tops), self.paid)
 
-    def accepted(self, *, log10_level: float) -> NDArray[np.bool_]:
-        """Whether one sub-key fires at the level and the others look like chance: the rule for attribution.
+    @property
+    def log10_p_elsewhere(self) -> Floats:
+        """:attr:`Reading.log10_p_elsewhere` of each picture, (D,)."""
+        return np.array([reading.log10_p_elsewhere for reading in self.readings])
 
-        Guarantee: under the null, P(accepted) ≤ level; of pictures written under the profile at most 5 % are lost to
-        the other conditions, on average over secrets (their detection is not). A forgery learnt from pictures under
-        many sub-keys agrees a little with all of them: their sum at the same identifier shows it (4 %), and so does the
-        runner-up at any identifier (1 %). A collage of two marked pictures is refused as well.
+    def accepted(self, *, log10_level: float) -> NDArray[np.bool_]:
+        """Whether one sub-key fires at the level, all over the picture, and the others look like chance.
+
+        This is the rule for attribution. A forgery learnt from pictures under many sub-keys agrees a little with all of
+        them: their sum at the same identifier shows it (lost by chance: 4 %), and so does the runner-up at any
+        identifier (1 %). One learnt from pictures that each have an identifier of their own agrees where a single
+        picture had such content, in two or three hashes; an honest mark agrees everywhere, so the rest of it must agree
+        too. A collage of two marked pictures is refused as well, and so is a marked picture that fills less than about
+        half of another one.
+
+        Guarantee: under the null, P(accepted) ≤ level. Of pictures written under the profile at most 5 % are lost to
+        the rules on sub-keys, on average over secrets (their detection is not).
         """
         alone = (self.log10_p_others > MIXED_TOGETHER) & (self.log10_p_runner_up > MIXED_RUNNER_UP)
-        return (self.log10_p <= log10_level) & alone
+        return (self.log10_p <= log10_level) & (self.log10_p_elsewhere <= EVERYWHERE) & alone
 
     def verdict(self, picture: int, *, tests: float = 1.0, identifier: int | None = None) -> Verdict:
         """The verdict on one picture; ``tests`` is how many pictures and keys were tested beside it.
@@ -162,6 +179,7 @@ class ImageDetections:
             "tests_paid_for": paid,
             "other_subkeys_log10_p": float(self.log10_p_others[picture]),
             "runner_up_log10_p": float(self.log10_p_runner_up[picture]),
+            "elsewhere_log10_p": reading.log10_p_elsewhere,
             "blocks": int((reading.evidence.block_hash >= 0).sum()),
             "blocks_without_contrast": int((reading.evidence.block_hash < 0).sum()),
             "hashes": len(reading.evidence.hashes),
@@ -201,24 +219,35 @@ class ImageDetector:
         y = luma(found.applied(rgb))
         evidence = Evidence.of(y, Grid.of(y.shape, top=found.top, left=found.left), self._keys)
         null = SignedWeights.of(evidence.weights, repeats=self.profile.pieces)
-        return Reading(found, evidence, _scores(evidence, self._keys, subkeys=self.profile.subkeys), null)
+        scores = _scores(evidence, self._keys, subkeys=self.profile.subkeys)
+        fields = self._fields(evidence, *_best(scores))
+        return Reading(found, evidence, scores, null, (evidence.weights * fields).sum(1, dtype=np.int64))
 
     def block_z(self, reading: Reading) -> Floats:
         """How far each block agrees with the best sub-key and identifier, in deviations, (rows, columns).
 
         For people to look at, not a test: 0 where a block was left out.
         """
-        subkey, identifier = reading.best
         evidence = reading.evidence
         out = np.zeros(len(evidence.block_hash))
         used = np.flatnonzero(evidence.block_hash >= 0)
-        if used.size:
-            turns = np.stack([walsh(m) for m in pieces_of(identifier, pieces=self._keys.pieces)])
-            fields = (self._keys.evidence(evidence.hashes, subkey=subkey) * turns[:, None]).sum(0, dtype=np.int32)
-            own = evidence.block_weights[used].astype(np.float64)
-            norm = np.sqrt((own * own).sum(1) * self._keys.pieces) + 1e-30
-            out[used] = (own * fields[evidence.block_hash[used]]).sum(1) / norm
+        own = evidence.block_weights[used].astype(np.float64)
+        fields = self._fields(evidence, *reading.best)
+        norm = np.sqrt((own * own).sum(1) * self._keys.pieces) + 1e-30
+        out[used] = (own * fields[evidence.block_hash[used]]).sum(1) / norm
         return out.reshape(evidence.grid.rows, evidence.grid.columns)
+
+    def _fields(self, evidence: Evidence, subkey: int, identifier: int) -> NDArray[np.int32]:
+        """The signs of each hash under one sub-key and identifier, all pieces added, (K, 4096)."""
+        turns = np.stack([walsh(m) for m in pieces_of(identifier, pieces=self._keys.pieces)])
+        return (self._keys.evidence(evidence.hashes, subkey=subkey) * turns[:, None]).sum(0, dtype=np.int32)
+
+
+def _best(scores: Floats) -> tuple[int, int]:
+    """The sub-key with the largest score, and the identifier that gives it."""
+    subkey = int(scores.max(2).sum(1).argmax())
+    values = scores[subkey].argmax(1).tolist()
+    return subkey, sum(value << (PIECE_BITS * i) for i, value in enumerate(values))
 
 
 def _scores(evidence: Evidence, keys: ImageKeys, *, subkeys: int) -> Floats:

@@ -78,36 +78,41 @@ class ImageMark:
         subkey = self._keys.choose(_digest(rgb), below=self.profile.subkeys, purpose=_SUBKEY)
         y, base = luma(rgb), rgb.astype(np.float32)
         grid = Grid.of(y.shape)
-        change, steady = self._pattern(y, grid, value, subkey) * mask(y), self._steadying(y, grid)
-        pixels = _with_strength(base + steady[..., None], change, base, target=self.profile.target_psnr)
-        return Written(pixels, value, subkey, psnr(base, pixels))
-
-    def _pattern(self, y: Reals, grid: Grid, identifier: int, subkey: int) -> Reals:
-        """Sync tile and evidence fields before the mask, (H, W), of deviation 1 where both are."""
-        blocks = grid.cut(y)
-        coarse = grids.content(blocks)
+        coarse = grids.content(grid.cut(y))
         used = grids.contrast(coarse) >= grids.LEAST_CONTRAST
         if not used.any():
             raise MarkError(
                 "picture: no part of it has contrast, so nothing there can be told from other pictures; flat graphics "
                 "cannot carry a mark, a signed manifest can"
             )
+        change = self._pattern(grid.join(self._evidence(coarse, used, value, subkey), y.shape)) * mask(y)
+        steady = grid.join(self._steadying(coarse) * used[:, None, None], y.shape)
+        pixels = _with_strength(base + steady[..., None], change, base, target=self.profile.target_psnr)
+        return Written(pixels, value, subkey, psnr(base, pixels))
+
+    def _evidence(self, coarse: NDArray[np.float64], used: NDArray[np.bool_], identifier: int, subkey: int) -> Reals:
+        """The evidence pattern of each block, (N, 64, 64): deviation 1, and nothing where no reader would look.
+
+        Whoever learns from many pictures would else learn from blocks that count for nobody.
+        """
         values, rows = np.unique(grids.hashes(coarse, self._keys), return_inverse=True)
         fields = self._keys.evidence(values, subkey=subkey)
         turns = np.stack([walsh(m) for m in pieces_of(identifier, pieces=self._keys.pieces)])
         summed = (fields * turns[:, None]).sum(0, dtype=np.int16).reshape(-1, BLOCK, BLOCK)
-        evidence = grid.join(spread_out(summed, BLOCK)[rows], y.shape)
-        sync = _tiled(spread_out(self._keys.sync, TILE), y.shape)
+        return spread_out(summed, BLOCK)[rows] * used[:, None, None]
+
+    def _pattern(self, evidence: Reals) -> Reals:
+        """Sync tile and evidence together, (H, W), of deviation 1 where both are."""
+        sync = _tiled(spread_out(self._keys.sync, TILE), evidence.shape)
         return np.sqrt(np.float32(SYNC_SHARE)) * sync + np.sqrt(np.float32(1 - SYNC_SHARE)) * evidence
 
-    def _steadying(self, y: Reals, grid: Grid) -> Reals:
-        """The smallest change of cell means that puts every hash bit at least the margin away from zero, (H, W)."""
-        agreement = grids.content(grid.cut(y)) @ self._keys.directions.T
+    def _steadying(self, coarse: NDArray[np.float64]) -> Reals:
+        """The smallest change of each block's cells that puts every hash bit the margin away from 0, (N, 64, 64)."""
+        agreement = coarse @ self._keys.directions.T
         sign = np.where(agreement > 0, 1.0, -1.0)
         push = sign * np.maximum(_MARGIN - np.abs(agreement), 0.0)
         cells = (push @ self._keys.directions @ grids.shapes()).reshape(-1, grids.CELL, grids.CELL)
-        blocks = np.kron(cells, np.ones((1, grids.CELL, grids.CELL)))
-        return grid.join(blocks.astype(np.float32), y.shape)
+        return np.kron(cells, np.ones((1, grids.CELL, grids.CELL))).astype(np.float32)
 
 
 def psnr(before: NDArray[Any], after: NDArray[Any]) -> float:

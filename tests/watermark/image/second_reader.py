@@ -95,7 +95,7 @@ def evidence(y, at, owner):
         for j in range(left, y.shape[1] - 63, 64):
             cells = y[i : i + 64, j : j + 64].reshape(8, 8, 8, 8).mean((1, 3))
             coarse = np.array([(cells * s).sum() for s in shapes])
-            if math.sqrt(coarse @ coarse) < 16:
+            if math.sqrt(coarse @ coarse) < 24:
                 continue
             parts.append(r[i : i + 64, j : j + 64])
             values.append(sum(1 << b for b, d in enumerate(owner.directions()) if d @ coarse > 0))

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 from scipy.stats import kstest
 
+from privguard.watermark.image.blocks import Grid, content
 from privguard.watermark.image.detect import ImageDetector
+from privguard.watermark.image.pixels import luma
 from privguard.watermark.image.profile import ImageProfile
 from privguard.watermark.image.sync import Search
 from privguard.watermark.image.write import ImageMark
@@ -19,7 +21,7 @@ def small_pictures(photographs):
     drawing[30:90, 40:130] = (200, 30, 30)
     return {
         "photograph": np.ascontiguousarray(photographs["china"][100:260, 200:360]),
-        "noise": rng.integers(0, 256, (160, 160, 3)).astype(np.uint8),
+        "noise": rng.integers(0, 256, (80, 80, 3)).astype(np.uint8).repeat(2, 0).repeat(2, 1),
         "drawing": drawing,
         "stripes": np.repeat((np.indices((160, 160)).sum(0) // 9 % 2 * 255)[..., None], 3, 2).astype(np.uint8),
     }
@@ -78,3 +80,32 @@ def test_a_collage_of_two_sub_keys_is_found_but_not_accepted(mark, detector, pho
     detections = detector.detect([mixed])
     assert detections.log10_p[0] < -20
     assert not detections.accepted(log10_level=-6)[0]
+
+
+def test_evidence_in_a_few_places_is_found_but_not_accepted(mark, detector, marked, photographs):
+    """What a forger has who learnt from pictures with an identifier each: one picture's signs, in few hashes."""
+    pixels, written = photographs["flower"].copy(), mark.write(photographs["flower"])
+    pixels[128:256, 128:320] = written.pixels[128:256, 128:320]
+    few, whole = detector.detect([pixels]), detector.detect([marked["flower"].pixels])
+    assert few.log10_p[0] < -6
+    assert few.log10_p_others[0] > np.log10(0.04)
+    assert few.log10_p_runner_up[0] > -2
+    assert few.log10_p_elsewhere[0] > -1
+    assert not few.accepted(log10_level=-6)[0]
+    assert whole.log10_p_elsewhere[0] < -50
+
+
+def test_nothing_is_written_where_no_reader_looks(mark, detector, photographs):
+    """A forger would else learn clean signs from flat blocks."""
+    rgb = photographs["china"][:256, :320].copy()
+    rgb[:128, :128] = 128 + np.arange(128, dtype=np.uint8)[:, None, None] // 32  # less than 3 grey levels of contrast
+    written = mark.write(rgb)
+    assert (detector.read(written.pixels).evidence.block_hash.reshape(4, 5)[:2, :2] == -1).all()
+    y = luma(rgb)
+    grid = Grid.of(y.shape)
+    coarse = content(grid.cut(y))
+    blocks = mark._evidence(coarse, np.ones(len(coarse), bool), written.identifier, written.subkey)
+    evidence, change = grid.join(blocks, y.shape), luma(written.pixels) - y
+    flat, busy = (slice(0, 128), slice(0, 128)), (slice(0, 128), slice(128, 320))
+    assert abs(np.corrcoef(change[flat].ravel(), evidence[flat].ravel())[0, 1]) < 0.1
+    assert np.corrcoef(change[busy].ravel(), evidence[busy].ravel())[0, 1] > 0.5
