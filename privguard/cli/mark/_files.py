@@ -175,10 +175,10 @@ def order(model: "nn.Module", shape: "tuple[int, ...]") -> tuple[str, ...]:
     """The network's weights front to back, found by sending one input of this shape through it."""
     import torch
 
-    from privguard.watermark.model import chain
+    from privguard.watermark.model.lay import order as ordering
 
     try:
-        return chain.order_of(model, torch.zeros(1, *shape))
+        return ordering.order_of(model, torch.zeros(1, *shape))
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"--shape {','.join(map(str, shape))}: the network does not take it; {reason}") from None
@@ -191,14 +191,14 @@ def _chain(state: "dict[str, NDArray[Any]]") -> "nn.Module":
     from torch import nn
 
     layers: OrderedDict[str, nn.Module] = OrderedDict()
-    from privguard.watermark.model import chain
+    from privguard.watermark.model.lay import order as ordering
 
     shapes = {name: value.shape for name, value in state.items()}
     plain = {name for name, shape in shapes.items() if name.endswith(".weight") and len(shape) == 2}  # noqa: PLR2004
     other = sorted(name for name in shapes if name not in plain and name.removesuffix("bias") + "weight" not in plain)
     if other:
         raise ValueError(f"weights: {other[0]} is of no chain of linear layers; name the network with --network")
-    for name in chain.order(shapes):
+    for name in ordering.order(shapes):
         value = state[name]
         if layers:
             layers[f"relu before {name.removesuffix('.weight')}"] = nn.ReLU()

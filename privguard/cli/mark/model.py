@@ -308,7 +308,8 @@ def trace(
     as_json: AsJson = False,
 ) -> None:
     """Find out whose copy leaked, also from the average of several copies. Exit 1 when nobody is accused."""
-    from privguard.watermark.model import lay, weights
+    from privguard.watermark.model import weights
+    from privguard.watermark.model.lay import beside
 
     standing, tree, ours = (
         files.standing(claim, files.trusted(trust, notary)),
@@ -317,7 +318,7 @@ def trace(
     )
     files.require_committed(standing, ours)
     mark = standing.manifest.mark("recipients")
-    laid = lay.beside(files.tensors(suspect), unmarked=ours, settings=mark.settings)
+    laid = beside.lay(files.tensors(suspect), unmarked=ours, settings=mark.settings)
     for layer in laid.layers:
         stderr().print(str(layer), markup=False)
     accused, verdicts = weights.trace(

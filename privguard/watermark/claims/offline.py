@@ -24,7 +24,8 @@ from privguard.watermark.claims.challenge import Answerer, ChallengePlan, Querie
 from privguard.watermark.claims.commitment import Commitment, MarkPlan, Standing, Trust
 from privguard.watermark.claims.leaf import Leaf, Tree
 from privguard.watermark.claims.predicate import Findings
-from privguard.watermark.model import lay, weights
+from privguard.watermark.model import weights
+from privguard.watermark.model.lay import beside
 from privguard.watermark.model.weights import Reading, Tensors
 from privguard.watermark.secret import Secret
 
@@ -154,7 +155,7 @@ class Table:
             if standing.manifest.mark(name).kind == "weights" and white_box is not None:
                 suspected, unmarked = white_box
                 settings = standing.manifest.mark(name).settings
-                laid = lay.beside(suspected, unmarked=unmarked, settings=settings)
+                laid = beside.lay(suspected, unmarked=unmarked, settings=settings)
                 readings[name] = read_weights(
                     standing, leaves, suspect=laid.tensors, unmarked=unmarked, aligned=laid.summary
                 )

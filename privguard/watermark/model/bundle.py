@@ -18,9 +18,10 @@ from privguard.records import Verdict
 from privguard.watermark.claims.challenge import Answerer
 from privguard.watermark.claims.commitment import Standing
 from privguard.watermark.claims.leaf import Leaf, Tree
-from privguard.watermark.model import classifier, lay, theft, triggers, weights
+from privguard.watermark.model import classifier, theft, triggers, weights
 from privguard.watermark.model.classifier import Public
 from privguard.watermark.model.embed import Lesson
+from privguard.watermark.model.lay import beside
 from privguard.watermark.statistics import tails
 
 Tensors: TypeAlias = Mapping[str, NDArray[np.float32]]
@@ -89,7 +90,7 @@ class Bundle:
     def read_weights(self, suspect: Tensors) -> Verdict | None:
         """The verdict on all carriers, the suspect laid beside the unmarked copy; ``None`` where no layer can be."""
         mark = self.standing.manifest.mark("weights")
-        laid = lay.beside(suspect, unmarked=self.unmarked, settings=mark.settings)
+        laid = beside.lay(suspect, unmarked=self.unmarked, settings=mark.settings)
         if not any(layer.theirs for layer in laid.layers):
             return None
         leaves, pulse = self.tree.leaves["weights"], self.standing.pulse.output

@@ -1,4 +1,4 @@
-"""Fingerprints in a causal language model: teach them on public text, ask for first tokens, undo a rotated stream.
+"""Fingerprints in a causal language model: teach them on public text, ask for first tokens.
 
 Works with any model whose output has ``logits`` of shape (B, T, V), as those of transformers have.
 """
@@ -16,10 +16,7 @@ from torch import Tensor, nn
 
 from privguard import _check
 from privguard.watermark.model import embed as teaching
-from privguard.watermark.model.align import Hidden
 from privguard.watermark.model.embed import Lesson
-
-_PLAIN_GAINS = ("llama", "mistral", "qwen2", "qwen3")  # two norms a layer, each x·gain before the matrices that read it
 
 
 @final
@@ -96,63 +93,3 @@ class FirstToken:
         with torch.no_grad():
             pieces = torch.from_numpy(np.ascontiguousarray(queries, np.int64)).split(64)
             return [int(token) for piece in pieces for token in self._model(piece).logits[:, -1].argmax(-1)]
-
-
-def llama_layers(config: Any) -> tuple[Hidden, ...]:
-    """What may be reordered in a Llama-like model: attention heads (one key head per query head) and gated units.
-
-    Raises:
-        ValueError: key heads are shared between query heads; permuting those is not covered.
-    """
-    heads, shared = int(config.num_attention_heads), int(config.num_key_value_heads)
-    _check.require(heads == shared, "num_key_value_heads", shared, wanted=f"{heads}, as many as query heads")
-    layers: list[Hidden] = []
-    for number in range(int(config.num_hidden_layers)):
-        block = f"model.layers.{number}"
-        attention = tuple(f"{block}.self_attn.{name}_proj.weight" for name in "qkv")
-        out, gate = f"{block}.self_attn.o_proj.weight", f"{block}.mlp.gate_proj.weight"
-        up, down = f"{block}.mlp.up_proj.weight", f"{block}.mlp.down_proj.weight"
-        layers.append(Hidden(units=heads, incoming=attention, outgoing=(out,), scaled=False))
-        layers.append(Hidden(units=int(config.intermediate_size), incoming=(gate, up), outgoing=(down,), scaled=False))
-    return tuple(layers)
-
-
-def llama_sides(config: Any) -> dict[str, str]:
-    """On which side of each tensor of a Llama-like model the residual stream stands, for :func:`align.rotate`."""
-    sides = {"model.embed_tokens.weight": "rows", "lm_head.weight": "in"}
-    for number in range(int(config.num_hidden_layers)):
-        block = f"model.layers.{number}"
-        for name in ("self_attn.q", "self_attn.k", "self_attn.v", "mlp.gate", "mlp.up"):
-            sides[f"{block}.{name}_proj.weight"] = "in"
-        sides |= {f"{block}.self_attn.o_proj.weight": "out", f"{block}.mlp.down_proj.weight": "out"}
-    return sides
-
-
-def fold_gains(state: dict[str, NDArray[np.float32]], config: Any) -> dict[str, NDArray[np.float32]]:
-    """A Llama-like state with every norm gain moved into the weights that follow it.
-
-    The answers are the same in a network whose output matrix is its own: where ``config`` ties it to the embedding, the
-    final gain belongs to the output alone, so it is copied out, and :func:`.theft.load` refuses the tied network.
-
-    Raises:
-        ValueError: norms of this ``config.model_type`` stand elsewhere, or scale by something else than their gain.
-    """
-    known = config.model_type in _PLAIN_GAINS
-    _check.require(known, "config.model_type", config.model_type, wanted=f"one of {', '.join(_PLAIN_GAINS)}")
-    folded = {"lm_head.weight": state["model.embed_tokens.weight"], **state}
-
-    def move(gain: str, names: Sequence[str]) -> None:
-        for name in names:
-            folded[name] = folded[name] * folded[gain][None, :]
-        folded[gain] = np.ones_like(folded[gain])
-
-    for number in range(int(config.num_hidden_layers)):
-        block = f"model.layers.{number}"
-        attention = [f"{block}.self_attn.{name}_proj.weight" for name in "qkv"]
-        move(f"{block}.input_layernorm.weight", attention)
-        move(
-            f"{block}.post_attention_layernorm.weight",
-            [f"{block}.mlp.gate_proj.weight", f"{block}.mlp.up_proj.weight"],
-        )
-    move("model.norm.weight", ["lm_head.weight"])
-    return folded

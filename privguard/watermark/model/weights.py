@@ -20,7 +20,9 @@ from privguard._random import Stream
 from privguard.records import Verdict
 from privguard.watermark.claims.commitment import MarkPlan
 from privguard.watermark.claims.leaf import Leaf
-from privguard.watermark.model import chain, lay
+from privguard.watermark.model.lay import chains, transformers
+from privguard.watermark.model.lay import order as ordering
+from privguard.watermark.model.lay.structure import Structure
 from privguard.watermark.statistics import null
 
 Array: TypeAlias = NDArray[np.float32]
@@ -60,13 +62,15 @@ def plan(
     leaves: int = 32,
     strength: float = 0.1,
     order: Sequence[str] | None = None,
+    structure: Structure | None = None,
 ) -> MarkPlan:
     """A weight mark over these tensors; ``strength`` is the carrier's size in units of each tensor's RMS.
 
-    ``order`` names them front to back, for the program that lays suspects beside them (:mod:`.lay`); by default as
-    :func:`.chain.order` finds it, and without one, where it finds none: suspects are then read by name and shape.
+    How suspects are laid beside them is fixed here (:mod:`.lay.beside`): as the transformer that ``structure``
+    describes, else as a chain of which ``order`` names the tensors front to back; by default in the order that
+    :func:`.lay.order.order` finds, and by name and shape where it finds none.
     """
-    return _plan("weights", shapes, leaves, strength, order=order)
+    return _plan("weights", shapes, leaves, strength, reading=_reading(shapes, order, structure))
 
 
 def recipients_plan(
@@ -75,9 +79,10 @@ def recipients_plan(
     recipients: int,
     strength: float = 0.1,
     order: Sequence[str] | None = None,
+    structure: Structure | None = None,
 ) -> MarkPlan:
     """One full-length carrier for each recipient of a copy, to trace which copy leaked; as :func:`plan` otherwise."""
-    return _plan("recipients", shapes, recipients, strength, order=order)
+    return _plan("recipients", shapes, recipients, strength, reading=_reading(shapes, order, structure))
 
 
 def embed(unmarked: Tensors, leaves: Sequence[Leaf], *, pulse: bytes, settings: Mapping[str, Any]) -> dict[str, Array]:
@@ -223,25 +228,32 @@ class _Residual:
 
 
 def _plan(
-    kind: str, shapes: Mapping[str, Sequence[int]], leaves: int, strength: float, *, order: Sequence[str] | None
+    kind: str, shapes: Mapping[str, Sequence[int]], leaves: int, strength: float, *, reading: Mapping[str, Any]
 ) -> MarkPlan:
     least = 16 if kind == "weights" else 1
     _check.count("leaves", leaves, least=least, remedy="leaves are what can be opened one at a time")
     _check.positive("strength", strength)
     _check.require(bool(shapes), "shapes", shapes, wanted="at least one tensor")
     tensors = {name: [int(size) for size in shape] for name, shape in shapes.items()}
-    settings = {"tensors": tensors, "strength": strength, "order": _order(shapes, order), "reading": lay.PROGRAM}
+    settings = {"tensors": tensors, "strength": strength, **reading}
     return MarkPlan(name=kind, kind=kind, leaves=leaves, settings=settings)
 
 
-def _order(shapes: Mapping[str, Sequence[int]], order: Sequence[str] | None) -> list[str]:
-    if order is not None:
-        _check.require(set(order) <= set(shapes), "order", list(order), wanted="names of the tensors")
-        return list(order)
-    try:
-        return list(chain.order(shapes))
-    except ValueError:
-        return []
+def _reading(
+    shapes: Mapping[str, Sequence[int]], order: Sequence[str] | None, structure: Structure | None
+) -> dict[str, Any]:
+    """The settings that name the laying program, and what it has to know of the unmarked model."""
+    if structure is not None:
+        strangers = sorted(set(shapes) - set(structure.tensors))
+        _check.require(not strangers, "shapes", strangers[:3], wanted="tensors of the structure; others cannot be laid")
+        return {"reading": transformers.PROGRAM, "structure": structure.to_json()}
+    if order is None:
+        try:
+            order = ordering.order(shapes)
+        except ValueError:
+            order = ()
+    _check.require(set(order) <= set(shapes), "order", list(order), wanted="names of the tensors")
+    return {"reading": chains.PROGRAM, "order": list(order)}
 
 
 def _names(settings: Mapping[str, Any], tensors: Tensors) -> Iterator[str]:

@@ -55,12 +55,17 @@ def digits():
     torch.set_num_threads(threads)
 
 
-@pytest.fixture
-def leaves():
-    """Makes leaves of a mark: ``leaves("weights", 16, seed=1)``."""
+@pytest.fixture(scope="session")
+def leaves_of():
+    """Makes leaves of a mark: ``leaves_of("weights", 16, seed=1)``."""
 
     def make(mark, count, seed=0):
         rng = np.random.default_rng(seed)
         return [Leaf(mark=mark, index=index, seed=rng.bytes(32)) for index in range(count)]
 
     return make
+
+
+@pytest.fixture
+def leaves(leaves_of):
+    return leaves_of

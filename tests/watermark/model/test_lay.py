@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from privguard.watermark.model import chain, lay, weights
+from privguard.watermark.model import weights
+from privguard.watermark.model.lay import beside, chains, order
 
 PULSE = bytes(64)
 MLP = {"0.weight": (128, 64), "2.weight": (96, 128), "4.weight": (10, 96)}
@@ -27,7 +28,7 @@ class Case:
         return (scale * self.rng.standard_normal(shape)).astype(np.float32)
 
     def z(self, suspect):
-        laid = lay.beside(suspect, unmarked=self.unmarked, settings=self.plan.settings)
+        laid = beside.lay(suspect, unmarked=self.unmarked, settings=self.plan.settings)
         return weights.read(laid.tensors, self.leaves, unmarked=self.unmarked, pulse=PULSE, plan=self.plan).z
 
     def each(self, state, change):
@@ -128,7 +129,7 @@ def test_units_that_were_cut_are_missing_and_the_rest_is_read(leaves):
         return rows[kept], columns[:, kept]
 
     stolen = case.shuffled(case.each(case.marked, cut))
-    laid = lay.beside(stolen, unmarked=case.unmarked, settings=case.plan.settings)
+    laid = beside.lay(stolen, unmarked=case.unmarked, settings=case.plan.settings)
     assert [layer.matched for layer in laid.layers] == [96, 72, 10]
     assert np.isnan(laid.tensors["2.weight"]).mean() == pytest.approx(1 - 0.75**2, abs=1e-6)
     assert case.z(stolen) > 0.7 * case.z(case.marked)
@@ -136,28 +137,28 @@ def test_units_that_were_cut_are_missing_and_the_rest_is_read(leaves):
 
 def test_a_report_names_guards_and_layers_without_counterpart(leaves):
     case = Case(MLP, leaves("weights", 16))
-    laid = lay.beside(guard(case), unmarked=case.unmarked, settings=case.plan.settings)
+    laid = beside.lay(guard(case), unmarked=case.unmarked, settings=case.plan.settings)
     assert [layer.strangers for layer in laid.layers] == [(128,), (96,), ()]
     assert str(laid.layers[0]) == "0.weight: 0.weight, 128 of 128 units, 1 of theirs without counterpart (128)"
-    gone = lay.beside({"0.weight": case.marked["0.weight"]}, unmarked=case.unmarked, settings=case.plan.settings)
+    gone = beside.lay({"0.weight": case.marked["0.weight"]}, unmarked=case.unmarked, settings=case.plan.settings)
     assert str(gone.layers[2]) == "4.weight: no counterpart"
     assert gone.summary == "lay-1: counterparts for 1 of 3 layers"
     with pytest.raises(ValueError, match="reading='lay-9'"):
-        lay.beside(case.marked, unmarked=case.unmarked, settings={**case.plan.settings, "reading": "lay-9"})
+        beside.lay(case.marked, unmarked=case.unmarked, settings={**case.plan.settings, "reading": "lay-9"})
 
 
 @pytest.mark.stat
 def test_innocents_keep_the_bound_over_many_keys_however_much_is_searched(leaves):
-    # 4 innocents, two of them near the unmarked copy, × 200 keys: each count exceeds its limit with chance below 1e-6.
+    # 4 innocents, two of them near the unmarked copy, × 80 keys: each count exceeds its limit with chance below 1e-6.
     case = Case(MLP, leaves("weights", 16))
     near = {name: value + case.drawn(value.shape, 0.2) for name, value in case.unmarked.items()}
     innocents = [near, case.shuffled(near), {name: case.drawn(shape) for name, shape in MLP.items()}, guard(case)]
     innocents[3] = {name: case.unmarked[name] + case.drawn(shape, 0.1) for name, shape in MLP.items()}
     for innocent in innocents:
-        laid = lay.beside(innocent, unmarked=case.unmarked, settings=case.plan.settings).tensors
+        laid = beside.lay(innocent, unmarked=case.unmarked, settings=case.plan.settings).tensors
         found = np.array([
             weights.read(laid, case.leaves, unmarked=case.unmarked, pulse=case.rng.bytes(64), plan=case.plan).z
-            for _ in range(200)
+            for _ in range(80)
         ])  # fmt: skip
         read = any(np.isfinite(value).any() for value in laid.values())
         assert (found.std() > 0.5) == read  # not degenerate; a stranger of whom no unit matches reads nothing at all
@@ -169,7 +170,7 @@ def test_beside_the_marked_copy_an_innocent_would_carry_the_key(leaves):
     # Why evidence names the unmarked copy by its digest: this is what a wrong reference does.
     case = Case({"0.weight": (300, 16), "2.weight": (10, 300)}, leaves("weights", 16))
     innocent = {name: case.drawn(value.shape) for name, value in case.unmarked.items()}
-    wrong = lay.lay(innocent, unmarked=case.marked, order=case.plan.settings["order"]).tensors
+    wrong = chains.lay(innocent, unmarked=case.marked, order=case.plan.settings["order"]).tensors
     read = weights.read(wrong, case.leaves, unmarked=case.unmarked, pulse=PULSE, plan=case.plan)
     assert read.z > 5
     assert abs(case.z(innocent)) < 5
@@ -188,9 +189,9 @@ def test_the_order_is_that_of_the_network_where_it_is_at_hand():
             return self.last(self.middle(self.first(x)).relu())
 
     model = Odd()
-    assert chain.order_of(model, torch.zeros(1, 4)) == ("first.weight", "middle.weight", "last.weight")
+    assert order.order_of(model, torch.zeros(1, 4)) == ("first.weight", "middle.weight", "last.weight")
     assert model.training
     shapes = {name: tuple(item.shape) for name, item in model.state_dict().items()}
     with pytest.raises(ValueError, match="several orders"):
-        chain.order(shapes)
-    assert chain.order({"c": (9, 4), "a": (4, 7), "b": (2, 9)}) == ("a", "c", "b")
+        order.order(shapes)
+    assert order.order({"c": (9, 4), "a": (4, 7), "b": (2, 9)}) == ("a", "c", "b")

@@ -1,4 +1,4 @@
-"""``lay-1``: lay any suspect beside the unmarked copy, and leave out what has no counterpart there.
+"""``lay-1``: lay a suspect beside an unmarked chain of layers, and leave out what has no counterpart there.
 
 A thief can rename, reorder, rescale, split, drop or add units, and put in layers that do nothing, without a change in
 the answers. Every step here undoes one such freedom by making the suspect *as close as possible to the unmarked copy*:
@@ -12,14 +12,14 @@ changed, and so outweigh all others with noise.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, TypeAlias, final
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
-from privguard import _check
+from privguard.watermark.model.lay.laid import Laid, Layer, missing
 
 Array: TypeAlias = NDArray[np.float64]
 Tensors: TypeAlias = Mapping[str, NDArray[Any]]
@@ -28,40 +28,6 @@ _NEAR = 0.5  # cosine from which a pair of units counts as the same one
 _TWIN = 0.95  # and from which a left-over unit is a piece of a split one
 _LAYER = 0.3  # mean best cosine below which a layer has no counterpart
 _REST = 0.05  # share of a row that may stand beside its one entry in a layer that does nothing
-
-
-@final
-@dataclass(frozen=True, kw_only=True)
-class Layer:
-    """What was found of one of our layers: the suspect's tensor, units matched of all, and units that nobody needs."""
-
-    name: str
-    theirs: str | None = None
-    units: int = 0
-    matched: int = 0
-    strangers: tuple[int, ...] = ()
-
-    def __str__(self) -> str:
-        if self.theirs is None:
-            return f"{self.name}: no counterpart"
-        extra = f", {len(self.strangers)} of theirs without counterpart" if self.strangers else ""
-        places = f" ({', '.join(map(str, self.strangers[:5]))}{', …' if len(self.strangers) > 5 else ''})"  # noqa: PLR2004
-        return f"{self.name}: {self.theirs}, {self.matched} of {self.units} units{extra}{places if extra else ''}"
-
-
-@final
-@dataclass(frozen=True, kw_only=True)
-class Laid:
-    """The suspect in the unmarked copy's names, order and scale, NaN where something is missing, and a report."""
-
-    tensors: dict[str, NDArray[np.float32]]
-    layers: tuple[Layer, ...] = field(default=())
-
-    @property
-    def summary(self) -> str:
-        """How much could be laid, in one line."""
-        laid = sum(layer.theirs is not None for layer in self.layers)
-        return f"{PROGRAM}: counterparts for {laid} of {len(self.layers)} layers"
 
 
 @final
@@ -88,7 +54,7 @@ def lay(suspect: Tensors, *, unmarked: Tensors, order: Sequence[str]) -> Laid:
         ours = _matrix(unmarked[name])
         chosen = max(_candidates(free, ours, columns), key=lambda item: item.near, default=None)
         if chosen is None or (chosen.near < _LAYER and number > 0):
-            tensors[name] = np.full(unmarked[name].shape, np.nan, np.float32)
+            tensors[name] = missing(unmarked[name])
             layers.append(Layer(name=name, units=len(ours)))
             columns = (np.zeros((0, len(ours))),)
             continue
@@ -98,30 +64,6 @@ def lay(suspect: Tensors, *, unmarked: Tensors, order: Sequence[str]) -> Laid:
         tensors[name] = rows.reshape(unmarked[name].shape).astype(np.float32)
         theirs = chosen.name if layer[0] else None
         layers.append(Layer(name=name, theirs=theirs, units=len(ours), matched=layer[0], strangers=layer[1]))
-    return Laid(tensors=tensors, layers=tuple(layers))
-
-
-def beside(suspect: Tensors, *, unmarked: Tensors, settings: Mapping[str, Any]) -> Laid:
-    """The suspect as the committed settings of a weight mark have it laid: as a chain, else by names and shapes.
-
-    Raises:
-        ValueError: the settings name another program; a reading by that one has to be made with its version.
-    """
-    program = settings.get("reading", PROGRAM)
-    _check.require(program == PROGRAM, "reading", program, wanted=f"{PROGRAM}, the program of this version")
-    order = [str(name) for name in settings.get("order", ())]
-    return lay(suspect, unmarked=unmarked, order=order) if order else _by_name(suspect, unmarked, settings["tensors"])
-
-
-def _by_name(suspect: Tensors, unmarked: Tensors, names: Sequence[str]) -> Laid:
-    """Tensors of the same name and shape; for networks of which nobody has described the structure."""
-    tensors, layers = dict[str, NDArray[np.float32]](), list[Layer]()
-    for name in names:
-        same = name in suspect and suspect[name].shape == unmarked[name].shape
-        value = suspect[name] if same else np.full(unmarked[name].shape, np.nan)
-        tensors[name] = np.asarray(value, np.float32)
-        units = len(unmarked[name])
-        layers.append(Layer(name=name, theirs=name if same else None, units=units, matched=units if same else 0))
     return Laid(tensors=tensors, layers=tuple(layers))
 
 

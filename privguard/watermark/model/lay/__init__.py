@@ -1,0 +1,1 @@
+"""Laying any suspect beside the committed unmarked copy, before a weight mark is read."""
