@@ -18,7 +18,11 @@ from privguard.cli._output import USAGE, AsJson, emit
 from privguard.records import Record
 
 _REQUIRED = ("torch", "transformers", "accelerate", "opacus", "cryptography", "dp-accounting", "safetensors", "numpy")
-_OPTIONAL = {"trl": "PrivateSFTTrainer", "peft": "LoRA adapters", "datasets": "tables as training data"}
+_OPTIONAL = {
+    "trl": "PrivateSFTTrainer and preference training",
+    "peft": "LoRA adapters",
+    "datasets": "tables as training data",
+}
 _LEAST_SPACE = 2 * 2**30  # bytes: room for two checkpoints of a small model
 
 

@@ -27,6 +27,16 @@ _REPLACED = {
 }
 """Methods of Trainer that a private run has to do itself, and what to do in place of overriding them."""
 
+_HOSTED = frozenset({"SFTTrainer", "DPOTrainer", "RewardTrainer", "_BaseTrainer"})
+_GROUPS = (
+    "a prompt's answers are compared with each other and drawn from weights that its own records moved, so no answer "
+    "is a record with a gradient of its own; train on fixed pairs with PrivateDPOTrainer"
+)
+_UNKNOWN = (
+    "no loss of one record is known for it; PrivateSFTTrainer, PrivateDPOTrainer and PrivateRewardTrainer have one"
+)
+_UNHOSTED = {"GRPOTrainer": _GROUPS, "RLOOTrainer": _GROUPS}
+
 
 def users_own(trainer: Trainer, method: str) -> Callable[..., Any] | None:
     """The method as somebody outside of the host libraries wrote it, bound; None where nobody did."""
@@ -44,6 +54,11 @@ def refuse_replaced(trainer: Trainer) -> None:
     Raises:
         PrivacyError: the name of the method, and what to use.
     """
+    for kind in type(trainer).__mro__:
+        if kind.__module__.startswith("trl.") and kind.__name__ not in _HOSTED:
+            raise PrivacyError(
+                f"{type(trainer).__name__}: made of trl.{kind.__name__}, and {_UNHOSTED.get(kind.__name__, _UNKNOWN)}"
+            )
     for method, remedy in _REPLACED.items():
         if users_own(trainer, method) is not None:
             raise PrivacyError(f"{type(trainer).__name__}.{method}: overridden, and {remedy}")

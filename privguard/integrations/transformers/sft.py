@@ -54,8 +54,8 @@ class PrivateSFTTrainer(PrivateTrainer, SFTTrainer):
             ValueError: plan and arguments contradict each other.
             NoRecipientError: ``seal_to`` is empty.
         """
-        _require("args", args, SFTConfig)
-        _require("train_dataset", train_dataset, datasets.Dataset)
+        require_kind("args", args, SFTConfig)
+        require_kind("train_dataset", train_dataset, datasets.Dataset)
         sft_arguments.refuse(args)
         formatted = more.get("formatting_func") is not None
         sft_arguments.refuse_columns(train_dataset.column_names, text=args.dataset_text_field, formatted=formatted)
@@ -83,7 +83,7 @@ class PrivateSFTTrainer(PrivateTrainer, SFTTrainer):
         formatting_func: Any,
         dataset_name: str,
     ) -> Any:
-        with _unseen() if dataset_name == "train" else contextlib.nullcontext():
+        with unseen() if dataset_name == "train" else contextlib.nullcontext():
             return super()._prepare_dataset(dataset, processing_class, args, packing, formatting_func, dataset_name)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -97,7 +97,7 @@ class PrivateSFTTrainer(PrivateTrainer, SFTTrainer):
 
 
 @contextlib.contextmanager
-def _unseen() -> Generator[None]:
+def unseen() -> Generator[None]:
     """No progress bars, which count the private records, and no warnings, which quote them and tell their lengths."""
     before, shown = logging.root.manager.disable, not datasets.are_progress_bars_disabled()
     logging.disable(max(before, logging.WARNING))
@@ -110,6 +110,7 @@ def _unseen() -> Generator[None]:
             datasets.enable_progress_bars()
 
 
-def _require(name: str, value: object, kind: type) -> None:
+def require_kind(name: str, value: object, kind: type) -> None:
+    """Raise TypeError, with the argument's name, for a value of another class."""
     if not isinstance(value, kind):
         raise TypeError(f"{name}={type(value).__name__}: expected a {kind.__module__.split('.')[0]}.{kind.__name__}")

@@ -112,7 +112,7 @@ class PrivateTrainer(Trainer):
         if args.load_best_model_at_end:
             key_for(as_list(self._seal_to), self._options.key)
         audience_of(self._seal_to, self._options)
-        super().__init__(model, training_arguments.private(args, self.plan), **trainer)
+        super().__init__(model=model, args=training_arguments.private(args, self.plan), **trainer)
         refuse_state(self.accelerator, self.model)
         refuse_stream(self.train_dataset)
         require_apart(self.train_dataset, self.eval_dataset)
@@ -335,11 +335,11 @@ class PrivateTrainer(Trainer):
     def _begin(self, checkpoint: str | None) -> Underway:
         """A run in a new folder, or from ``checkpoint``; called once Trainer has made optimizer and schedule."""
         model = self._bare
-        data = training_loader(self)
+        data = self._training_data()
         self._unit.read(self.train_dataset)
         refuse_mixing(model)
         refuse_replaced(self)
-        objective = training_objective(self, model, partial(self._forward, model), data, own_loss=self._own_loss)
+        objective = self._objective(model, data)
         own = {"schedule": cast("Any", self.lr_scheduler), "trainer": StepInTheSeal(self)}
         setup = RunSetup(
             model=model,
@@ -367,6 +367,12 @@ class PrivateTrainer(Trainer):
         except BaseException:
             setup.clipper.close()
             raise
+
+    def _training_data(self) -> DataLoader[Any]:
+        return training_loader(self)
+
+    def _objective(self, model: nn.Module, data: DataLoader[Any]) -> Objective:
+        return training_objective(self, model, partial(self._forward, model), data, own_loss=self._own_loss)
 
     def _unprotected(self) -> tuple[str, ...]:
         """What evaluation during the run does to people outside of the training set; nothing where they are public."""

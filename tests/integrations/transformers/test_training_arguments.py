@@ -6,7 +6,7 @@ from pathlib import Path
 from transformers import TrainingArguments
 
 from privguard.integrations.transformers import arguments as training_arguments
-from privguard.integrations.transformers import sft_arguments
+from privguard.integrations.transformers import preference_arguments, sft_arguments
 from privguard.integrations.transformers.arguments import HONOURED, MAPPED, REFUSED
 
 DOCS = Path(__file__).parents[3] / "docs" / "training-arguments.md"
@@ -43,5 +43,17 @@ def test_the_page_in_the_docs_lists_these_tables():
         "The fields that `trl.SFTConfig` adds, under `PrivateSFTTrainer`.",
         "",
         *table(sft_arguments),
+        "",
+        "## DPOConfig",
+        "",
+        "The fields that `trl.DPOConfig` adds, under `PrivateDPOTrainer`.",
+        "",
+        *table(preference_arguments.DPO),
+        "",
+        "## RewardConfig",
+        "",
+        "The fields that `trl.RewardConfig` adds, under `PrivateRewardTrainer`.",
+        "",
+        *table(preference_arguments.Reward),
     ]
     assert DOCS.read_text().splitlines() == page
