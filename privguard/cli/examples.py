@@ -50,6 +50,7 @@ mark text radioactivity model-output.jsonl --profile profile.json --secret mark.
 mark image setup --profile picture.json --secret mark.secret --sign-with signer.key
 mark image write photos/ -o marked/ --profile picture.json --secret mark.secret --trust signer.pem
 mark image detect found.jpg --profile picture.json --secret mark.secret --trust signer.pem --search scale
+mark image drill photos/ --profile picture.json --secret mark.secret --trust signer.pem
 mark image attribute found.jpg --profile picture.json --secret mark.secret --trust signer.pem \
 --log pictures.jsonl --log-trust signer.pem
 audit plan --epsilon 8 --delta 1e-5 --canaries 1000 --guesses-in 250 --guesses-out 250 --out audit/

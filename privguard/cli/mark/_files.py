@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from privguard.watermark.claims.commitment import Standing, Trust
     from privguard.watermark.claims.leaf import Tree
     from privguard.watermark.claims.offline import Table
+    from privguard.watermark.image.profile import ImageProfile
     from privguard.watermark.model.classifier import Public, Suspect
+    from privguard.watermark.secret import Secret
 
 Made = TypeVar("Made")
 
@@ -34,6 +36,21 @@ def signing_key(path: Path) -> "SigningKey":
     made.identity.write(path.with_suffix(".pub"))
     stderr().print(f"Made {path} and its public half {path.with_suffix('.pub')}.")
     return made
+
+
+def image_profile(path: Path, trust: Path) -> "ImageProfile":
+    """The profile of an image mark that the owner of a public key signed."""
+    from privguard.attest.statement import Identity
+    from privguard.watermark.image.profile import ImageProfile
+
+    return ImageProfile.read(path, by=Identity.read(trust))
+
+
+def image_secret(path: Path) -> "Secret":
+    """The owner's secret in a file."""
+    from privguard.watermark.secret import Secret
+
+    return Secret.read(path)
 
 
 def local_notary(path: Path) -> "LocalNotary":

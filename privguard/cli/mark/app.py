@@ -2,7 +2,7 @@
 
 import typer
 
-from privguard.cli.mark import image, model, read_text, text
+from privguard.cli.mark import image, image_drill, model, read_text, text
 
 app = typer.Typer(
     help="""Write, read and test marks in models, in text and in pictures.
@@ -11,10 +11,11 @@ app = typer.Typer(
 
     Text: text setup, text write, text detect; text message, text trace.
 
-    Pictures: image setup, image write, image detect.""",
+    Pictures: image setup, image write, image detect, image attribute, image drill.""",
     no_args_is_help=True,
 )
 app.add_typer(model.app)
 text.app.add_typer(read_text.app)
 app.add_typer(text.app, name="text")
+image.app.add_typer(image_drill.app)
 app.add_typer(image.app, name="image")

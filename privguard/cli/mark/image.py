@@ -13,7 +13,7 @@ import typer
 
 from privguard.cli._output import AsJson, emit, progress
 from privguard.cli._recording import recorded
-from privguard.cli.mark._files import signing_key
+from privguard.cli.mark._files import image_profile, image_secret, signing_key
 
 if TYPE_CHECKING:
     from privguard.watermark.image.detect import ImageDetector
@@ -21,9 +21,8 @@ if TYPE_CHECKING:
     from privguard.watermark.image.registry import ImageLog
     from privguard.watermark.image.sync import Search
     from privguard.watermark.image.write import ImageMark
-    from privguard.watermark.secret import Secret
 
-app = typer.Typer(help="Marks in pictures: setup, write, detect, attribute.", no_args_is_help=True)
+app = typer.Typer(help="Marks in pictures: setup, write, detect, attribute, drill.", no_args_is_help=True)
 
 ProfilePath = Annotated[Path, typer.Option("--profile", help="The signed profile.", exists=True)]
 SecretPath = Annotated[Path, typer.Option("--secret", help="The owner's secret.", exists=True)]
@@ -80,7 +79,7 @@ def write(
     from privguard.watermark.image.pictures import find_pictures, require_own_places
     from privguard.watermark.image.write import ImageMark
 
-    known, owner = _profile(profile, trust), _secret(secret)
+    known, owner = image_profile(profile, trust), image_secret(secret)
     job = _Writing(ImageMark(known, owner), out, identifier, _log(known, log, sign_with))
     pairs = find_pictures(inputs)
     require_own_places(pairs)
@@ -109,24 +108,29 @@ def detect(
         int | None, typer.Option("--identifier", help="Ask for this identifier, named before looking.")
     ] = None,
     level: Level = 1e-6,
+    report: Annotated[Path | None, typer.Option("--report", help="Folder for one HTML page per picture.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Detect the mark in each picture; exit code 1 when it was found in none.
 
-    A mark that was found is also attributed to one writer, unless many sub-keys agree with the picture, as in a collage
-    or a forgery learnt from many pictures; one honest picture in twenty is not attributed by chance.
+    A mark that was found is also attributed, unless it lies in a part of the picture only or many sub-keys agree, as in
+    a collage or a forgery learnt from many pictures; one honest picture in twenty is not attributed by chance.
     """
     from privguard.watermark.image.detect import ImageDetector
-    from privguard.watermark.image.pictures import find_pictures
+    from privguard.watermark.image.pictures import find_pictures, require_own_places
     from privguard.watermark.image.sync import Search
 
     if search not in set(Search):
         raise ValueError(f"--search={search!r}: expected one of {', '.join(Search)}")
-    detector = ImageDetector(_profile(profile, trust), _secret(secret))
-    paths = [path for path, _ in find_pictures(inputs)]
-    asked = _Asked(Search(search), math.log10(_level(level)), identifier, tests=len(paths))
+    detector = ImageDetector(image_profile(profile, trust), image_secret(secret))
+    if report is not None and identifier is not None:
+        raise ValueError("--report, --identifier: expected one of them; a page shows what any identifier gives")
+    pairs = find_pictures(inputs)
+    if report is not None:
+        require_own_places(pairs)
+    asked = _Asked(Search(search), math.log10(_level(level)), identifier, len(pairs), report)
     with progress() as bar:
-        rows = [_look(detector, path, asked) for path in bar.track(paths, description="reading")]
+        rows = [_look(detector, path, place, asked) for path, place in bar.track(pairs, description="reading")]
     emit(rows, as_json=as_json, lines=[_found_line(row) for row in rows])
     if not any(row["found"] for row in rows):
         raise typer.Exit(1)
@@ -156,7 +160,7 @@ def attribute(
 
     if search not in set(Search):
         raise ValueError(f"--search={search!r}: expected one of {', '.join(Search)}")
-    detector = ImageDetector(_profile(profile, trust), _secret(secret))
+    detector = ImageDetector(image_profile(profile, trust), image_secret(secret))
     entries = logs.read_log(log, trusted=[Identity.read(path) for path in log_trust])
     paths = [path for path, _ in find_pictures(inputs)]
     log10_level = math.log10(_level(level)) - math.log10(max(1, len(paths)))
@@ -215,16 +219,27 @@ class _Asked:
     log10_level: float
     identifier: int | None
     tests: int
+    report: Path | None
 
 
-def _look(detector: "ImageDetector", path: Path, asked: _Asked) -> dict[str, Any]:
+def _look(detector: "ImageDetector", path: Path, place: Path, asked: _Asked) -> dict[str, Any]:
     from privguard.watermark.image.pictures import read_picture
 
-    detections = detector.detect([read_picture(path).rgb], search=asked.search)
+    rgb = read_picture(path).rgb
+    detections = detector.detect([rgb], search=asked.search)
     verdict = detections.verdict(0, tests=max(1, asked.tests), identifier=asked.identifier)
     hit = verdict.log10_p_corrected <= asked.log10_level
     alone = bool(detections.accepted(log10_level=0.0)[0])
-    return {**verdict.to_json(), "picture": str(path), "found": hit, "attributed": hit and alone}
+    row = {**verdict.to_json(), "picture": str(path), "found": hit, "attributed": hit and alone}
+    if asked.report is not None:
+        from privguard.watermark.image.page import ImageReport
+
+        page = asked.report / f"{place}.html"
+        page.parent.mkdir(parents=True, exist_ok=True)
+        made = ImageReport.of(detector, detections, rgb, log10_level=asked.log10_level, tests=max(1, asked.tests))
+        page.write_text(made.to_html(), encoding="utf-8")
+        row["page"] = str(page)
+    return row
 
 
 def _written_line(row: dict[str, Any]) -> str:
@@ -239,7 +254,7 @@ def _found_line(row: dict[str, Any]) -> str:
     p = min(0.0, row["log10_p"] + math.log10(row["multiplicity"]))
     if not row["found"]:
         return f"not found  log10 p = {p:8.2f}  {row['picture']}"
-    doubt = "" if row["attributed"] else "  not attributed: many sub-keys agree"
+    doubt = "" if row["attributed"] else "  not attributed: it lies in a part only, or many sub-keys agree"
     return f"found      log10 p = {p:8.2f}  {row['picture']}  identifier {row['details']['identifier']}{doubt}"
 
 
@@ -258,16 +273,3 @@ def _level(level: float) -> float:
     from privguard import _check
 
     return _check.probability("--level", level)
-
-
-def _profile(path: Path, trust: Path) -> "ImageProfile":
-    from privguard.attest.statement import Identity
-    from privguard.watermark.image.profile import ImageProfile
-
-    return ImageProfile.read(path, by=Identity.read(trust))
-
-
-def _secret(path: Path) -> "Secret":
-    from privguard.watermark.secret import Secret
-
-    return Secret.read(path)
