@@ -38,6 +38,7 @@ QUICK: Mapping[str, list[str]] = {
     "calibrate": ["--rounds", "1"],
     "image_mark": ["--quick", "survival", "time"],
     "model_mark": ["cost"],
+    "report_index": ["--runs", "20"],
     "seal": ["--rounds", "1", "--mib", "16"],
     "step": ["--rounds", "2", "--model", "MLP", "--skip-opacus", "--skip-memory"],
     "text_mark": [],

@@ -16,6 +16,7 @@ report make runs/mnist --sign officer.pem --trust trust.json --data-name 'patien
 report verify runs/mnist --signer officer.pem.pub
 report compare runs/mnist runs/mnist-2 --html compared.html
 report card runs/mnist --name mnist-private --license apache-2.0
+report index runs/ --html index.html --book team.db --signer officer.pem.pub
 report schema
 key new team.key
 key new --signing officer.pem

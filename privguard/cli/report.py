@@ -12,6 +12,7 @@ from privguard.cli._output import AsJson, emit, require_place, stderr
 if TYPE_CHECKING:
     from privguard.report.assemble import Sources
     from privguard.report.findings import Judge
+    from privguard.report.index.overview import Overview
     from privguard.report.record import Report
 
 
@@ -93,6 +94,55 @@ def verify(
         stderr().print(f"note: {note}", markup=False)
     who = held.signer if held.named else f"{held.signer}, whom you did not name"
     emit(held, as_json=as_json, lines=[f"{held.files} files of run {held.run} are as they were signed by {who}"])
+
+
+@app.command("index")
+def index(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders, or folders of them.", exists=True, file_okay=False)],
+    html: Annotated[Path | None, typer.Option("--html", "-o", help="Write the page here.")] = None,
+    csv: Annotated[Path | None, typer.Option(help="Write the runs here, one a line.")] = None,
+    book: Annotated[
+        str | None, typer.Option(envvar="PRIVGUARD_BOOK", help="The budget book: data sets, teams and what is left.")
+    ] = None,
+    signer: Annotated[
+        list[Path] | None,
+        typer.Option(help="PEM public key of who signs reports; again for each. Others are priced anew."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Put all runs on one offline page: ε, audits, signatures, checkpoints, and what is left of each data set."""
+    from privguard.accounting.budget.book import Book
+    from privguard.attest.statement import Identity
+    from privguard.cli._output import progress
+    from privguard.report.index import page
+    from privguard.report.index.entry import folders
+    from privguard.report.index.overview import overview
+
+    for place in filter(None, (html, csv)):
+        require_place(place)
+    opened, places = None if book is None else Book.open(book), folders(runs)
+    believed = [Identity.read(path) for path in signer or []]
+    with progress() as bar:
+        task = bar.add_task("runs", total=len(places))
+        made = overview(places, book=opened, signers=believed, done=lambda: bar.advance(task))
+    if html is not None:
+        html.write_text(page.to_html(made, beside=html.parent), encoding="utf-8")
+    if csv is not None:
+        csv.write_text(page.to_csv(made), encoding="utf-8")
+    emit(made, as_json=as_json, lines=_index_lines(made, html))
+
+
+def _index_lines(made: "Overview", html: Path | None) -> list[str]:
+    from privguard.report.guarantee import upward
+
+    balances = [
+        f"{each.name}: ε={upward(each.epsilon)} of {'nothing granted' if each.limit is None else f'{each.limit:g}'}"
+        for each in made.balances
+    ]
+    alarms = [f"{entry.run}: {entry.alarm}" for entry in made.entries if entry.alarm]
+    signed = sum(entry.basis == "signed report" for entry in made.entries)
+    page = [] if html is None else [f"page: {html}"]
+    return [f"{len(made.entries)} runs, {signed} by a signed report", *balances, *alarms, *page]
 
 
 @app.command()

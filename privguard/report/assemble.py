@@ -53,7 +53,7 @@ class Priced:
 
 def price(folder: Path, *, judge: Judge | None = None) -> Priced:
     """Price the ledger of a run folder and hold its evidence against it; raises as :func:`assemble` does."""
-    manifest, history = _run(folder)
+    manifest, history = run_of(folder)
     claim = None if manifest.insecure or history.void else claim_of(manifest, history)
     files, inside = holdings.covered(folder), EVIDENCE + "/"
     found = findings.read(folder, [name for name in files if name.startswith(inside)], judge=judge)
@@ -110,7 +110,8 @@ def assemble(folder: str | os.PathLike[str], *, sources: Sources | None = None) 
     )
 
 
-def _run(folder: Path) -> tuple[Manifest, History]:
+def run_of(folder: Path) -> tuple[Manifest, History]:
+    """The manifest and the ledger of a run folder, checked to belong together; raises as :func:`assemble` does."""
     path = folder / MANIFEST
     try:
         manifest = Manifest.from_json(json.loads(path.read_text(encoding="utf-8")))

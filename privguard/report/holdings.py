@@ -44,6 +44,12 @@ def unit_of(folder: Path, name: str) -> str:
     return str(path.parent) if (folder / path.parent / HEAD).is_file() and path.suffix != SEALED else name
 
 
+def looks_sealed(folder: Path, unit: str) -> bool:
+    """Whether a checkpoint is a sealed file or folder, by the first bytes of it."""
+    head = PurePosixPath(unit, HEAD) if (folder / unit).is_dir() else unit
+    return is_sealed(folder / head)
+
+
 def sha256(path: Path) -> str:
     """SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:

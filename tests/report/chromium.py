@@ -120,3 +120,20 @@ class Chromium:
             self._rest += more
         message, self._rest = self._rest.split(b"\0", 1)
         return json.loads(message)
+
+
+# The lowest contrast of any text on the page, and where it is.
+CONTRAST = """(() => {
+  const numbers = text => text.match(/[\\d.]+/g).map(Number);
+  const light = ([r, g, b]) => [r, g, b].map(v => v / 255)
+    .map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
+    .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
+  const paper = e => { for (; e; e = e.parentElement) {
+    const c = numbers(getComputedStyle(e).backgroundColor); if (c.length < 4 || c[3] > 0) return c; } };
+  const ratios = [...document.querySelectorAll('body *:not(style)')]
+    .filter(e => [...e.childNodes].some(n => n.nodeType === 3 && n.data.trim()))
+    .map(e => { const style = getComputedStyle(e);
+      const [a, b] = [light(numbers(e.closest('svg') ? style.fill : style.color)), light(paper(e))];
+      return [(Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05), e.outerHTML.slice(0, 120)]; });
+  return ratios.sort((a, b) => a[0] - b[0])[0];
+})()"""

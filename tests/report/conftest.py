@@ -1,5 +1,6 @@
 """Run folders to report on: a small private run with an audit, a journal and a signature."""
 
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "integrations"))
 
+from chromium import Chromium
 from reported import finding, keep, sign_report
 from small import SmallRun, small_plan
 
@@ -57,3 +59,15 @@ def signed_once(trained, officer, tmp_path_factory):
 def signed(signed_once, tmp_path):
     """A copy of the run, reported and signed, to take apart."""
     return Path(shutil.copytree(signed_once, tmp_path / "signed"))
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory):
+    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if program is None and os.environ.get("CI"):
+        pytest.fail("no Chromium: CI opens the page in one (.ci/run installs it)")
+    if program is None:
+        pytest.skip("no Chromium to open the page in")
+    with_tab = Chromium(program, tmp_path_factory.mktemp("profile"))
+    yield with_tab
+    with_tab.close()

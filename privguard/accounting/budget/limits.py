@@ -5,7 +5,7 @@ over the lifetime never falls, and has a limit of its own.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, final
 
@@ -69,6 +69,32 @@ def standing(account: Account, sha256: str) -> Standing:
         teams=teams,
         person=_worst(account, account.runs_on(sharing), budget) if population else None,
     )
+
+
+def course(account: Account, sha256: str, *, points: int) -> list[tuple[str, float]]:
+    """(time, ε) pairs of how a granted data set's spending grew, at no more than so many times of its reservations.
+
+    What was given back since is left out: a pair says what of today's total was reserved by then, the last is today's.
+    """
+    grant, runs = account.limit(sha256), account.runs_on(set(account.family(sha256)))
+    times = sorted({block.time for run in runs for block in run.blocks})
+    if grant is None or not times:
+        return []
+    shown = sorted({times[-1 - step * (len(times) - 1) // max(points - 1, 1)] for step in range(points)})
+    people = parallel.memberships(account, {run.data_set for run in runs}, within=sha256)
+    if grant.budget.relation is Relation.REPLACE_ONE:
+        people = [frozenset(run.data_set for run in runs)]
+    courses = [_grown([run for run in runs if run.data_set in person], shown, grant.budget) for person in people]
+    return [(time, max(figures)) for time, *figures in zip(shown, *courses, strict=True)]
+
+
+def _grown(runs: Sequence[Run], times: Sequence[str], limit: Budget) -> list[float]:
+    """ε of what was reserved by each time: the last in full, those before it on one grid, an upper bound each."""
+    whole = accountant.price(events.fold(_events(runs)), delta=limit.delta, relation=limit.relation)
+    coarse = replace(whole, interval=2 * whole.interval)
+    earlier = [events.fold(_events([run.until(time) for run in runs])) for time in times[:-1]]
+    figures = [accountant.on_grid(some, delta=limit.delta, relation=limit.relation, like=coarse) for some in earlier]
+    return [*(min(figure, whole.epsilon) for figure in figures), whole.epsilon]
 
 
 def require_room(account: Account, sha256: str, more: "list[tuple[DpEvent, int]]", *, team: str = "") -> None:

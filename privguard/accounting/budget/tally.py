@@ -92,6 +92,10 @@ class Run:
         self.returned += self.position - used
         self.position = self.settled = used
 
+    def until(self, time: str) -> "Run":
+        """The run as far as it was reserved by a time, to look at."""
+        return replace(self, blocks=[block for block in self.blocks if block.time <= time])
+
     def spent(self, *, since: str = "") -> "list[tuple[DpEvent, int]]":
         """All that counts as spent: what was used, and what is still open; or what of it was reserved since a time."""
         return [(events.from_json(block.event), block.times) for block in self.blocks if block.time >= since]
