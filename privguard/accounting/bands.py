@@ -73,13 +73,18 @@ def choose(budget: Budget, schedule: Schedule, *, bands: "int | str") -> Choice:
         ValueError: ``bands`` is neither "auto" nor a number that the schedule allows.
         BudgetExceededError: no amount of noise fits.
     """
-    chosen = _best(budget, schedule) if bands == "auto" else cast("int", bands)
+    chosen = least_error(budget, schedule)[0] if bands == "auto" else cast("int", bands)
     noise = least_noise(budget, sample_rate=schedule.rate(chosen), steps=rounds(schedule.steps, bands=chosen))
     return Choice(coefficients(chosen, steps=schedule.steps, momentum=schedule.momentum), noise)
 
 
-def _best(budget: Budget, schedule: Schedule) -> int:
-    best, least, noise = 1, math.inf, None
+def least_error(budget: Budget, schedule: Schedule) -> tuple[int, float]:
+    """The number of :data:`TRIED` with the least expected error, and its noise multiplier to about 1 %.
+
+    Raises:
+        BudgetExceededError: no amount of noise fits.
+    """
+    best, least, noise = (1, 0.0), math.inf, None
     for bands in [number for number in TRIED if number <= schedule.most_bands]:
         steps, near = rounds(schedule.steps, bands=bands), noise and 1.2 * noise
         noise = rough_noise(budget, sample_rate=schedule.rate(bands), steps=steps, near=near)
@@ -87,7 +92,7 @@ def _best(budget: Budget, schedule: Schedule) -> int:
         error = noise * expected_error(strategy, steps=schedule.steps, momentum=schedule.momentum)
         if error >= least:
             break
-        best, least = bands, error
+        best, least = (bands, noise), error
     return best
 
 

@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 import privguard
-from privguard.cli import demo, doctor, init, journal, key, plan, report, seal
+from privguard.cli import demo, doctor, init, journal, key, plan, plans, report, seal
 from privguard.cli._output import DEBUG, complain, exit_code
 from privguard.cli.audit import app as audit
 from privguard.cli.audit import model as audit_model
@@ -36,6 +36,7 @@ app.command("demo")(demo.demo)
 app.command("plan")(plan.plan)
 app.command("init")(init.init)
 app.command("doctor")(doctor.doctor)
+app.add_typer(plans.app, name="plans")
 app.add_typer(key.app, name="key")
 seal.register(app)
 app.add_typer(mark.app, name="mark")

@@ -9,6 +9,9 @@ demo --dry-run
 demo --config mine.toml --out runs/demo --json
 plan --epsilon 3 --delta 1e-5 --examples 60000 --batch-size 512 --epochs 20
 plan --epsilon 3 --delta 1e-5 --examples 6920 --batch-size 1024 --epochs 5 --parameters 1400000 --start table
+plans recommend --epsilon 3 --delta 1e-5 --examples 60000 --parameters 26010 --epochs 5 --momentum 0.9
+plans compare independent.json banded.json
+plans compare runs/mnist/run.json banded.json --json
 init trainer -o train.py --examples 67349 --epsilon 3
 doctor --book team.db --key team.key
 report make runs/mnist

@@ -57,7 +57,7 @@ def plan(
     claim = spent(made.events(), delta=delta)
     settings = {name: getattr(made, name) for name in ("sample_rate", "steps", "noise_multiplier", "bands", "strategy")}
     outlook = None if parameters is None else _outlook(made, parameters, start)
-    record = {**settings, "claim": claim.to_json(), **(outlook.record if outlook else {})}
+    record = {**settings, "plan": made.facts(), "claim": claim.to_json(), **(outlook.record if outlook else {})}
     lines = [
         f"noise multiplier σ  {made.noise_multiplier:.4f}",
         f"sampling rate       {made.sample_rate:.6g}  ({batch_size} of {examples} expected in a step)",

@@ -15,9 +15,12 @@ from privguard.records import Record, Relation, Unit
 from privguard.training.sampling.sample import CyclicPoisson, Poisson, Sampler
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from dp_accounting import DpEvent
 
     from privguard.accounting.events import Events
+    from privguard.accounting.planning.trade_off import TradeOff
 
 
 @final
@@ -118,6 +121,50 @@ class Plan(Record):
             examples=examples,
         )
 
+    @classmethod
+    def recommend(
+        cls,
+        *,
+        epsilon: float,
+        delta: float,
+        examples: int,
+        parameters: int,
+        epochs: float,
+        max_grad_norm: float,
+        **options: Any,
+    ) -> "Plan":
+        """The plan that leaves the least noise over signal in the weights, by :func:`recommend`, which has the table.
+
+        Args:
+            epsilon: ε that may be spent.
+            delta: δ of the guarantee.
+            examples: public number of records.
+            parameters: number of trained parameters.
+            epochs: passes over the data that can be afforded.
+            max_grad_norm: the clipping norm.
+            options: ``momentum`` and ``start``, as for :func:`privguard.accounting.planning.recommend.recommend`.
+
+        Raises:
+            ValueError: an argument is out of range.
+            BudgetExceededError: no amount of noise meets the budget.
+        """
+        from privguard.accounting.calibrate import Budget
+        from privguard.accounting.planning.recommend import recommend
+
+        budget = Budget(epsilon=epsilon, delta=delta)
+        rows = recommend(budget, examples=examples, trained=parameters, epochs=epochs, **options)
+        row = next(row for row in rows if row.taken)
+        return cls.for_budget(
+            epsilon=epsilon,
+            delta=delta,
+            examples=examples,
+            batch_size=row.batch_size,
+            epochs=epochs,
+            max_grad_norm=max_grad_norm,
+            bands=row.bands,
+            momentum=options.get("momentum", 0.0),
+        )
+
     @property
     def bands(self) -> int:
         """Over how many steps the noise is correlated; 1 is independent noise."""
@@ -161,6 +208,31 @@ class Plan(Record):
             strategy=self.strategy,
             start=start,
         )
+
+    def trade_off(self) -> "TradeOff":
+        """What the best membership test can do against the whole run: error rates, advantage, posterior odds.
+
+        Raises:
+            UnknownEventError: the plan's noise is 0, so there is nothing to price.
+        """
+        from privguard.accounting.planning.trade_off import trade_off
+
+        return trade_off(self.events(), delta=self.delta, relation=self.relation)
+
+    @classmethod
+    def from_facts(cls, facts: "Mapping[str, Any]") -> "Plan":
+        """The plan that :meth:`facts` gave, for instance out of a manifest.
+
+        Raises:
+            ValueError: a field is missing, unknown or out of range.
+        """
+        values = {name: value for name, value in facts.items() if name != "record"}
+        try:
+            values["noise_multiplier"] = float(values["noise_multiplier"])
+            values["relation"], values["unit"] = Relation(values["relation"]), Unit(values["unit"])
+            return cls(**values)
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"plan: {error}; give the facts of a plan, as a run's run.json holds them") from None
 
     def facts(self) -> dict[str, Any]:
         """The plan as plain JSON values, for manifest, ledger and report."""
