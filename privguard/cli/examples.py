@@ -54,6 +54,10 @@ mark text radioactivity model-output.jsonl --profile profile.json --secret mark.
 mark image setup --profile picture.json --secret mark.secret --sign-with signer.key
 mark image write photos/ -o marked/ --profile picture.json --secret mark.secret --trust signer.pem
 mark image detect found.jpg --profile picture.json --secret mark.secret --trust signer.pem --search scale
+mark image credentials test-chain ca/ --organisation "Example Ltd"
+mark image credentials sign marked/ -o signed/ --profile picture.json --secret mark.secret --trust signer.pem \
+--chain ca/chain.pem --key ca/leaf.key
+mark image credentials verify signed/ --root ca/root.pem
 mark image drill photos/ --profile picture.json --secret mark.secret --trust signer.pem
 mark image attribute found.jpg --profile picture.json --secret mark.secret --trust signer.pem \
 --log pictures.jsonl --log-trust signer.pem

@@ -2,7 +2,7 @@
 
 import typer
 
-from privguard.cli.mark import image, image_drill, model, read_text, text
+from privguard.cli.mark import image, image_credentials, image_drill, model, read_text, text
 
 app = typer.Typer(
     help="""Write, read and test marks in models, in text and in pictures.
@@ -18,4 +18,5 @@ app.add_typer(model.app)
 text.app.add_typer(read_text.app)
 app.add_typer(text.app, name="text")
 image.app.add_typer(image_drill.app)
+image.app.add_typer(image_credentials.app, name="credentials")
 app.add_typer(image.app, name="image")

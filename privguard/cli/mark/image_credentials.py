@@ -1,0 +1,127 @@
+"""``privguard mark image credentials``: C2PA manifests for marked pictures, signed and verified offline."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from privguard.cli._output import TAMPERED, AsJson, emit, progress
+from privguard.cli.mark._files import image_profile, image_secret
+from privguard.cli.mark.image import Inputs, ProfilePath, SecretPath, TrustPath
+
+if TYPE_CHECKING:
+    from privguard.integrations.c2pa import CredentialSigner
+    from privguard.watermark.image.detect import ImageDetector
+
+app = typer.Typer(help="Content credentials (C2PA): test-chain, sign, verify.", no_args_is_help=True)
+
+_LOG10_LEVEL = -6.0  # a manifest says "watermarked" only of a picture in which the mark is found
+
+
+@app.command("test-chain")
+def make_test_chain(
+    folder: Annotated[Path, typer.Argument(help="Folder for root.pem, chain.pem and leaf.key.")],
+    organisation: Annotated[str, typer.Option("--organisation", help="Name in the certificates.")],
+    as_json: AsJson = False,
+) -> None:
+    """Make a certificate chain that C2PA accepts, for trials: nobody but you trusts its root."""
+    from privguard.integrations.c2pa_chain import TestChain
+
+    TestChain.generate(organisation).write(folder)
+    names = {name: str(folder / name) for name in ("root.pem", "chain.pem", "leaf.key")}
+    emit(names, as_json=as_json, lines=[f"made  {path}" for path in names.values()])
+
+
+@app.command()
+def sign(
+    inputs: Inputs,
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the signed files.")],
+    profile: ProfilePath,
+    secret: SecretPath,
+    trust: TrustPath,
+    chain: Annotated[Path, typer.Option("--chain", help="Certificates (PEM), the signer's first.", exists=True)],
+    key: Annotated[Path, typer.Option("--key", help="The signer's private key (PEM).", exists=True)],
+    composite: Annotated[
+        bool, typer.Option("--composite", help="Say that only parts of the pictures were generated.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Give marked pictures signed credentials with the identifier that is read from them; the last step before release.
+
+    A picture without the mark is named and left out, and the exit code is then 1. Files that are there are left alone.
+    """
+    from privguard.errors import MarkError
+    from privguard.integrations.c2pa import CredentialSigner
+    from privguard.watermark.image.detect import ImageDetector
+    from privguard.watermark.image.pictures import find_pictures, require_own_places
+
+    signer = CredentialSigner.from_pem(key.read_bytes(), chain.read_text(encoding="utf-8"))
+    detector = ImageDetector(image_profile(profile, trust), image_secret(secret))
+    pairs = find_pictures(inputs)
+    require_own_places(pairs)
+    rows: list[dict[str, Any]] = []
+    with progress() as bar:
+        for path, place in bar.track(pairs, description="signing"):
+            try:
+                rows.append(_signed(detector, signer, path, out / place, composite=composite))
+            except MarkError as error:
+                rows.append({"picture": str(path), "refused": str(error)})
+    emit(rows, as_json=as_json, lines=[_line(row) for row in rows])
+    if any("refused" in row for row in rows):
+        raise typer.Exit(1)
+
+
+@app.command()
+def verify(
+    inputs: Inputs,
+    root: Annotated[list[Path], typer.Option("--root", help="PEM of a root you trust; again for each.")],
+    as_json: AsJson = False,
+) -> None:
+    """Say whether files carry credentials that a root of yours vouches for; exit code 1 unless all do, 3 when changed.
+
+    Only "trusted" counts. "valid" is not enough: anybody can make a certificate that is valid.
+    """
+    from privguard.integrations.c2pa import State, read
+    from privguard.watermark.image.pictures import find_pictures
+
+    roots = [path.read_text(encoding="utf-8") for path in root]
+    rows: list[dict[str, Any]] = []
+    for path, _ in find_pictures(inputs):
+        rows.append({"picture": str(path), **read(path.read_bytes(), suffix=path.suffix, roots=roots).to_json()})
+    lines = [f"{row['state']:8s} {row['picture']}: {row['meaning']}" for row in rows]
+    emit(rows, as_json=as_json, lines=lines)
+    if any(row["state"] == State.INVALID for row in rows):
+        raise typer.Exit(TAMPERED)
+    if any(row["state"] != State.TRUSTED for row in rows):
+        raise typer.Exit(1)
+
+
+def _signed(
+    detector: "ImageDetector", signer: "CredentialSigner", path: Path, target: Path, *, composite: bool
+) -> dict[str, Any]:
+    from privguard.errors import MarkError
+    from privguard.integrations.c2pa import Made
+    from privguard.integrations.c2pa import sign as sign_file
+    from privguard.watermark.image.pictures import read_picture, write_new
+
+    if target.exists():
+        return {"picture": str(path), "target": str(target), "there_already": True}
+    found = detector.detect([read_picture(path).rgb])
+    if found.log10_p[0] > _LOG10_LEVEL:
+        raise MarkError("no mark of this profile was found in it, so its credentials cannot say that it is marked")
+    content = sign_file(
+        path.read_bytes(),
+        suffix=path.suffix,
+        profile=detector.profile,
+        identifier=found.identifier[0],
+        signer=signer,
+        made=Made.COMPOSITE if composite else Made.GENERATED,
+    )
+    write_new(target, content)
+    return {"picture": str(path), "target": str(target), "identifier": found.identifier[0]}
+
+
+def _line(row: dict[str, Any]) -> str:
+    if "refused" in row:
+        return f"refused  {row['picture']}: {row['refused']}"
+    return f"{'there   ' if 'there_already' in row else 'signed  '} {row['target']}"

@@ -1,0 +1,132 @@
+"""Content credentials, offline: only a root of one's own is trusted, and a changed byte of the picture is seen."""
+
+import io
+import json
+import socket
+
+import numpy as np
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from PIL import Image
+from sklearn.datasets import load_sample_images
+
+from privguard.errors import MarkError
+from privguard.integrations.c2pa import CredentialSigner, Made, State, read, sign
+from privguard.integrations.c2pa_chain import TestChain
+from privguard.watermark.image.profile import ImageProfile
+from privguard.watermark.secret import Secret
+from tests.watermark.image.test_cli_image import privguard
+
+c2pa = pytest.importorskip("c2pa")
+PROFILE = ImageProfile.create(Secret(bytes(range(32))))
+CHAIN, OTHER = TestChain.generate("Example"), TestChain.generate("Somebody else")
+SIGNER = CredentialSigner.from_pem(CHAIN.key.encode(), CHAIN.chain)
+
+
+@pytest.fixture(autouse=True)
+def _offline(monkeypatch):
+    def refuse(*_args, **_options):
+        raise AssertionError("network")
+
+    monkeypatch.setattr(socket, "create_connection", refuse)
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+
+
+def picture(kind, size=(200, 220)):
+    rgb = np.random.default_rng(0).integers(0, 256, (*size, 3)).astype(np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(rgb).save(file, kind)
+    return file.getvalue()
+
+
+def signed(suffix, kind, **options):
+    return sign(picture(kind), suffix=suffix, profile=PROFILE, identifier=0xABC, signer=SIGNER, **options)
+
+
+@pytest.mark.parametrize(("suffix", "kind"), [(".png", "PNG"), (".jpg", "JPEG"), (".webp", "WEBP"), (".tif", "TIFF")])
+def test_a_round_trip_is_trusted_and_says_what_was_signed(suffix, kind):
+    told = read(signed(suffix, kind), suffix=suffix, roots=[OTHER.root, CHAIN.root])
+    assert told.accepted
+    assert (told.identifier, told.profile, told.key_id) == (0xABC, PROFILE.digest(), PROFILE.key_id)
+    assert (told.signer, told.failures) == ("Example", ())
+
+
+def test_the_manifest_is_what_another_reader_finds():
+    content = signed(".png", "PNG", made=Made.COMPOSITE)
+    told = json.loads(c2pa.Reader("image/png", io.BytesIO(content)).json())
+    manifest = told["manifests"][told["active_manifest"]]
+    data = {each["label"]: each["data"] for each in manifest["assertions"]}
+    assert [each["action"] for each in data["c2pa.actions.v2"]["actions"]] == ["c2pa.created", "c2pa.watermarked.bound"]
+    assert data["c2pa.actions.v2"]["actions"][0]["digitalSourceType"].endswith("/compositeWithTrainedAlgorithmicMedia")
+    assert data["c2pa.soft-binding"]["blocks"][0]["value"] == "000abc"
+    assert "thumbnail" not in json.dumps(manifest)
+
+
+def test_a_root_that_is_not_ours_is_not_enough():
+    told = read(signed(".png", "PNG"), suffix=".png", roots=[OTHER.root])
+    assert (told.state, told.accepted) == (State.VALID, False)
+    assert "signingCredential.untrusted" in told.failures
+    assert told.identifier is told.profile is told.signer is None
+    assert "anybody can make one that is valid" in told.meaning
+
+
+def test_every_changed_byte_of_the_picture_is_seen():
+    content, plain = signed(".png", "PNG"), picture("PNG")
+    places = np.random.default_rng(1).integers(100, len(plain) - 100, 25)
+    for place in places.tolist():
+        at = content.index(plain[place : place + 24])
+        changed = bytearray(content)
+        changed[at] ^= 1
+        told = read(bytes(changed), suffix=".png", roots=[CHAIN.root])
+        assert told.state is State.INVALID
+        assert told.failures
+
+
+def test_saving_again_leaves_nothing():
+    file = io.BytesIO()
+    Image.open(io.BytesIO(signed(".png", "PNG"))).save(file, "PNG")
+    assert read(file.getvalue(), suffix=".png", roots=[CHAIN.root]).state is State.NONE
+
+
+def test_what_cannot_be_signed_or_trusted_is_refused():
+    with pytest.raises(ValueError, match="first certificate"):
+        CredentialSigner.from_pem(OTHER.key.encode(), CHAIN.chain)
+    with pytest.raises(ValueError, match="private key in PEM"):
+        CredentialSigner.from_pem(b"nothing", CHAIN.chain)
+    with pytest.raises(ValueError, match="at least one certificate"):
+        CredentialSigner(ec.generate_private_key(ec.SECP256R1()), "nothing")
+    with pytest.raises(ValueError, match="roots"):
+        read(picture("PNG"), suffix=".png", roots=[])
+    with pytest.raises(ValueError, match="suffix"):
+        read(picture("PNG"), suffix=".bmp", roots=[CHAIN.root])
+    with pytest.raises(MarkError, match="C2PA"):
+        sign(b"no picture", suffix=".png", profile=PROFILE, identifier=1, signer=SIGNER)
+
+
+def test_the_commands_sign_what_is_marked_and_verify(tmp_path):
+    rgb = np.ascontiguousarray(np.asarray(load_sample_images().images[0])[171:427, 200:520])
+    (tmp_path / "in").mkdir()
+    Image.fromarray(rgb).save(tmp_path / "in" / "a.png")
+    Image.fromarray(rgb).save(tmp_path / "unmarked.png")
+    keyed = ["--profile", tmp_path / "p.json", "--secret", tmp_path / "s"]
+    privguard("mark", "image", "setup", *keyed, "--sign-with", tmp_path / "k")
+    keyed += ["--trust", tmp_path / "p.pem"]
+    told = privguard("mark", "image", "write", tmp_path / "in", "-o", tmp_path / "out", *keyed, "--json")
+    identifier = json.loads(told.stdout)[0]["identifier"]
+    group = ("mark", "image", "credentials")
+    assert privguard(*group, "test-chain", tmp_path / "ca", "--organisation", "Example").code == 0
+    assert privguard(*group, "test-chain", tmp_path / "ca", "--organisation", "Example").code == 2
+    assert (tmp_path / "ca" / "leaf.key").stat().st_mode & 0o077 == 0
+    with_key = [*keyed, "--chain", tmp_path / "ca" / "chain.pem", "--key", tmp_path / "ca" / "leaf.key"]
+    assert privguard(*group, "sign", tmp_path / "out", "-o", tmp_path / "signed", *with_key).code == 0
+    refused = privguard(*group, "sign", tmp_path / "unmarked.png", "-o", tmp_path / "signed", *with_key)
+    assert (refused.code, (tmp_path / "signed" / "unmarked.png").exists()) == (1, False)
+    root = ["--root", tmp_path / "ca" / "root.pem"]
+    rows = json.loads(privguard(*group, "verify", tmp_path / "signed", *root, "--json").stdout)
+    assert [(row["state"], row["identifier"]) for row in rows] == [("trusted", identifier)]
+    (tmp_path / "other.pem").write_text(OTHER.root)
+    assert privguard(*group, "verify", tmp_path / "signed", "--root", tmp_path / "other.pem").code == 1
+    changed = bytearray((tmp_path / "signed" / "a.png").read_bytes())
+    changed[-60] ^= 1
+    (tmp_path / "bad.png").write_bytes(changed)
+    assert privguard(*group, "verify", tmp_path / "bad.png", *root).code == 3
