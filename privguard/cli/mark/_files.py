@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import nn
 
+    from privguard.attest.log import Extract
     from privguard.attest.notary import LocalNotary
     from privguard.attest.statement import SigningKey
     from privguard.watermark.claims.commitment import Standing, Trust
@@ -149,19 +150,15 @@ def pulse(path: Path) -> dict[str, Any]:
     return found
 
 
-def tensors(path: Path) -> "dict[str, NDArray[Any]]":
-    """The tensors of a safetensors file as float32."""
-    import numpy as np
-    import safetensors.torch
-    from safetensors import SafetensorError
+def extract(path: Path) -> "Extract":
+    """A log's extract: all its entries under a head."""
+    from privguard.attest.log import Extract
+    from privguard.errors import TamperedError
 
-    if path.is_dir():
-        raise IsADirectoryError(f"{path}: is a folder; name the safetensors file in it")
     try:
-        found = safetensors.torch.load_file(path)  # of torch, because numpy has no bfloat16
-    except (SafetensorError, ValueError) as error:
-        raise ValueError(f"{path}: expected a model in safetensors; {error}") from None
-    return {name: np.asarray(value.float().numpy()) for name, value in found.items()}
+        return Extract.from_json(json_object(path))
+    except TamperedError as error:
+        raise ValueError(f"{path}: expected an extract of a log; {error}") from None
 
 
 def network(spec: str, state: "dict[str, NDArray[Any]]") -> "nn.Module":

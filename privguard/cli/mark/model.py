@@ -7,18 +7,16 @@ Models come as safetensors files. A plain chain of linear layers with ReLU needs
 import json
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from privguard import _check
+from privguard import _canon
 from privguard.cli._output import AsJson, emit, progress, require_place, stderr
 from privguard.cli._recording import recorded
+from privguard.cli.mark import _claims as begun
 from privguard.cli.mark import _files as files
-
-if TYPE_CHECKING:
-    from privguard.watermark.claims.commitment import Commitment
-    from privguard.watermark.secret import Secret
+from privguard.cli.mark import _models as models
 
 app = typer.Typer(no_args_is_help=True, help="Marks in models, and claims that hold up.")
 
@@ -31,14 +29,15 @@ TrustFile = Annotated[Path | None, typer.Option("--trust", help="Whom to believe
 @app.command()
 def commit(
     claim: Claim,
-    weights: Annotated[Path | None, typer.Option(help="The unmarked model, safetensors.")] = None,
+    weights: Annotated[Path | None, typer.Option(help="The unmarked model: safetensors, or its folder.")] = None,
     classes: Annotated[int, typer.Option(help="How many labels the model has.")] = 10,
-    shape: Annotated[str, typer.Option(help="Shape of one input, as 1,28,28; values in [0, 1].")] = "",
+    shape: Annotated[str, typer.Option(help="Shape of one input, as 1,28,28; without it no triggers.")] = "",
     triggers: Annotated[int, typer.Option(help="Secret inputs to commit to; a challenge uses some up.")] = 128,
     recipients: Annotated[int, typer.Option(help="Copies to be told apart later.")] = 0,
     network: Network = "",
     identity: Annotated[Path | None, typer.Option(help="The owner's signing key; made when it is not there.")] = None,
     notary: Notary = None,
+    log: Annotated[Path | None, typer.Option(help="An outside log's extract, whose last entry is entry.json.")] = None,
     timestamp: Annotated[Path | None, typer.Option(help="An authority's answer to request.tsq.")] = None,
     pulse: Annotated[Path | None, typer.Option(help="The beacon's JSON of the pulse that counts.")] = None,
     as_json: AsJson = False,
@@ -49,7 +48,6 @@ def commit(
     """
     from privguard.attest import timestamp as stamping
     from privguard.watermark.claims import commitment as claims
-    from privguard.watermark.claims import offline
     from privguard.watermark.claims.commitment import Commitment
 
     place = claim / "commitment.json"
@@ -59,31 +57,15 @@ def commit(
     if place.exists():
         made = Commitment.read(place)
     else:
-        secret, made = _first_commitment(
-            weights=weights,
-            identity=identity,
-            classes=classes,
-            shape=shape,
-            triggers=triggers,
-            recipients=recipients,
-            network=network,
-        )
-    if notary is not None and made.timestamp is None:
-        authority = files.local_notary(notary)
-        made = offline.notarise(made, authority)
-        authority.write(notary)
-    if timestamp is not None:
-        answer = timestamp.read_bytes()
-        stated = stamping.stated_time(answer, data=made.message())
-        made = made.stamped(answer)
-        stderr().print(f"Timestamped {stated:%Y-%m-%d %H:%M:%S} UTC; the first pulse over five minutes later counts.")
-    if pulse is not None:
-        made = made.with_pulse(files.pulse(pulse))
+        wanted = begun.Wanted(classes=classes, shape=shape, triggers=triggers, recipients=recipients, network=network)
+        secret, made = begun.first(weights, identity, wanted)
+    made = begun.grown(made, notary=notary, log=log, timestamp=timestamp, pulse=pulse)
     if secret is not None:  # not before all that was given is read, so that no half a claim is left
         claim.mkdir(parents=True, exist_ok=True)
         secret.write(claim / "secret")
     made.write(place)
     if made.timestamp is None:
+        (claim / "entry.json").write_bytes(_canon.canonical(made.entry(claims.read_manifest(made).owner)) + b"\n")
         (claim / "request.tsq").write_bytes(stamping.request(made.message()))
         stderr().print(f"Send {claim / 'request.tsq'} to a timestamp authority, then add --timestamp and --pulse.")
     elif made.pulse is None:
@@ -134,9 +116,11 @@ def trust(
 @app.command()
 def embed(
     claim: Claim,
-    weights: Annotated[Path, typer.Option(help="The unmarked model, safetensors.")],
-    output: Annotated[Path, typer.Option("-o", "--out", help="Where the marked model goes.")],
-    public: Annotated[Path, typer.Option(help="npz with inputs and labels: public or synthetic, never private.")],
+    weights: Annotated[Path, typer.Option(help="The unmarked model: safetensors, or its folder.")],
+    output: Annotated[Path, typer.Option("-o", "--out", help="Where the marked model goes, one safetensors file.")],
+    public: Annotated[
+        Path | None, typer.Option(help="npz with inputs and labels, never private; for triggers.")
+    ] = None,
     notary: Notary = None,
     trust: TrustFile = None,
     network: Network = "",
@@ -147,56 +131,35 @@ def embed(
     as_json: AsJson = False,
 ) -> None:
     """Write a marked copy of the committed model. Spends no privacy budget: only the key and public data enter."""
-    import safetensors.numpy
-
-    from privguard.errors import PrivguardError
     from privguard.watermark.claims import offline
-    from privguard.watermark.model import theft
     from privguard.watermark.model.bundle import Bundle
-    from privguard.watermark.model.embed import Lesson
 
     require_place(output)
     if output.exists() and output.samefile(weights):
         raise FileExistsError(f"{output}: is the unmarked model, which every later challenge needs; name another file")
     standing, tree = files.standing(claim, files.trusted(trust, notary)), files.leaves(claim)
-    state = files.tensors(weights)
+    state = models.tensors(weights)
     files.require_committed(standing, state)
-    model = files.network(network, state)
     bundle = Bundle(standing=standing, tree=tree, unmarked=state)
-    examples = files.public(public)
-    with recorded(), progress() as bar:
-        task = bar.add_task("teaching the triggers", total=steps)
-        lesson = Lesson(steps=steps, watch=lambda done: bar.update(task, completed=done))
-        marked = bundle.embed(model, public=examples, lesson=lesson, margin=margin)
-        tensors = theft.tensors(marked)
-        if recipient is not None:
+    facts: dict[str, Any] = {"privacy": "post-processing with key and public data; spends nothing"}
+    if begun.has_triggers(standing):
+        lesson = begun.Teaching(steps=steps, margin=margin, least=least)
+        tensors, taught = begun.taught(bundle, files.network(network, state), public, lesson)
+        facts |= taught
+        lines = [
+            f"{output}: {taught['triggers']:.0f} of {taught['of']} triggers taught",
+            f"accuracy on --public {taught['accuracy_before']:.1%} before, {taught['accuracy_after']:.1%} after",
+        ]
+    else:
+        with recorded():
+            tensors = bundle.embed_tensors()
+        lines = [f"{output}: carriers in {len(standing.manifest.mark('weights').settings['tensors'])} tensors"]
+    if recipient is not None:
+        with recorded():
             tensors = bundle.recipient_copy(tensors, recipient)
-    final = theft.load(model, tensors)
-    found = bundle.read_triggers(files.answerer(final))
-    before, after = (theft.accuracy(item, examples.inputs, examples.labels) for item in (model, final))
-    if found.matches < least * found.trials:
-        raise PrivguardError(
-            f"triggers: {found.matches:.0f} of {found.trials} taught, --least wants {least:.0%}, so nothing was "
-            f"written (accuracy on --public {before:.1%} before, {after:.1%} after); give more --steps or a lower "
-            "--least"
-        )
-    safetensors.numpy.save_file(tensors, output)
-    facts = {
-        "accuracy_before": before,
-        "accuracy_after": after,
-        "model": offline.tensors_digest("marked", tensors).sha256,
-        "triggers": found.matches,
-        "of": found.trials,
-        "privacy": "post-processing with key and public data; spends nothing",
-    }
-    emit(
-        facts,
-        as_json=as_json,
-        lines=[
-            f"{output}: {found.matches:.0f} of {found.trials} triggers taught",
-            f"accuracy on --public {before:.1%} before, {after:.1%} after",
-        ],
-    )
+    models.write(tensors, output, like=weights)
+    facts["model"] = offline.tensors_digest("marked", models.tensors(output)).sha256
+    emit(facts, as_json=as_json, lines=lines)
 
 
 @app.command()
@@ -215,23 +178,25 @@ def challenge(
 ) -> None:
     """Ask a suspect for the marks, as owner and verifier in one, and sign the evidence. What is opened is burned."""
     from privguard.watermark.claims import evidence, offline
-    from privguard.watermark.model import theft
 
     require_place(output)
     if output.exists():
         raise FileExistsError(f"{output}: is there already; name another file, the leaves in this one are burned")
-    state = files.tensors(suspect)
-    model = files.network(network, state)
+    state = models.tensors(suspect)
     table = files.table(claim, notary, verifier)
-    digest = offline.tensors_digest(suspect.name, theft.tensors(model))
-    sizes, white_box = {"triggers": triggers}, None
+    asked = begun.has_triggers(table.standing)
+    model = files.network(network, state) if asked else None
+    digest = offline.tensors_digest(suspect.name, state)
+    sizes, white_box = {"triggers": triggers} if asked else {}, None
+    if unmarked is None and not asked:
+        raise ValueError("--unmarked: expected the committed model; this claim has marks in the weights only")
     if unmarked is not None:
-        ours = files.tensors(unmarked)
+        ours = models.tensors(unmarked)
         files.require_committed(table.standing, ours)
         sizes["weights"], white_box = leaves, (state, ours)
-    extra = None if natural is None else files.natural(natural)
+    extra = None if natural is None or not asked else files.natural(natural)
     plan = table.draw(digest, sizes, natural=0 if extra is None else len(extra))
-    file = table.prove(plan, suspect=files.answerer(model), natural=extra, white_box=white_box)
+    file = table.prove(plan, suspect=begun.answerer(model), natural=extra, white_box=white_box)
     table.notary.write(notary)
     file.write(output)
     _show(evidence.verify(file, trust=table.trust, suspect=digest), as_json=as_json)
@@ -251,7 +216,7 @@ def verify(
     from privguard.watermark.claims import offline
     from privguard.watermark.claims.commitment import Trust
 
-    digest = None if suspect is None else offline.tensors_digest(suspect.name, files.tensors(suspect))
+    digest = None if suspect is None else offline.tensors_digest(suspect.name, models.tensors(suspect))
     file, whom = Envelope.read(evidence), Trust.read(trust)
     _show(judging.verify(file, trust=whom, suspect=digest, candidates=candidates), as_json=as_json)
 
@@ -278,7 +243,7 @@ def drill(
     from privguard.watermark.model.bundle import Bundle
 
     standing, tree = files.standing(claim, files.trusted(trust, notary)), files.leaves(claim)
-    ours, state = files.tensors(unmarked), files.tensors(weights)
+    ours, state = models.tensors(unmarked), models.tensors(weights)
     files.require_committed(standing, ours)
     model, tests, data = files.network(network, state), files.public(test), files.public(thief)
     bundle = Bundle(standing=standing, tree=tree, unmarked=ours)
@@ -314,11 +279,11 @@ def trace(
     standing, tree, ours = (
         files.standing(claim, files.trusted(trust, notary)),
         files.leaves(claim),
-        files.tensors(unmarked),
+        models.tensors(unmarked),
     )
     files.require_committed(standing, ours)
     mark = standing.manifest.mark("recipients")
-    laid = beside.lay(files.tensors(suspect), unmarked=ours, settings=mark.settings)
+    laid = beside.lay(models.tensors(suspect), unmarked=ours, settings=mark.settings)
     for layer in laid.layers:
         stderr().print(str(layer), markup=False)
     accused, verdicts = weights.trace(
@@ -350,36 +315,3 @@ def _show(report: Any, *, as_json: bool) -> None:
     codes = {Outcome.PROVEN: 0, Outcome.NOT_PROVEN: 1, Outcome.PROTOCOL_INVALID: 3}
     if codes[report.outcome]:
         raise typer.Exit(codes[report.outcome])
-
-
-def _first_commitment(
-    *,
-    weights: Path | None,
-    identity: Path | None,
-    classes: int,
-    shape: str,
-    triggers: int,
-    recipients: int,
-    network: str,
-) -> "tuple[Secret, Commitment]":
-    """A new claim's secret, and the signed commitment to its marks, without a time yet; nothing is written."""
-    from privguard.watermark.claims import commitment as claims
-    from privguard.watermark.claims import offline
-    from privguard.watermark.model import triggers as trigger_marks
-    from privguard.watermark.model import weights as weight_marks
-    from privguard.watermark.secret import Secret
-
-    if weights is None or identity is None or not shape:
-        raise ValueError("--weights, --identity, --shape: expected all three for a new claim")
-    state = files.tensors(weights)
-    matrices = {name: value.shape for name, value in state.items() if value.ndim > 1}
-    sizes_given = [part.strip() for part in shape.split(",")]
-    _check.require(all(map(str.isdecimal, sizes_given)), "shape", shape, wanted="whole numbers such as 1,28,28")
-    domain = trigger_marks.Domain(shape=tuple(map(int, sizes_given)))
-    order = files.order(files.network(network, state), domain.shape)
-    marks = [trigger_marks.plan(domain, classes=classes, leaves=triggers), weight_marks.plan(matrices, order=order)]
-    if recipients:
-        marks.append(weight_marks.recipients_plan(matrices, recipients=recipients, order=order))
-    secret, owner = Secret.generate(), files.signing_key(identity)
-    model = offline.tensors_digest(weights.name, state)
-    return secret, claims.commit(secret, model=model, marks=tuple(marks), by=owner)

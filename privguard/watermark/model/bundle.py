@@ -69,10 +69,17 @@ class Bundle:
 
     def embed_weights(self, model: nn.Module) -> nn.Module:
         """A copy with the weight carriers only."""
+        return theft.load(model, self._carried(theft.tensors(model)))
+
+    def embed_tensors(self) -> dict[str, NDArray[np.float32]]:
+        """The unmarked tensors with the weight carriers added; what no network and no training is needed for."""
+        with self._recorded("marked copy"):
+            return self._carried(self.unmarked)
+
+    def _carried(self, tensors: Tensors) -> dict[str, NDArray[np.float32]]:
         mark = self.standing.manifest.mark("weights")
         leaves, pulse = self.tree.leaves["weights"], self.standing.pulse.output
-        marked = weights.embed(theft.tensors(model), leaves, pulse=pulse, settings=mark.settings)
-        return theft.load(model, marked)
+        return weights.embed(tensors, leaves, pulse=pulse, settings=mark.settings)
 
     def recipient_copy(self, marked: Tensors, recipient: int) -> dict[str, NDArray[np.float32]]:
         """The copy for one recipient: the marked tensors with that recipient's carrier on top."""

@@ -15,9 +15,11 @@ from privguard.attest.notary import LocalNotary
 from privguard.attest.statement import SigningKey
 from privguard.cli import app
 from privguard.cli.mark import _files as files
+from privguard.cli.mark import _models as models
 from privguard.errors import PrivguardError, ProtocolInvalidError
-from privguard.watermark.model import theft
+from privguard.watermark.model import removals, theft
 from privguard.watermark.model.embed import Lesson, embed
+from privguard.watermark.model.lay.structure import of_model
 
 
 def run(*arguments, code=0):
@@ -114,7 +116,7 @@ def test_outside_authorities_are_asked_by_file(folder, tmp_path):
     with pytest.raises(ProtocolInvalidError, match="without timestamp"):
         run("embed", tmp_path / "claim", "--weights", folder / "plain.safetensors", "--public", folder / "own.npz",
             "--notary", folder / "notary.json", "-o", tmp_path / "x")  # fmt: skip
-    with pytest.raises(ValueError, match="--weights, --identity, --shape"):
+    with pytest.raises(ValueError, match="--weights, --identity: expected both"):
         run("commit", tmp_path / "another")
 
 
@@ -214,7 +216,7 @@ def test_a_mistyped_notary_is_not_made_up(folder, tmp_path):
 
 
 def test_a_folder_in_place_of_a_model_is_named(folder, tmp_path):
-    with pytest.raises(IsADirectoryError, match="is a folder; name the safetensors file in it"):
+    with pytest.raises(IsADirectoryError, match=r"is a folder without model\.safetensors; name the"):
         challenge(folder, "innocent", "--suspect", tmp_path, "-o", tmp_path / "evidence")
 
 
@@ -240,7 +242,7 @@ def test_layers_are_taught_in_the_order_of_the_network_and_not_of_the_file(tmp_p
     torch.manual_seed(0)
     deep = nn.Sequential(*[layer for _ in range(6) for layer in (nn.Linear(64, 64), nn.ReLU())][:-1])
     safetensors.torch.save_file(deep.state_dict(), tmp_path / "deep.safetensors")
-    state = files.tensors(tmp_path / "deep.safetensors")
+    state = models.tensors(tmp_path / "deep.safetensors")
     assert [name for name in state if name.endswith("weight")][1] == "10.weight"  # as the file has them
     inputs = torch.rand(5, 64)
     torch.testing.assert_close(files.network("", state)(inputs), deep(inputs))
@@ -291,6 +293,44 @@ def test_the_wrong_unmarked_copy_is_refused_before_a_leaf_is_burned(folder):
     with pytest.raises(ProtocolInvalidError, match="not the unmarked model"):
         challenge(folder, "innocent", "--unmarked", folder / "marked.safetensors", "-o", folder / "none.evidence")
     assert (folder / "notary.json").read_bytes() == log
+
+
+def test_a_transformers_folder_goes_from_commit_to_proof_and_the_thief_is_traced(tmp_path):
+    from tests.watermark.model.test_lay_transformers import made
+
+    model, here = made("llama").to(torch.bfloat16), tmp_path
+    model.save_pretrained(here / "plain", max_shard_size="60KB")
+    assert (here / "plain" / "model.safetensors.index.json").exists()
+    rest = ["--notary", here / "notary.json"]
+    run(
+        "commit",
+        here / "claim",
+        "--weights",
+        here / "plain",
+        "--identity",
+        here / "owner.key",
+        "--recipients",
+        3,
+        *rest,
+    )
+    run(
+        "embed", here / "claim", "--weights", here / "plain", "--recipient", 1, "-o", here / "marked.safetensors", *rest
+    )
+    marked = safetensors.torch.load_file(here / "marked.safetensors")
+    assert {value.dtype for value in marked.values()} == {torch.bfloat16}
+    state = {name: value.float().numpy() for name, value in marked.items()}
+    shapes = {name: value.shape for name, value in state.items()}
+    stolen = removals.FREE["all of these"](state, of_model(shapes, model.config.to_dict()), np.random.default_rng(0))
+    safetensors.numpy.save_file({n: np.ascontiguousarray(v, np.float32) for n, v in stolen.items()}, here / "stolen")
+    suspect = ["--suspect", here / "stolen", "--unmarked", here / "plain"]
+    assert "PROVEN" in run("challenge", here / "claim", *suspect, "--verifier", here / "v.key", "-o", here / "e", *rest)
+    assert [item["recipient"] for item in json.loads(run("trace", here / "claim", *suspect, *rest, "--json"))] == [1]
+    (here / "plain" / "adapter_config.json").write_text("{}")
+    with pytest.raises(ValueError, match="is an adapter; merge it into its base first"):
+        models.tensors(here / "plain")
+    (here / "model.gguf").write_bytes(b"GGUF")
+    with pytest.raises(ValueError, match="convert it to safetensors first"):
+        models.tensors(here / "model.gguf")
 
 
 def test_teaching_says_how_far_it_is(digits):

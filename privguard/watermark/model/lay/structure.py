@@ -85,13 +85,13 @@ def of_model(shapes: Shapes, config: Mapping[str, Any]) -> Structure:
         ValueError: this family is not described here, or its tensors have other names.
     """
     family = str(config.get("model_type"))
-    known = family in _FAMILIES
-    _check.require(known, "model_type", family, wanted=f"one of {', '.join(_FAMILIES)}; others are read by names alone")
+    known = family in FAMILIES
+    _check.require(known, "model_type", family, wanted=f"one of {', '.join(FAMILIES)}; others are read by names alone")
     heads = int(config.get("num_attention_heads") or config.get("n_head") or 0)
     _check.count("num_attention_heads", heads)
     width = int(config.get("hidden_size") or config.get("n_embd") or 0)
     size = int(config.get("head_dim") or width // heads)
-    patterns, centred, offset = _FAMILIES[family]
+    patterns, centred, offset = FAMILIES[family]
     parts = tuple(_parts(shapes, patterns, size))
     _check.require(any(part.layer >= 0 for part in parts), "tensors", sorted(shapes)[:3], wanted=f"those of {family}")
     return Structure(parts=parts, centred=centred, offset=offset)
@@ -118,7 +118,7 @@ _GPT2 = (
     (r"h\.(\d+)\.mlp\.c_proj\.weight", ("down",), 1, ""),
     (r"lm_head\.weight", ("head",), 1, "ln_f.weight"),
 )
-_FAMILIES = {
+FAMILIES = {
     "llama": (_LLAMA, False, 0.0),
     "mistral": (_LLAMA, False, 0.0),
     "qwen2": (_LLAMA, False, 0.0),
