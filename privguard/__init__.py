@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from privguard.records import Verdict as Verdict
     from privguard.runs.options import RunOptions as RunOptions
     from privguard.runs.privacy_unit import ByUser as ByUser
+    from privguard.training.average import WeightAverage as WeightAverage
     from privguard.training.plan import Performance as Performance
     from privguard.training.plan import Plan as Plan
     from privguard.watermark.claims.commitment import Commitment as Commitment
@@ -71,6 +72,7 @@ _HOMES = {
     "Tournament": "privguard.watermark.text.scheme",
     "Trust": "privguard.watermark.claims.commitment",
     "Verdict": "privguard.records",
+    "WeightAverage": "privguard.training.average",
     "privatize": "privguard.integrations.torch_loop",
 }
 
@@ -104,6 +106,7 @@ __all__ = [
     "Tournament",
     "Trust",
     "Verdict",
+    "WeightAverage",
     "privatize",
 ]  # tests/test_surface.py holds it equal to the table
 

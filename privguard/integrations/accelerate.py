@@ -190,6 +190,11 @@ class PrivateAccelerator(Accelerator):
         run.rewind_generators()
         self._private = self._underway(run)
 
+    @property
+    def noise_std(self) -> float:
+        """Deviation of the next step's noise in each coordinate of ``grad``; public, for optimizers that use it."""
+        return self._begun().run.noise_std
+
     def claim(self) -> Claim:
         """ε so far; every reserved event counts."""
         return self._begun().run.claim()

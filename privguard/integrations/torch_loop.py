@@ -198,6 +198,11 @@ class PrivateLoop:
         self._meter.step()
         return True
 
+    @property
+    def noise_std(self) -> float:
+        """Deviation of the next step's noise in each coordinate of ``grad``; public, for optimizers that use it."""
+        return self._run.noise_std
+
     def claim(self) -> Claim:
         """ε so far; every reserved event counts."""
         return self._run.claim()

@@ -174,6 +174,16 @@ class PrivateRun:
         """σC√d over the norm of the last noisy sum; see :attr:`PrivateStep.noise_to_signal`."""
         return self._step.noise_to_signal
 
+    @property
+    def noise_std(self) -> float:
+        """Deviation of the next step's noise in each coordinate of the gradient that the optimizer sees; public.
+
+        It is σ·Δ over the plan's batch size, with Δ the sensitivity that the manifest names, times the step's share
+        where noise is correlated. NaN when no step is left.
+        """
+        scale = self.plan.noise_multiplier * self.manifest.mechanism["sensitivity"] / self.plan.expected_batch_size
+        return scale * self._step.gain
+
     def claim(self) -> Claim:
         """What the ledger costs so far: all reserved events count.
 

@@ -146,6 +146,13 @@ class PrivateStep:
             self._writing = None
 
     @property
+    def gain(self) -> float:
+        """The deviation of the next step's noise over that of independent noise; NaN when no step is left."""
+        if self.remaining == 0:
+            return math.nan
+        return 1.0 if self._correlation is None else self._correlation.gain(self._next)
+
+    @property
     def noise_to_signal(self) -> float:
         """σC√d over the norm of the noisy sum of the last step: 1 where all is noise, near 0 where little is.
 

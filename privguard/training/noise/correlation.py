@@ -67,6 +67,7 @@ class Correlation:
             PrivacyError: not the position after the last one, or sum and noise are no longer those of the steps before.
         """
         self._require_next(position, rows, deviation)
+        gain = self.gain(position)
         earlier, self._positions = self._positions, [*self._positions, position][1 - len(self._strategy) :]
         self._first = self._first if earlier else position
         weights, s = (
@@ -83,8 +84,13 @@ class Correlation:
                 child = source.child(*row.label)
                 largest[slot] = draw_row(kept[slot], deviation=s, source=child, past=past)
                 made[row.label] = kept[slot]
-        squares = float(np.sum(self._inverse[: position - self._first + 1] ** 2))
-        return Made(made, float(self._norms[position]) * math.sqrt(squares))
+        return Made(made, gain)
+
+    def gain(self, position: int) -> float:
+        """The deviation that the next position's noise will have, over that of independent noise."""
+        first = self._first if self._positions else position
+        squares = float(np.sum(self._inverse[: position - first + 1] ** 2))
+        return float(self._norms[position]) * math.sqrt(squares)
 
     def _ring(self, row: Row) -> tuple[NDArray[np.float64], list[float]]:
         if row.label not in self._kept:
