@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from privguard import _check
+from privguard.audit.membership import score
 from privguard.audit.membership.audit import Examples
 from privguard.audit.membership.scores import array, read_scores
 from privguard.audit.one_run.design import Bound, Design
@@ -36,13 +37,24 @@ def named(name: str) -> Any:
 
 
 def model_named(name: str) -> Any:
-    """A module, or a scoring function; a function without arguments is called and its result taken."""
+    """A module, an estimator or a scoring function; a function without arguments is called and its result taken.
+
+    Raises:
+        ValueError: where it is none of these.
+    """
     import inspect
 
     target = named(name)
-    if isinstance(target, nn.Module) or (not isinstance(target, type) and inspect.signature(target).parameters):
+    if isinstance(target, nn.Module) or (not isinstance(target, type) and hasattr(target, "predict")):
         return target
-    return target()
+    _check.require(callable(target), name, type(target).__name__, wanted="a module, an estimator or a function")
+    try:
+        asks = bool(inspect.signature(target).parameters)
+    except ValueError:  # built in, and without a signature
+        asks = True
+    made = isinstance(target, type) or not asks
+    _check.require(not (made and asks), name, "a class with arguments", wanted="a function that makes the model")
+    return target() if made else target
 
 
 def examples(path: Path) -> Examples:
@@ -55,6 +67,15 @@ def examples(path: Path) -> Examples:
     kind = np.int64 if inputs.dtype.kind in "iu" and inputs.dtype.itemsize > 1 else np.float32
     groups = np.asarray(arrays["groups"]) if "groups" in arrays else None
     return Examples(torch.from_numpy(inputs.astype(kind)), torch.from_numpy(labels), groups)
+
+
+def classes(*sides: Examples) -> int:
+    """How many classes the labels of all sides number, from 0.
+
+    Raises:
+        ValueError: where a label is no class.
+    """
+    return int(max(score.class_numbers(None, side.labels.numpy()).max() for side in sides)) + 1
 
 
 def read_design(path: Path) -> Design:

@@ -16,7 +16,9 @@ import privguard
 from privguard.cli import demo, doctor, init, journal, key, plan, plans, report, seal
 from privguard.cli._output import DEBUG, complain, exit_code
 from privguard.cli.audit import app as audit
+from privguard.cli.audit import membership as audit_membership
 from privguard.cli.audit import model as audit_model
+from privguard.cli.audit import text as audit_text
 from privguard.cli.examples import teach
 from privguard.cli.ledger import app as ledger
 from privguard.cli.mark import app as mark
@@ -40,6 +42,8 @@ app.add_typer(plans.app, name="plans")
 app.add_typer(key.app, name="key")
 seal.register(app)
 app.add_typer(mark.app, name="mark")
+audit.app.command("membership")(audit_membership.membership)
+audit.app.command("text")(audit_text.text)
 audit.app.command("model")(audit_model.model)
 app.add_typer(audit.app, name="audit")
 app.add_typer(ledger.app, name="ledger")

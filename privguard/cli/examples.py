@@ -62,7 +62,9 @@ mark image drill photos/ --profile picture.json --secret mark.secret --trust sig
 mark image attribute found.jpg --profile picture.json --secret mark.secret --trust signer.pem \
 --log pictures.jsonl --log-trust signer.pem
 audit plan --epsilon 8 --delta 1e-5 --canaries 1000 --guesses-in 250 --guesses-out 250 --out audit/
-audit run my_model:trained --members in.npz --non-members out.npz --architecture my_model:network --references 16
+audit membership my_model:trained --members in.npz --non-members out.npz --architecture my_model:network --references 16
+audit membership https://models.example/predict --members in.npz --non-members out.npz --rate 5 --out audit/
+audit text runs/tuned --base models/base --members in.txt --non-members out.txt --out audit/
 audit steps --noise-multiplier 1.13 --sample-rate 0.1 --steps 200 --run runs/mnist
 audit model my_model:setup --pairs 200 --run runs/mnist
 audit scores canaries.npz --design audit/design.json --coins audit/coins.json --commitment 28e8… --control twin.npz

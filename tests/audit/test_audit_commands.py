@@ -186,10 +186,10 @@ def overfitted(tmp_path, monkeypatch):
     sys.modules.pop("my_model", None)
 
 
-def test_run_attacks_a_model_by_name_and_goes_on_from_its_folder(call, overfitted):
+def test_membership_attacks_a_model_by_name_and_goes_on_from_its_folder(call, overfitted):
     files = ("--members", "in.npz", "--non-members", "out.npz")
     trained = ("--architecture", "my_model:network", "--references", 4, "--epochs", 30, "--out", "audit")
-    result = call("run", "my_model:trained", *files, *trained, "--json")
+    result = call("membership", "my_model:trained", *files, *trained, "--json")
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
     assert found["leak"].startswith("members stand out")
@@ -197,17 +197,17 @@ def test_run_attacks_a_model_by_name_and_goes_on_from_its_folder(call, overfitte
     assert json.loads((overfitted / "audit" / "audit.json").read_text()) == found
     assert "<svg" in (overfitted / "audit" / "roc.svg").read_text()
     written = (overfitted / "audit" / "references" / "references-00000.safetensors").stat().st_mtime_ns
-    again = call("run", "my_model:trained", *files, *trained)
+    again = call("membership", "my_model:trained", *files, *trained)
     assert "not claimed:" in again.stdout
     assert (overfitted / "audit" / "references" / "references-00000.safetensors").stat().st_mtime_ns == written
 
 
-def test_run_takes_a_scoring_function_and_says_what_is_missing(call, overfitted):
+def test_membership_takes_a_scoring_function_and_says_what_is_missing(call, overfitted):
     files = ("--members", "in.npz", "--non-members", "out.npz")
-    assert call("run", "my_model:scoring", *files).exit_code == 0
-    assert call("run", "my_model:trained", *files, "--references", 2).exit_code == 2
+    assert call("membership", "my_model:scoring", *files).exit_code == 0
+    assert call("membership", "my_model:trained", *files, "--references", 2).exit_code == 2
     for name, wanted in (("my_model", "module:name"), ("my_model:nobody", "nobody"), ("nowhere:x", "nowhere")):
-        result = call("run", name, *files)
+        result = call("membership", name, *files)
         assert isinstance(result.exception, ValueError)
         assert wanted in str(result.exception)
 

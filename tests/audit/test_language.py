@@ -97,7 +97,11 @@ def test_zlib_and_reference_ratio_equal_their_formulas(model, texts):
 def test_window_votes_are_counted_window_by_window():
     random = np.random.default_rng(2)
     target, reference = (
-        [attacks.TokenScores(random.standard_normal(n), np.zeros(n), np.ones(n)) for n in (50, 12, 1)] for _ in range(2)
+        [
+            attacks.TokenScores(random.standard_normal(n), np.zeros(n), np.ones(n), np.zeros(n, bool))
+            for n in (50, 12, 1)
+        ]
+        for _ in range(2)
     )
     found = attacks.window_votes(target, reference)
     for ours, theirs, value in zip(target, reference, found, strict=True):

@@ -115,7 +115,11 @@ def run(
     inputs, labels = _joined(model, members, non_members)
     mask = np.arange(len(labels)) < len(members)
     evidence = _evidence(model, inputs, labels, references)
-    own = [Loss(), *((LiRA(), tune_rmia(evidence)) if references is not None else ())]
+    access = str(getattr(model, "access", "outputs"))
+    own = [
+        Loss("label-only" if access == "labels" else "loss"),
+        *((LiRA(), tune_rmia(evidence)) if references is not None else ()),
+    ]
     chosen = [*own, *attacks]
     names = [attack.name for attack in chosen]
     _check.require(
@@ -133,7 +137,7 @@ def run(
         non_members=int((~mask[keep]).sum()),
         duplicates=len(labels) - len(keep),
         assignment=assignment,
-        access="logits" if references is None else "logits and reference models",
+        access=access if references is None else f"{access} and reference models",
         target=target_digest(model),
         references=0 if references is None else len(references.states),
         exposed=weighed.exposed,
@@ -146,8 +150,10 @@ def run(
 
 def target_digest(model: object) -> str:
     """SHA-256 over a module's parameters and buffers in name order; for a plain function, its name."""
-    while not isinstance(model, nn.Module) and hasattr(model, "model"):
-        model = model.model  # type: ignore[attr-defined] — what reads a model's outputs in another way
+    while not isinstance(model, nn.Module) and hasattr(model, "wrapped"):
+        model = model.wrapped  # type: ignore[attr-defined] — what reads a model's outputs in another way
+    if hasattr(model, "address"):
+        return f"address {model.address}"  # type: ignore[attr-defined] — a model behind HTTP
     if not isinstance(model, nn.Module):
         return f"function {getattr(model, '__qualname__', type(model).__name__)}"
     state = hashlib.sha256()

@@ -80,7 +80,11 @@ def class_numbers(model: object, labels: NDArray[Any]) -> NDArray[np.int64]:
     whole = values.dtype.kind in "iub" or (values.dtype.kind == "f" and bool((values == np.floor(values)).all()))
     bad = values[values != np.floor(values)][:3].tolist() if not whole and values.dtype.kind == "f" else values[:3]
     _check.require(
-        whole, "labels", bad, wanted="classes numbered from 0", remedy="for regression use task='regression'"
+        whole,
+        "labels",
+        bad,
+        wanted="classes numbered from 0",
+        remedy="labels with fractions are a regression's, and go with one number per record",
     )
     return values.astype(np.int64)
 
@@ -106,12 +110,13 @@ def _log_of_probabilities(outputs: FloatArray) -> FloatArray:
 
 
 def _two_classes(logits: FloatArray) -> FloatArray:
-    doubtful = logits.min() >= 0 and logits.max() <= 1 and logits.min() < logits.max()
+    whole = bool((logits == np.floor(logits)).all()) and logits.min() < logits.max()
+    doubtful = whole or (logits.min() >= 0 and logits.max() <= 1 and logits.min() < logits.max())
     _check.require(
         not doubtful,
         "outputs",
-        "one number per record, all in [0, 1]",
-        wanted="logits, or one column per class",
+        "one number per record, all in [0, 1] or whole",
+        wanted="one column per class, or to be told whether it is a logit, a probability or a label",
         remedy="say which with --outputs, or targets.endpoint.read_as",
     )
     return np.concatenate([np.zeros_like(logits), logits], 1)

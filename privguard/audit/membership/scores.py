@@ -136,6 +136,8 @@ def _from_outputs(arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[np.fl
         return {}
     for name in ("labels", *(("included",) if "reference_outputs" in arrays else ())):
         _check.require(name in arrays, "arrays", sorted(arrays), wanted=f"{name!r} beside 'outputs'")
+    if arrays["labels"].dtype.kind == "f" and bool((arrays["labels"] != np.floor(arrays["labels"])).any()):
+        return {"residual": _residual(arrays["outputs"], arrays["labels"])}
     outputs, labels = score.as_logits(arrays["outputs"]), score.class_numbers(None, arrays["labels"])
     inside = len(labels) == len(outputs) and labels.min() >= 0 and labels.max() < outputs.shape[1]
     _check.require(inside, "labels", labels.shape, wanted=f"({len(outputs)},), numbers below {outputs.shape[1]}")
@@ -149,6 +151,12 @@ def _from_outputs(arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[np.fl
     logits = np.stack([score.as_logits(each) for each in references])
     evidence = Evidence(logits=outputs, labels=labels, reference_logits=logits, included=included)
     return {each.name: each.statistic(evidence) for each in (Loss(), LiRA(), tune_rmia(evidence))}
+
+
+def _residual(outputs: NDArray[Any], targets: NDArray[Any]) -> NDArray[np.float64]:
+    """Minus the size of a regression's residuals (n,)."""
+    _check.require(outputs.size == targets.size, "outputs.shape", outputs.shape, wanted=f"({targets.size},)")
+    return -np.abs(outputs.reshape(-1).astype(np.float64) - targets.reshape(-1))
 
 
 def _truth(values: NDArray[Any]) -> NDArray[np.bool_]:

@@ -29,12 +29,14 @@ class TokenScores:
     """For one text of T + 1 tokens, what the model said of tokens 2 to T + 1, in nats.
 
     ``observed`` (T,) is the log-probability of the token that came; ``mean`` and ``deviation`` (T,) are those of the
-    log-probability of a token drawn from the model itself.
+    log-probability of a token drawn from the model itself, and NaN where only the observed is known. ``greedy`` (T,)
+    says where the token was the likeliest one.
     """
 
     observed: FloatArray
     mean: FloatArray
     deviation: FloatArray
+    greedy: NDArray[np.bool_]
 
 
 @torch.no_grad()
@@ -104,10 +106,11 @@ def _batch(model: nn.Module, texts: Sequence[Sequence[int]]) -> list[TokenScores
     output: Any = model(input_ids=ids, attention_mask=mask)
     logs = torch.log_softmax(getattr(output, "logits", output)[:, :-1].double(), dim=-1)
     observed = logs.gather(2, ids[:, 1:, None])[:, :, 0]
+    greedy = logs.argmax(-1) == ids[:, 1:]
     mean, deviation = _moments(logs)
     lengths = [len(text) - 1 for text in texts]
     return [
-        TokenScores(*(part[row, :size].cpu().numpy() for part in (observed, mean, deviation)))
+        TokenScores(*(part[row, :size].cpu().numpy() for part in (observed, mean, deviation, greedy)))
         for row, size in enumerate(lengths)
     ]
 

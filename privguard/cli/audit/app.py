@@ -1,4 +1,4 @@
-"""privguard audit plan | run | steps | scores."""
+"""privguard audit plan | steps | scores."""
 
 import json
 from collections.abc import Sequence
@@ -8,16 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from privguard import _check
-from privguard.cli._output import AsJson, emit, progress, stderr
+from privguard.cli._output import AsJson, emit, stderr
+from privguard.cli.audit._lines import emit_scores
 from privguard.errors import AuditError
 from privguard.records import Finding, Outcome, Unit
 
 if TYPE_CHECKING:
-    from privguard.audit.membership.audit import Examples, Membership
-    from privguard.audit.membership.roc import Rate
-    from privguard.audit.membership.verdict import AttackResult, Exposed
     from privguard.audit.one_run.design import Design, OneRun
-    from privguard.audit.references.reference import References
 
 app = typer.Typer(help="Audits that try to refute a claim; none of them ever confirms one.", no_args_is_help=True)
 
@@ -90,62 +87,6 @@ def plan(
 
 
 @app.command()
-def run(
-    target: Annotated[
-        str,
-        typer.Argument(help="module:name of a torch module, of a function that makes one, or of a scoring function."),
-    ],
-    members: Annotated[
-        Path, typer.Option(help=".npz, CSV or Parquet with inputs and labels that the model was trained on.")
-    ],
-    non_members: Annotated[Path, typer.Option(help=".npz with inputs and labels that it was not.")],
-    architecture: Annotated[
-        str | None, typer.Option(help="module:name of a function that makes an untrained model, for references.")
-    ] = None,
-    references: Annotated[int, typer.Option(help="Reference models to train; 0 runs the loss attack alone.")] = 0,
-    epochs: Annotated[int, typer.Option(help="Of a reference model.")] = 20,
-    batch_size: Annotated[int, typer.Option(help="Of a reference model.")] = 64,
-    learning_rate: Annotated[float, typer.Option(help="Of a reference model.")] = 0.1,
-    randomised: Annotated[
-        bool, typer.Option("--randomised", help="Members and non-members were split at random.")
-    ] = False,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder for references, audit.json and roc.svg; a second call goes on from it.")
-    ] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Attack a model: loss, LiRA and RMIA, the blind baseline, and the records that stand out most."""
-    from privguard.audit import loading
-    from privguard.audit.membership import audit
-    from privguard.audit.membership.roc_plot import roc_svg
-
-    inside, outside = loading.examples(members), loading.examples(non_members)
-    trained = None
-    if references:
-        trained = _references(
-            inside,
-            outside,
-            count=references,
-            architecture=architecture,
-            epochs=epochs,
-            batch_size=batch_size,
-            learning_rate=learning_rate,
-            out=out,
-        )
-    assignment = audit.Assignment.CLAIMED if randomised else audit.Assignment.UNKNOWN
-    attacked = audit.run(loading.model_named(target), inside, outside, references=trained, assignment=assignment)
-    if out:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "roc.svg").write_text(
-            roc_svg(attacked.statistics, attacked.members, blind=attacked.blind), encoding="utf-8"
-        )
-        (out / "audit.json").write_text(
-            json.dumps(attacked.record.to_json(), indent=2, ensure_ascii=False), encoding="utf-8"
-        )
-    emit(attacked.record, as_json=as_json, lines=_membership_lines(attacked.record))
-
-
-@app.command()
 def steps(
     noise_multiplier: Annotated[float, typer.Option(help="Of the plan that is claimed.")],
     sample_rate: Annotated[float, typer.Option(help="Of the plan that is claimed.")],
@@ -199,23 +140,8 @@ def scores(
     as_json: AsJson = False,
 ) -> None:
     """Audit a model that was trained and attacked elsewhere, from its scores alone."""
-    from privguard.audit.membership.scores import audit_scores, read_scores
-
     if design is None:
-        found = audit_scores(read_scores(file))
-        head = found.leak.value if found.leak else "no verdict on a leak: no records were given for the blind baseline"
-        emit(
-            found,
-            as_json=as_json,
-            lines=[
-                head,
-                *([found.limit] if found.limit else []),
-                *_attack_lines(found.attacks),
-                _exposed_line(found.exposed),
-                *found.notes,
-                *_not_claimed(found.not_claimed),
-            ],
-        )
+        emit_scores(file, as_json=as_json)
         return
     if coins is None or commitment is None:
         raise typer.BadParameter("a design needs --coins and the --commitment that was made before training")
@@ -274,43 +200,6 @@ def _judged(file: Path, control: Path | None, *, design: Path, coins: Path, comm
     return judge(read_design(design), seen, control=twin)
 
 
-def _references(
-    members: "Examples",
-    non_members: "Examples",
-    *,
-    count: int,
-    architecture: str | None,
-    epochs: int,
-    batch_size: int,
-    learning_rate: float,
-    out: Path | None,
-) -> "References":
-    """Train reference models on both sides together, with a bar; with a folder, a second call goes on from there."""
-    import torch
-
-    from privguard.audit.loading import named
-    from privguard.audit.references.reference import Place, Schedule, draw_inclusion, train_references
-
-    if architecture is None:
-        raise typer.BadParameter("references need --architecture, a function that makes an untrained model")
-    inputs = torch.cat([members.inputs, non_members.inputs])
-    labels = torch.cat([members.labels, non_members.labels])
-    with progress() as bar:
-        task = bar.add_task("reference models", total=count)
-        place = Place(
-            folder=out / "references" if out else None,
-            on_progress=lambda done, _total, _left: bar.update(task, completed=done),
-        )
-        return train_references(
-            named(architecture),
-            inputs,
-            labels,
-            included=draw_inclusion(count, len(labels), seed=0),
-            schedule=Schedule(epochs=epochs, batch_size=batch_size, learning_rate=learning_rate),
-            place=place,
-        )
-
-
 def _plan_lines(design: "Design", table: list[dict[str, Any]], commitment: str | None) -> list[str]:
     lines = [
         f"claim ε = {design.claimed:g} at δ = {design.delta:g}; {design.canaries} canaries, each in by a fair coin",
@@ -337,44 +226,6 @@ def _right_of(design: "Design", row: dict[str, Any]) -> str:
     return f"of {pairs} pairs of in and out ranked right" if row["bound"] == "gaussian-rank" else "right"
 
 
-def _membership_lines(found: "Membership") -> list[str]:
-    flag = "  FLAGGED: the split shows without the model" if found.blind.flagged else ""
-    return [
-        found.leak.value,
-        *([found.limit] if found.limit else []),
-        f"{found.members} members, {found.non_members} non-members, {found.references} references",
-        *_attack_lines(found.attacks),
-        f"blind baseline  AUC {found.blind.auc.value:.3f}{flag}; it flags 4 of 5 splits of {found.blind.detects:.3f}",
-        _exposed_line(found.exposed),
-        *found.notes,
-        *_not_claimed(found.not_claimed),
-    ]
-
-
-def _attack_lines(results: "tuple[AttackResult, ...]") -> list[str]:
-    lines: list[str] = []
-    for result in results:
-        area = f"AUC {result.auc.value:.3f} [{result.auc.low:.3f}, {result.auc.high:.3f}]"
-        beyond = "" if result.p_beyond is None else f"; beyond the records p = {result.p_beyond:.2g}"
-        lines.append(f"{result.attack:14s}  {area}  p = {result.p_adjusted:.2g} ({result.statistic}){beyond}")
-        lines += [f"    TPR at {rate.asked:.2%} FPR: {_rate(rate)}" for rate in result.rates]
-    return lines
-
-
-def _exposed_line(found: "Exposed") -> str:
-    if not found.low:
-        return "exposed        no member stands out so far above all others that a number can be given"
-    return (
-        f"exposed        at least {found.low} members stand above all others (95 %), by {found.attack}: "
-        f"{found.false_alarms} false among the first {found.depth}"
-    )
-
-
-def _rate(rate: "Rate") -> str:
-    shown = "not measurable" if rate.rate is None else f"{rate.rate:.1%} [{rate.low:.1%}, {rate.high:.1%}]"
-    return f"{shown}  ({rate.true_positives} of {rate.members}, {rate.false_positives} false of {rate.non_members})"
-
-
 def _verdict_lines(verdict: "OneRun") -> list[str]:
     control = "no positive control" if verdict.control is None else f"positive control {verdict.control.value}"
     return [f"{verdict.outcome.value}  ({control})", *map(_finding_line, verdict.findings), *verdict.notes]
@@ -386,7 +237,3 @@ def _finding_line(finding: Finding) -> str:
         f"{finding.method}: ε ≥ {finding.epsilon_low:.3f} at {finding.confidence:.1%}{claimed}, cap {finding.cap:.4g}"
     )
     return "; ".join([bound, *finding.notes])
-
-
-def _not_claimed(sentences: tuple[str, ...]) -> list[str]:
-    return ["not claimed:", *(f"  {sentence}" for sentence in sentences)]

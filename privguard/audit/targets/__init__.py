@@ -1,0 +1,1 @@
+"""Models that an audit asks: behind HTTP, by their labels alone, and as transformers saved them."""
