@@ -81,5 +81,5 @@ def digest(value: object) -> str:
 
 
 def is_digest(value: object) -> bool:
-    """Whether this is a SHA-256 as :func:`digest` writes it: 64 lower-case hexadecimal characters."""
+    """Whether this is a SHA-256 as ``digest`` writes it: 64 lower-case hexadecimal characters."""
     return isinstance(value, str) and len(value) == 64 and set(value) <= _HEXADECIMAL  # noqa: PLR2004 — 256 bits

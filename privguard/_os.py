@@ -228,7 +228,7 @@ def locked_path(path: Path, *, flags: int = os.O_RDWR, wait: bool = True) -> Gen
 
     Raises:
         FileNotFoundError: there is none.
-        BlockingIOError, LocksUnsupportedError: as :func:`lock`.
+        BlockingIOError, LocksUnsupportedError: as ``lock``.
     """
     while True:
         descriptor = open_regular(path, flags)

@@ -1,6 +1,6 @@
 """Where chance comes from: keys from the operating system's entropy, expanded by AES-256-CTR.
 
-A :class:`Stream` is a 256-bit key with a name. Two different labels give two independent streams (HKDF-Expand, RFC
+A ``Stream`` is a 256-bit key with a name. Two different labels give two independent streams (HKDF-Expand, RFC
 5869), so the sampler and the noise each get a child of their own, and each ledger position a grandchild: nothing is
 ever drawn twice. A stream has no position and no state; asking twice gives the same bytes, which is how a run resumes
 exactly.
@@ -27,7 +27,7 @@ class Stream:
 
     Guarantee: without the key the bytes cannot be told from uniform (AES-256 as a PRP; far below 2⁶⁴ blocks are drawn
     from one key). ``repr`` shows the label only. A stream is not picklable: its key leaves this object through
-    :meth:`secret` alone, for sealed snapshots.
+    ``secret`` alone, for sealed snapshots.
     """
 
     __slots__ = ("_key", "insecure", "label")

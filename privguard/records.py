@@ -1,6 +1,6 @@
 """Frozen values that cross borders between the parts, and between privguard and its readers.
 
-A record holds plain numbers and text, so it can be hashed (:mod:`privguard._canon`), printed, signed and read without
+A record holds plain numbers and text, so it can be hashed (``privguard._canon``), printed, signed and read without
 torch. What is a measurement is returned as a record and has no truth value: compare its number with a level that you
 chose beforehand.
 """
@@ -208,7 +208,7 @@ class Manifest(Record):
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "Manifest":
-        """The manifest that :meth:`Record.to_json` wrote.
+        """The manifest that ``Record.to_json`` wrote.
 
         Raises:
             ValueError: a field is missing or unknown.

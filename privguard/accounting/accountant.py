@@ -78,7 +78,7 @@ def spent(
 
 
 def epsilon(history: Spending, *, delta: float, relation: Relation = Relation.ADD_OR_REMOVE_ONE) -> float:
-    """The ε of :func:`spent` alone, without cross-check and replace-one figure."""
+    """The ε of ``spent`` alone, without cross-check and replace-one figure."""
     return price(_folded(history), delta=delta, relation=relation).epsilon
 
 
@@ -88,7 +88,7 @@ def epsilon_curve(
     """(events so far, ε) pairs along a history, for plots and progress bars; the last pair is the whole history.
 
     Every ε is an upper bound. All but the last are computed on one grid, twice as wide as the whole history's, so they
-    may lie above what :func:`spent` would give by up to about a percent.
+    may lie above what ``spent`` would give by up to about a percent.
     """
     events = pairs(history)
     figure = price(fold(events), delta=delta, relation=relation)

@@ -57,16 +57,16 @@ class Schedule:
 @final
 @dataclass(frozen=True)
 class Choice:
-    """What :func:`choose` found: the coefficients, and the least noise multiplier that they need."""
+    """What ``choose`` found: the coefficients, and the least noise multiplier that they need."""
 
     strategy: Strategy
     noise_multiplier: float
 
 
 def choose(budget: Budget, schedule: Schedule, *, bands: "int | str") -> Choice:
-    """The least noise for ``bands``, or for the number of :data:`TRIED` with the least expected error (``"auto"``).
+    """The least noise for ``bands``, or for the number of ``TRIED`` with the least expected error (``"auto"``).
 
-    The error is σ·:func:`expected_error`, which falls with more bands and then rises, so the search ends where it does.
+    The error is σ·``expected_error``, which falls with more bands and then rises, so the search ends where it does.
     Numbers are compared by a σ that is good to 1 %; the one that is chosen is then calibrated in full.
 
     Raises:

@@ -1,6 +1,6 @@
 """Budget in, mechanism out: the least noise, the most steps or the highest sampling rate that a budget allows.
 
-Guarantee: the ε that :func:`~privguard.accounting.accountant.spent` finds for the answer never exceeds the budget, and
+Guarantee: the ε that ``spent`` finds for the answer never exceeds the budget, and
 the noise and the rate use at least 99.5 % of it. A search runs on the one grid that the accountant itself would choose
 near the answer, so that each try costs milliseconds; the answer is then priced again in full before it is returned.
 """

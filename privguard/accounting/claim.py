@@ -22,6 +22,6 @@ def claim_of(manifest: Manifest, history: History) -> Claim:
 
 
 def epsilon_of(manifest: Manifest, history: Spending) -> float:
-    """The ε of :func:`claim_of` alone, which is quicker."""
+    """The ε of ``claim_of`` alone, which is quicker."""
     plan = manifest.plan
     return epsilon(history, delta=plan["delta"], relation=Relation(plan["relation"]))

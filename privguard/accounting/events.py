@@ -1,6 +1,6 @@
 """Privacy events as canonical JSON, and the list of those that can be priced.
 
-An event is a ``dp_accounting.DpEvent``, or one of :mod:`privguard.accounting.releases`: what happened to the data,
+An event is a ``dp_accounting.DpEvent``, or one of ``privguard.accounting.releases``: what happened to the data,
 without what it cost. On disk it is ``{"<class name>": {"<field>": value}}``, and only the classes in the table below
 have a place there: each is one that privacy-loss distributions, or Rényi accounting, can price. Anything else is
 refused by name, before its step.
@@ -53,7 +53,7 @@ def check_json(value: object) -> dict[str, Any]:
 
 
 def from_json(value: object) -> "DpEvent":
-    """The event that :func:`to_json` wrote; raises what :func:`check_json` raises."""
+    """The event that ``to_json`` wrote; raises what ``check_json`` raises."""
     return _build(check_json(value))
 
 

@@ -28,7 +28,7 @@ def epsilons(history: Spending, *, claim: Claim, sizes: tuple[int, ...] = SIZES)
 
     Args:
         history: what happened to the data.
-        claim: what :func:`privguard.accounting.accountant.spent` says of it for one record.
+        claim: what ``privguard.accounting.accountant.spent`` says of it for one record.
         sizes: how many records one person gave.
 
     Returns:

@@ -1,6 +1,6 @@
 """The append-only history of a run: every private step is reserved here, on disk, before it may take effect.
 
-Write-ahead: :meth:`Ledger.reserve` returns only after the reservation is durable, so a step without its event cannot
+Write-ahead: ``Ledger.reserve`` returns only after the reservation is durable, so a step without its event cannot
 exist. A clean stop gives back what was reserved and not used; after a crash all that was reserved counts as spent.
 Each event has a ledger *position* (0, 1, 2, …), which names the sampler's and the noise's stream of its step; a
 position that may have been used is never handed out again.
@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 
 @final
 class Ledger:
-    """A ledger open for writing. Make one with :meth:`create` or :meth:`open`; it is a context manager.
+    """A ledger open for writing. Make one with ``create`` or ``open``; it is a context manager.
 
-    Leaving the ``with`` block closes the file and settles nothing: say what was used with :meth:`settle`. The
-    attributes of :class:`~privguard.accounting.history.History` are current after every call.
+    Leaving the ``with`` block closes the file and settles nothing: say what was used with ``settle``. The
+    attributes of ``History`` are current after every call.
     """
 
     def __init__(self, file: ChainFile, state: history.Replay) -> None:
@@ -118,7 +118,7 @@ class Ledger:
 
     @property
     def paid(self) -> int:
-        """The first position that no event covers; :meth:`begin` hands out those before it."""
+        """The first position that no event covers; ``begin`` hands out those before it."""
         return self._state.paid
 
     @property
@@ -140,7 +140,7 @@ class Ledger:
 
         Args:
             label: how they are made from it; a change of the method is a change of the label.
-            nonce: the key's public name, 64 hexadecimal characters (:attr:`privguard._random.Stream.nonce`).
+            nonce: the key's public name, 64 hexadecimal characters (``privguard._random.Stream.nonce``).
 
         Raises:
             ValueError: this ledger names the key already; its noise would be drawn twice.
@@ -159,7 +159,7 @@ class Ledger:
         """Set aside ``times`` equal events and return the positions that they cover; durable when this returns.
 
         An event may cover ``span`` positions, as one that prices a whole block of steps does. The first of them is
-        begun by this call, and each of the others by :meth:`begin`.
+        begun by this call, and each of the others by ``begin``.
 
         Raises:
             UnknownEventError: no accountant here can price the event.

@@ -27,7 +27,7 @@ class Start(Enum):
 
 
 LIMITS = {Start.SCRATCH: 0.5, Start.TABLE: 0.003, Start.TUNED: 2.0}
-"""Of :attr:`Outlook.noise_over_signal`: above it a run is expected to end near chance."""
+"""Of ``Outlook.noise_over_signal``: above it a run is expected to end near chance."""
 
 
 @final
@@ -81,7 +81,7 @@ def outlook(
         batch_size: expected records in a step.
         steps: steps of the whole run.
         trained: trained parameters.
-        strategy: coefficients of correlated noise (:mod:`privguard.accounting.bands`); it leaves less in the weights.
+        strategy: coefficients of correlated noise (``privguard.accounting.bands``); it leaves less in the weights.
         start: what the training begins with.
 
     Raises:

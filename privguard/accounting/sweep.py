@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 class RandomStopping:
     """A negative binomial number of trials, none left out: ``shape`` 1 is geometric, 0 logarithmic, ∞ Poisson.
 
-    ``mean`` is the parameter of :meth:`expected` trials for shapes 0 and 1; a Poisson number may be zero.
+    ``mean`` is the parameter of ``expected`` trials for shapes 0 and 1; a Poisson number may be zero.
     """
 
     mean: float

@@ -3,7 +3,7 @@
 A pulse is 512 bits that nobody knew before its time, signed by the beacon. What is derived from a secret committed
 *before* a pulse and from that pulse can be chosen by no one. Source: NISTIR 8213 (draft), "A Reference for Randomness
 Beacons", sections 4 and 5; the byte layout is tested against pulses of NIST's chain 1. A beacon for tests and offline
-teams is in :mod:`privguard.attest.local`.
+teams is in ``privguard.attest.local``.
 """
 
 import base64
@@ -47,7 +47,7 @@ class Beacon:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "Beacon":
-        """The inverse of :meth:`to_json`."""
+        """The inverse of ``to_json``."""
         certificate = base64.b64decode(value["certificate"], validate=True)
         return cls(
             name=value["name"], certificate=certificate, chain=int(value["chain"]), external=bool(value["external"])

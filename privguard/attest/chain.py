@@ -22,7 +22,7 @@ class ChangedError(Exception):
 class ChainFile:
     """An append-only file of lines, open and locked for one writer.
 
-    ``size`` counts the bytes of whole lines; what a crash left behind them is cut off by :meth:`mend` and never read.
+    ``size`` counts the bytes of whole lines; what a crash left behind them is cut off by ``mend`` and never read.
     """
 
     def __init__(self, path: Path, descriptor: int, size: int) -> None:

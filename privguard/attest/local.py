@@ -1,8 +1,8 @@
 """A timestamp server and a beacon on the team's own machine: for tests, and for teams without a network.
 
 They speak the same formats as the outside ones, so everything downstream runs for real, but they prove nothing against
-their own operator. Therefore their :class:`~privguard.attest.timestamp.Authority` and
-:class:`~privguard.attest.beacon.Beacon` say ``external=False``, and every verdict that rests on them repeats it.
+their own operator. Therefore their ``Authority`` and
+``Beacon`` say ``external=False``, and every verdict that rests on them repeats it.
 """
 
 import hashlib
@@ -78,7 +78,7 @@ class TimestampServer:
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "TimestampServer":
-        """The inverse of :meth:`to_json`."""
+        """The inverse of ``to_json``."""
         certificate = x509.load_der_x509_certificate(bytes.fromhex(value["certificate"]))
         key = load_der_private_key(bytes.fromhex(value["key"]), password=None)
         return cls(Authority.from_json(value["authority"]), certificate, cast("ec.EllipticCurvePrivateKey", key))
@@ -153,7 +153,7 @@ class LocalBeacon:
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "LocalBeacon":
-        """The inverse of :meth:`to_json`."""
+        """The inverse of ``to_json``."""
         key = load_der_private_key(bytes.fromhex(value["key"]), password=None)
         return cls(Beacon.from_json(value["beacon"]), cast("rsa.RSAPrivateKey", key), bytes.fromhex(value["seed"]))
 

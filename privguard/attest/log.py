@@ -83,7 +83,7 @@ class Trusted:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "Trusted":
-        """The inverse of :meth:`to_json`."""
+        """The inverse of ``to_json``."""
         return cls(
             origin=str(value["origin"]),
             operator=Identity.from_json(value["operator"]),

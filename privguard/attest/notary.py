@@ -81,7 +81,7 @@ class LocalNotary:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "LocalNotary":
-        """The inverse of :meth:`to_json`; the witness remembers the log as it stands there."""
+        """The inverse of ``to_json``; the witness remembers the log as it stands there."""
         keys = (SigningKey.from_pem(value["operator"]), SigningKey.from_pem(value["witness"]))
         entries = tuple(Entry.from_json(item) for item in value["log"])
         return cls._build(
@@ -94,7 +94,7 @@ class LocalNotary:
 
     @classmethod
     def read(cls, path: Path) -> "LocalNotary":
-        """Read what :meth:`write` wrote.
+        """Read what ``write`` wrote.
 
         Raises:
             ValueError: the file is no notary's.

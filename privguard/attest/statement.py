@@ -2,8 +2,8 @@
 
 What is signed is never bare bytes but their DSSE pre-authentication encoding, so a signature made for one kind of
 payload is worth nothing for another. ``verify(sign(statement, by=key), by=key.identity)`` gives the statement back;
-everything else raises :class:`~privguard.errors.TamperedError`. Sources: DSSE v1.0 protocol, in-toto Statement v1. A
-timestamp (:mod:`privguard.attest.timestamp`) says when, a log (:mod:`privguard.attest.log`) says how often.
+everything else raises ``TamperedError``. Sources: DSSE v1.0 protocol, in-toto Statement v1. A
+timestamp (``privguard.attest.timestamp``) says when, a log (``privguard.attest.log``) says how often.
 """
 
 import base64
@@ -38,7 +38,7 @@ _SPKI = serialization.PublicFormat.SubjectPublicKeyInfo
 class Identity:
     """A public key: who may be believed. Two identities are equal when their keys are.
 
-    ``der`` is the key's SubjectPublicKeyInfo; build one with :meth:`from_pem` or :attr:`SigningKey.identity`.
+    ``der`` is the key's SubjectPublicKeyInfo; build one with ``from_pem`` or ``SigningKey.identity``.
     """
 
     der: bytes
@@ -108,7 +108,7 @@ class Identity:
 
     @classmethod
     def from_json(cls, text: str) -> "Identity":
-        """The inverse of :meth:`to_json`; a key that cannot be read raises ``ValueError``."""
+        """The inverse of ``to_json``; a key that cannot be read raises ``ValueError``."""
         return cls(base64.b64decode(text, validate=True))
 
     def __str__(self) -> str:
@@ -119,7 +119,7 @@ class Identity:
 class SigningKey:
     """A private signing key. ``repr`` shows its public identity only; it is not picklable.
 
-    Ed25519 by default; :meth:`generate_p256` for readers that know only ECDSA, ``model_signing`` among them.
+    Ed25519 by default; ``generate_p256`` for readers that know only ECDSA, ``model_signing`` among them.
     """
 
     __slots__ = ("_key", "identity")
@@ -181,7 +181,7 @@ class SigningKey:
 
     @classmethod
     def from_pem(cls, text: str) -> "SigningKey":
-        """The inverse of :meth:`to_pem`; what is no such key raises ``ValueError``, which shows nothing of it."""
+        """The inverse of ``to_pem``; what is no such key raises ``ValueError``, which shows nothing of it."""
         try:
             key = serialization.load_pem_private_key(text.encode(), password=None)
         except (ValueError, TypeError, UnsupportedAlgorithm):
@@ -237,7 +237,7 @@ class Statement:
 class Envelope:
     """A DSSE envelope: the payload's exact bytes, their type, and signatures as (key id, signature) pairs.
 
-    Anybody can build one; only :func:`verify` says whose it is.
+    Anybody can build one; only ``verify`` says whose it is.
     """
 
     payload: bytes

@@ -3,7 +3,7 @@
 The request goes to the authority by whatever means the user has (``curl -H 'Content-Type:
 application/timestamp-query'``); privguard opens no connection of its own. Answers are verified offline with
 ``rfc3161-client`` against roots that the reader trusts, at the time in the answer, so they stay good after the
-authority's certificate has run out. A server for tests and offline teams is in :mod:`privguard.attest.local`.
+authority's certificate has run out. A server for tests and offline teams is in ``privguard.attest.local``.
 """
 
 import base64
@@ -41,7 +41,7 @@ class Authority:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "Authority":
-        """The inverse of :meth:`to_json`."""
+        """The inverse of ``to_json``."""
         chain = tuple(base64.b64decode(item, validate=True) for item in value["intermediates"])
         root = base64.b64decode(value["root"], validate=True)
         return cls(name=str(value["name"]), root=root, intermediates=chain, external=bool(value["external"]))
@@ -87,7 +87,7 @@ def verify(response: bytes, *, data: bytes, authority: Authority) -> datetime:
 
 
 def stated_time(response: bytes, *, data: bytes) -> datetime:
-    """The time (UTC) in an answer over ``data``, whoever gave it; only :func:`verify` says whether to believe it.
+    """The time (UTC) in an answer over ``data``, whoever gave it; only ``verify`` says whether to believe it.
 
     Raises:
         ValueError: no answer of a timestamp authority, one that grants nothing, or one over other bytes.

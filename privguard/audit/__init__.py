@@ -1,12 +1,12 @@
 """What an attacker learns: audits that try to refute a claim, and never confirm one.
 
-* Against an ε: :class:`~privguard.audit.one_run.design.Design` → coins → train →
-  :func:`~privguard.audit.one_run.design.judge`.
-* Against a model: :func:`run`, with reference models from
-  :func:`~privguard.audit.references.reference.train_references`.
-* Against a private step: :mod:`privguard.audit.steps.audit` and :mod:`privguard.audit.steps.checks`, and against
-  privguard's own :mod:`privguard.runs.audits.step`.
-* Against a language model: :mod:`privguard.audit.text.attacks` and :mod:`privguard.audit.text.extraction`.
+* Against an ε: ``Design`` → coins → train →
+  ``judge``.
+* Against a model: ``run``, with reference models from
+  ``train_references``.
+* Against a private step: ``privguard.audit.steps.audit`` and ``privguard.audit.steps.checks``, and against
+  privguard's own ``privguard.runs.audits.step``.
+* Against a language model: ``privguard.audit.text.attacks`` and ``privguard.audit.text.extraction``.
 """
 
 from privguard.audit.membership.audit import Assignment as Assignment

@@ -79,7 +79,7 @@ def classes(*sides: Examples) -> int:
 
 
 def read_design(path: Path) -> Design:
-    """A design as :meth:`~privguard.records.Record.to_json` wrote it.
+    """A design as ``to_json`` wrote it.
 
     Raises:
         TamperedError: where the file is no design.

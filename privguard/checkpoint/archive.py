@@ -2,7 +2,7 @@
 
 A file is the head, the members, the index of their names and sizes, the ledger and the manifest, in this order. A
 folder holds the same parts as files of their own under names that begin with the file id, and the head as
-``privguard.seal``: :mod:`privguard.checkpoint.sealed_folder`.
+``privguard.seal``: ``privguard.checkpoint.sealed_folder``.
 
 Members and index open with the file key; ledger and manifest also with the auditor's.
 """

@@ -155,7 +155,7 @@ class Slot:
     macs: dict[Role, bytes]
 
     def names(self, role: Role) -> tuple[str, ...]:
-        """Who may do what ``role`` says: kind and identity of each key, as :attr:`Stanza.name` writes them."""
+        """Who may do what ``role`` says: kind and identity of each key, as ``Stanza.name`` writes them."""
         return tuple(one.name for one in self.stanzas if one.role is role)
 
     def opened_by(self, key: Key, preamble: Preamble) -> Secrets | None:

@@ -247,7 +247,7 @@ class Sealed:
     def tensors(self) -> "TensorFile":
         """The tensors of the ``*.safetensors`` members by name, each read when it is asked for.
 
-        In a snapshot these are the weights; the optimizer's tensors come with :func:`privguard.checkpoint.load` only.
+        In a snapshot these are the weights; the optimizer's tensors come with ``privguard.checkpoint.load`` only.
         In a model's folder they are what transformers loads without a ``variant``: the members that
         ``model.safetensors.index.json`` names where there is one, else ``model.safetensors``.
 

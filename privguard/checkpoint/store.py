@@ -93,7 +93,7 @@ def load(
     """The snapshot in the sealed file ``path``.
 
     ``signer`` is who must have sealed it, an identity or several key ids: anybody can seal to a public key.
-    :class:`~privguard.checkpoint.keys.trust.Trust` tells whom a run believes. ``expect`` gives the head of the ledger
+    ``Trust`` tells whom a run believes. ``expect`` gives the head of the ledger
     at hand when it had so many entries; a snapshot whose head is another one does not belong to that ledger.
 
     Raises:

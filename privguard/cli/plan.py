@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class Begin(StrEnum):
-    """Names of :class:`~privguard.accounting.outlook.Start` for the command line."""
+    """Names of ``Start`` for the command line."""
 
     SCRATCH = "scratch"
     TABLE = "table"

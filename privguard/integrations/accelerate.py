@@ -110,6 +110,10 @@ class PrivateAccelerator(Accelerator):
     def prepare(self, *args: Any, device_placement: Any = None) -> Any:  # noqa: ARG002
         """As ``Accelerator.prepare``: the shuffled loader becomes the private one, and the optimizer waits for it.
 
+        Args:
+            *args: one model, its optimizer and its shuffled loader, and whatever Accelerator prepares besides.
+            device_placement: not read: the run decides.
+
         Raises:
             UnsupportedModelError: a module mixes examples, or has no exact rule.
             SensitivityError: the probe found that one example's gradient depends on another.
@@ -142,11 +146,21 @@ class PrivateAccelerator(Accelerator):
         device_placement: Any = None,
         evaluation_mode: bool = False,  # noqa: ARG002, FBT001, FBT002 — accelerate's own signature
     ) -> nn.Module:
-        """Autocast and placement without torch's gradient reducer: clipped sums are added up once a step instead."""
+        """Autocast and placement without torch's gradient reducer: clipped sums are added up once a step instead.
+
+        Args:
+            model: the model to train or to evaluate.
+            device_placement: as Accelerator's.
+            evaluation_mode: whether it is only evaluated.
+        """
         return super().prepare_model(model, device_placement, evaluation_mode=True)
 
     def prepare_scheduler(self, scheduler: Any) -> Any:
-        """A schedule that moves once a step, whatever the number of processes."""
+        """A schedule that moves once a step, whatever the number of processes.
+
+        Args:
+            scheduler: a learning-rate schedule of torch.
+        """
         prepared = AcceleratedScheduler(scheduler, self._optimizers, split_batches=True)
         self._schedulers.append(prepared)
         return prepared
@@ -154,9 +168,14 @@ class PrivateAccelerator(Accelerator):
     def backward(self, loss: Tensor, **kwargs: Any) -> None:
         """Add the clipped gradients of ``loss``, shape (B,), one for each example of the open batch.
 
+        Args:
+            loss: (B,), one loss for each example, before any reduction.
+            **kwargs: none; any is refused.
+
         Raises:
             ValueError: a scalar, or a wrong length; pass ``reduction="none"``.
             SensitivityError: the examples were counted already.
+            PrivacyError: another argument, or no batch is open.
         """
         if self._rehearsal is not None and not kwargs:
             self._rehearsal.backward(loss)
@@ -169,6 +188,12 @@ class PrivateAccelerator(Accelerator):
         """Seal the whole state into ``output_dir``; by default among the run folder's snapshots.
 
         Call it between two steps.
+
+        Args:
+            output_dir: a folder, or None for the run folder's snapshots.
+
+        Returns:
+            The folder or file that was written.
         """
         run = self._begun().run
         run.settle()
@@ -179,6 +204,9 @@ class PrivateAccelerator(Accelerator):
 
     def load_state(self, input_dir: Any = None, *_: Any, **__: Any) -> None:
         """Go on with the run from the state in ``input_dir``, or from its newest snapshot; before the first batch.
+
+        Args:
+            input_dir: a folder that save_state wrote, or None for the newest snapshot.
 
         Raises:
             ResumeError: training has begun, or the state does not belong to the run.
@@ -208,6 +236,11 @@ class PrivateAccelerator(Accelerator):
     def clip_grad_norm_(self, parameters: Any, max_norm: Any, norm_type: int = 2) -> NoReturn:  # noqa: ARG002
         """Refused: every example's gradient is clipped already, to the plan's ``max_grad_norm``.
 
+        Args:
+            parameters: not read.
+            max_norm: not read.
+            norm_type: not read.
+
         Raises:
             PrivacyError: always.
         """
@@ -217,7 +250,11 @@ class PrivateAccelerator(Accelerator):
         )
 
     def clip_grad_value_(self, parameters: Any, clip_value: Any) -> NoReturn:  # noqa: ARG002
-        """Refused, as :meth:`clip_grad_norm_`.
+        """Refused, as ``clip_grad_norm_``.
+
+        Args:
+            parameters: not read.
+            clip_value: not read.
 
         Raises:
             PrivacyError: always.
@@ -322,7 +359,7 @@ class _WaitingOptimizer(AcceleratedOptimizer):
         self._accelerator = accelerator
 
     def step(self, closure: Any = None) -> None:
-        """End the open batch; see :meth:`PrivateAccelerator.optimizer_step`."""
+        """End the open batch; see ``PrivateAccelerator.optimizer_step``."""
         if closure is not None:
             raise PrivacyError("closure: would run the model again over the same examples; call step() without one")
         self._accelerator.optimizer_step()

@@ -182,6 +182,9 @@ def fixed(model: nn.Module) -> nn.Module:
     Batch norms become group norms with fresh parameters, so fix a model before it is trained, and make its optimizer
     afterwards. Recurrent and attention layers stay: this engine has exact rules for torch's own.
 
+    Args:
+        model: the model to be fixed; it is not changed.
+
     Raises:
         UnsupportedModelError: a module mixes examples and Opacus has no fixer for it.
     """

@@ -113,9 +113,9 @@ def privatize(  # noqa: PLR0913 — the loop's own objects, and what everybody s
 
 @final
 class PrivateLoop:
-    """A private run driven by the user's own loop; made by :func:`privatize`.
+    """A private run driven by the user's own loop; made by ``privatize``.
 
-    ``model`` is the module that was handed in. Leaving :meth:`batches` early, by ``break``, an error or Ctrl-C, leaves
+    ``model`` is the module that was handed in. Leaving ``batches`` early, by ``break``, an error or Ctrl-C, leaves
     a run that ``resume=True`` goes on with.
     """
 
@@ -146,7 +146,7 @@ class PrivateLoop:
         for the step under way; a second one does not.
 
         Where the loop's loss was not shown (``losses=``), the first nine batches are synthetic: they are a rehearsal,
-        which counts nothing and in which :meth:`step` returns False.
+        which counts nothing and in which ``step`` returns False.
 
         Raises:
             PrivacyError: an earlier call is still being iterated over, whose examples would be counted again.
@@ -168,6 +168,9 @@ class PrivateLoop:
 
     def backward(self, losses: Tensor) -> None:
         """Add the clipped gradients of ``losses``, shape (B,), one loss for each example of the physical batch.
+
+        Args:
+            losses: (B,), one loss for each example of the physical batch, before any reduction.
 
         Raises:
             ValueError: a scalar, or a wrong length; pass ``reduction="none"``.

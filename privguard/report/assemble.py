@@ -52,7 +52,7 @@ class Priced:
 
 
 def price(folder: Path, *, judge: Judge | None = None) -> Priced:
-    """Price the ledger of a run folder and hold its evidence against it; raises as :func:`assemble` does."""
+    """Price the ledger of a run folder and hold its evidence against it; raises as ``assemble`` does."""
     manifest, history = run_of(folder)
     claim = None if manifest.insecure or history.void else claim_of(manifest, history)
     files, inside = holdings.covered(folder), EVIDENCE + "/"
@@ -111,7 +111,7 @@ def assemble(folder: str | os.PathLike[str], *, sources: Sources | None = None) 
 
 
 def run_of(folder: Path) -> tuple[Manifest, History]:
-    """The manifest and the ledger of a run folder, checked to belong together; raises as :func:`assemble` does."""
+    """The manifest and the ledger of a run folder, checked to belong together; raises as ``assemble`` does."""
     path = folder / MANIFEST
     try:
         manifest = Manifest.from_json(json.loads(path.read_text(encoding="utf-8")))

@@ -45,7 +45,7 @@ def odds(claim: Claim, profile: Profile) -> str:
 
 
 def connection(claim: Claim, profile: Profile) -> str:
-    """Why the factor of :func:`guarantee` and the share of :func:`odds` are one guarantee and not two figures."""
+    """Why the factor of ``guarantee`` and the share of ``odds`` are one guarantee and not two figures."""
     alone, together = percent(_accuracy(claim.epsilon, claim.delta)), percent(best_accuracy(profile))
     most = factor(claim.epsilon)
     turned = f"A factor of at most {most} turns even odds into at most {most} to 1"

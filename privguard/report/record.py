@@ -174,7 +174,7 @@ class Report(Record):
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "Report":
-        """The report that :meth:`Record.to_json` wrote.
+        """The report that ``Record.to_json`` wrote.
 
         Raises:
             TamperedError: a field is missing, unknown or of another kind.
@@ -195,12 +195,12 @@ def finding(value: Mapping[str, Any]) -> Finding:
 
 
 def sensitivity(value: Mapping[str, Any]) -> Sensitivity:
-    """A measured sensitivity from its JSON; raises as :func:`finding` does."""
+    """A measured sensitivity from its JSON; raises as ``finding`` does."""
     return _build(Sensitivity, value, moved=_real(value["moved"]))
 
 
 def membership(name: str, value: Mapping[str, Any]) -> Membership:
-    """A membership audit from the JSON that it left; raises as :func:`finding` does."""
+    """A membership audit from the JSON that it left; raises as ``finding`` does."""
     return Membership(
         name=name,
         leak=str(value["leak"]),

@@ -39,7 +39,7 @@ def to_html(report: Report, *, signer: str | None = None) -> str:
 def write(report: Report, folder: Path, *, signer: str | None = None) -> list[Path]:
     """Write ``report.json``, ``report.md`` and ``report.html`` into ``folder`` and return their paths.
 
-    The pages say that nobody has signed them, or who is about to: :func:`privguard.report.signed.sign.sign` writes them
+    The pages say that nobody has signed them, or who is about to: ``privguard.report.signed.sign.sign`` writes them
     anew.
     """
     made = {

@@ -40,7 +40,7 @@ class Charge:
 
     Guarantee: at every moment the book holds at least what the run's ledger holds. The book reserves first, and it gets
     back only what a settled ledger shows as unused. So a crash, at any point, leaves the reservation standing: nothing
-    is spent twice, and :meth:`begin` of the resumed run takes it over, or ``privguard ledger budget settle`` ends it.
+    is spent twice, and ``begin`` of the resumed run takes it over, or ``privguard ledger budget settle`` ends it.
     """
 
     def __init__(self, book: Book, data_set: str, *, team: str = "", purpose: str = "") -> None:
@@ -56,6 +56,12 @@ class Charge:
     @classmethod
     def to(cls, book: BookOrPlace, data_set: str | None, *, team: str = "", purpose: str = "") -> "Charge | None":
         """A charge to ``book`` (or its place) for the data set of this digest; None where neither is given.
+
+        Args:
+            book: a budget book, or its place: a path, or a database's address.
+            data_set: SHA-256 of the data set, in hexadecimal.
+            team: whose share of the budget it is; empty for none.
+            purpose: why the data is used, for the book's rows.
 
         Raises:
             ValueError: only one of the two is given, or the book does not know the data set.
@@ -86,6 +92,10 @@ class Charge:
     def begin(self, run: str, plan: Plan) -> None:
         """Reserve what ``run`` still lacks to the end of its plan.
 
+        Args:
+            run: the run's identity.
+            plan: the plan that the run follows.
+
         Raises:
             BudgetExceededError: it does not fit beside what everybody reserved or spent; nothing was reserved.
             BookUnavailableError: the book has not answered for two minutes.
@@ -101,7 +111,11 @@ class Charge:
         _patiently(reserve)
 
     def keep_key(self, folder: Path) -> None:
-        """Keep the run's key in its folder, for whoever resumes or settles it; only its owner may read it."""
+        """Keep the run's key in its folder, for whoever resumes or settles it; only its owner may read it.
+
+        Args:
+            folder: the run's folder.
+        """
         key = self._writer.key
         if key is not None:
             key.write(folder / KEY)
@@ -111,10 +125,17 @@ class Charge:
 
         ``ledger`` is the same one as it is now; with ``exact``, ``left`` has to be what the book knows.
 
+        Args:
+            run: the run's identity.
+            plan: the plan that the run follows.
+            left: the ledger as the process before left it.
+            ledger: the run's ledger.
+            exact: whether the book has to know exactly this ledger, as after a clean stop.
+
         Raises:
             LedgerError: this folder is a copy, or was put back from a backup, and the run has gone on elsewhere.
             ResumeError: the run's key is not in its folder.
-            BudgetExceededError: as :meth:`begin`.
+            BudgetExceededError: as ``begin``.
         """
         key = read_key(ledger.path.parent)
         if key is None:
@@ -133,6 +154,9 @@ class Charge:
         """Keep the ledger's head in the book, where no copy of the folder brings it back; the next time if not now.
 
         The head is what tells an older copy of the run from the newest one.
+
+        Args:
+            ledger: the run's ledger.
         """
         if self._open:
             with contextlib.suppress(BookUnavailableError):
@@ -143,6 +167,10 @@ class Charge:
 
         The book hears of them first, some more at once in a long run: at most a sixty-fourth of it. It is asked for its
         limits once a second at most; where it does not answer that, the next steps that it has to hear of wait for it.
+
+        Args:
+            ledger: the run's ledger.
+            upto: the first position that is not permitted.
 
         Raises:
             BudgetExceededError: it was lowered; the run stops here and gives the rest back.
@@ -169,6 +197,9 @@ class Charge:
     def settle(self, ledger: Path) -> None:
         """Give back what the run never began, as its ledger shows; harmless when done twice.
 
+        Args:
+            ledger: path of the run's ledger.
+
         Raises:
             BookUnavailableError: the book has not answered for two minutes; the reservation stands.
         """
@@ -190,13 +221,24 @@ class Charge:
 
 
 def read_key(folder: Path) -> SigningKey | None:
-    """The key of the run in ``folder``, which signs its rows in a budget book; None where there is none."""
+    """The key of the run in ``folder``, which signs its rows in a budget book; None where there is none.
+
+    Args:
+        folder: the run's folder.
+    """
     path = folder / KEY
     return SigningKey.read(path) if path.is_file() else None
 
 
 def settle(book: Book, run: str, folder: Path, history: History) -> Balance:
-    """Settle a run that nobody goes on with, from its folder: what it began is spent, the rest given back."""
+    """Settle a run that nobody goes on with, from its folder: what it began is spent, the rest given back.
+
+    Args:
+        book: a budget book, or its place: a path, or a database's address.
+        run: the run's identity.
+        folder: the run's folder.
+        history: the run's ledger, replayed.
+    """
     return book.settle(run, _used(book, run, history), by=read_key(folder), ledger=history)
 
 

@@ -46,7 +46,7 @@ class Objective:
     Attributes:
         losses: from a collated batch to the losses of its examples, (B,); the forward pass is part of it.
         structure: synthetic batches for the probe, of public shapes and types.
-        choices: as in :class:`Head`.
+        choices: as in ``Head``.
     """
 
     losses: Callable[[Batch], Tensor]

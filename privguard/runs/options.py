@@ -1,4 +1,4 @@
-"""What a private run is given besides plan and data: :class:`RunOptions`, the same value for every entry point."""
+"""What a private run is given besides plan and data: ``RunOptions``, the same value for every entry point."""
 
 import os
 from collections.abc import Mapping
@@ -80,7 +80,7 @@ class RunOptions:
     rehearsal: bool = True
 
     def charge(self) -> Charge | None:
-        """What the run owes the budget book; see :meth:`privguard.runs.budget.Charge.to`."""
+        """What the run owes the budget book; see ``privguard.runs.budget.Charge.to``."""
         return Charge.to(self.book, self.data_set, team=self.team, purpose=self.purpose)
 
     def refuse_with_bands(self) -> None:
@@ -158,7 +158,7 @@ class RunSetup:
         return audience_of(self.seal_to, self.options)
 
     def opening_key(self) -> Key:
-        """The key that opens the run's snapshots; see :func:`key_for`."""
+        """The key that opens the run's snapshots; see ``key_for``."""
         return key_for(as_list(self.seal_to), self.options.key)
 
     def signing_key(self) -> SigningKey:

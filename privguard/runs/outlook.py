@@ -1,4 +1,4 @@
-"""Before step 1: is this run expected to learn? The number and its limits: :mod:`privguard.accounting.outlook`."""
+"""Before step 1: is this run expected to learn? The number and its limits: ``privguard.accounting.outlook``."""
 
 from typing import Any
 

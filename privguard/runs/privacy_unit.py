@@ -40,7 +40,7 @@ class ByUser:
 class Unit:
     """The unit of privacy of a run: an example, or a user, and then how to tell whose each record is.
 
-    ``users`` is None until :meth:`read` has grouped the data, and stays None where examples are the unit.
+    ``users`` is None until ``read`` has grouped the data, and stays None where examples are the unit.
     """
 
     def __init__(self, by_user: ByUser | None) -> None:

@@ -1,7 +1,7 @@
 """One private run: plan, ledger, clipper, noise and sealed snapshots, kept in step with each other.
 
-Every wrapper (the plain loop, accelerate, transformers) is a thin shell around a :class:`PrivateRun`, which
-:mod:`privguard.runs.start` makes. What lies in a run folder, and under which name: :mod:`privguard.runs.folder`.
+Every wrapper (the plain loop, accelerate, transformers) is a thin shell around a ``PrivateRun``, which
+``privguard.runs.start`` makes. What lies in a run folder, and under which name: ``privguard.runs.folder``.
 """
 
 import contextlib
@@ -41,10 +41,10 @@ SNAPSHOTS = 50  # in a run, where nobody says how many: a crash then loses at mo
 
 @final
 class PrivateRun:
-    """A run that was started or resumed: a wrapper takes its steps, and ends it with :meth:`close` or :meth:`end`.
+    """A run that was started or resumed: a wrapper takes its steps, and ends it with ``close`` or ``end``.
 
     Of several ranks each holds one. Rank 0 has the ledger and writes the snapshots; the others have a
-    :class:`~privguard.training.step.Follower` in the ledger's place.
+    ``Follower`` in the ledger's place.
 
     ``came_from`` is the snapshot that the run was resumed from, None for a new run.
     """
@@ -114,7 +114,7 @@ class PrivateRun:
         return self._step.remaining
 
     def reserve(self) -> int:
-        """Ledger position of the next step, whose reservation is on its way to the disk; see :class:`PrivateStep`.
+        """Ledger position of the next step, whose reservation is on its way to the disk; see ``PrivateStep``.
 
         A snapshot that is due is sealed first: by now the loop's schedule has moved as well.
 
@@ -157,7 +157,7 @@ class PrivateRun:
         self._held = _settings(self._setup.optimizer)
 
     def finish_step(self) -> None:
-        """End a logical batch: add the noise once and take one optimizer step; raises as :meth:`release`."""
+        """End a logical batch: add the noise once and take one optimizer step; raises as ``release``."""
         self.release()
         self._setup.optimizer.step()
 
@@ -171,7 +171,7 @@ class PrivateRun:
 
     @property
     def noise_to_signal(self) -> float:
-        """σC√d over the norm of the last noisy sum; see :attr:`PrivateStep.noise_to_signal`."""
+        """σC√d over the norm of the last noisy sum; see ``PrivateStep.noise_to_signal``."""
         return self._step.noise_to_signal
 
     @property
@@ -203,11 +203,11 @@ class PrivateRun:
         return claim_of(self.manifest, history)
 
     def epsilon(self) -> float:
-        """ε of :meth:`claim` for the log, on every rank; with several, all of them call this."""
+        """ε of ``claim`` for the log, on every rank; with several, all of them call this."""
         return self._setup.ranks.from_lead(self.spent)
 
     def spent(self) -> float:
-        """ε of :meth:`claim`, on the leading rank; NaN where the claim is void."""
+        """ε of ``claim``, on the leading rank; NaN where the claim is void."""
         history = self._history()
         return math.nan if history.void else epsilon_of(self.manifest, history)
 

@@ -3,7 +3,7 @@
 Every start and every resume draws 32 new bytes from the operating system. No file in the run folder could do as much: a
 folder that is copied, put back from a backup or rolled back with its volume brings each nonce in it back too, and a run
 that went on with an old key would add one noise to two releases, whose difference shows the gradients without any. The
-ledger names each key in public (:attr:`~privguard._random.Stream.nonce`), so that two ledgers can be compared.
+ledger names each key in public (``nonce``), so that two ledgers can be compared.
 """
 
 import os
@@ -51,7 +51,7 @@ class Streams:
 
     @classmethod
     def of(cls, secrets: dict[str, Any], *, insecure: bool) -> "Streams":
-        """The keys that :meth:`secrets` gave."""
+        """The keys that ``secrets`` gave."""
         return cls(*(Stream(secrets[name], "run", insecure=insecure) for name in ("lasting", "current")))
 
     @property

@@ -1,7 +1,7 @@
-"""How a private run begins: :func:`start` in a new folder, or :func:`resume` from a sealed snapshot.
+"""How a private run begins: ``start`` in a new folder, or ``resume`` from a sealed snapshot.
 
 With several ranks, all of them call these functions. What writes to the folder runs on the leading rank alone, and its
-result, or its error, is sent to the others (:meth:`privguard.training.ranks.Ranks.from_lead`).
+result, or its error, is sent to the others (``privguard.training.ranks.Ranks.from_lead``).
 """
 
 import json

@@ -23,7 +23,7 @@ def check_answered_mark(
     """Ask for queries and verdicts of many trees, answered rightly, and by suspects that know nothing of the leaves.
 
     Args:
-        kind: a kind that :func:`~privguard.watermark.claims.kinds.register_mark` has entered.
+        kind: a kind that ``register_mark`` has entered.
         settings: settings of a mark of this kind, as they would be committed.
         right: the answers that the marked model would give, from leaves and pulse; what the owner embeds.
 

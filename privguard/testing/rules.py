@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from privguard.testing.promise import promise
 from privguard.training.attach import attach
 from privguard.training.bookkeeping.registry import REWRITTEN, RULES
-from privguard.training.clip import Clipper, OneByOne
+from privguard.training.clip import Clipper
+from privguard.training.one_by_one import OneByOne
 
 _UNCLIPPED, _TOLERANCE = 1e6, 1e-4  # a clipping norm that clips nothing; float32 sums in another order
 

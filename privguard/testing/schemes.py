@@ -19,7 +19,7 @@ def check_text_scheme(scheme: TextScheme) -> None:
     """Read text that nobody marked under many secrets, then write marked text and read that.
 
     Args:
-        scheme: a scheme that :func:`~privguard.watermark.text.writing.host.register_scheme` has entered, or one of
+        scheme: a scheme that ``register_scheme`` has entered, or one of
             privguard's own without a message.
 
     Raises:

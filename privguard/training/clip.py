@@ -1,14 +1,14 @@
 """Per-example gradients, clipped and summed: the one number in a private run whose size is bounded.
 
-A :class:`Clipper` goes through *begin → forward → backward* once for every physical batch and hands the sum over with
-*take* at the end of the logical batch. Two of them exist: the book-keeping one, which needs a single backward pass
-(:mod:`privguard.training.bookkeeping`), and :class:`OneByOne`, slow and obviously right, for any model at all.
+A ``Clipper`` goes through *begin → forward → backward* once for every physical batch and hands the sum over with
+*take* at the end of the logical batch. Two of them exist: ``privguard.training.bookkeeping``, which needs a single
+backward pass, and ``privguard.training.one_by_one``, slow and obviously right, for any model at all.
 
 Source: Abadi et al. 2016, "Deep Learning with Differential Privacy", Algorithm 1.
 """
 
-from collections.abc import Generator, Hashable, Iterable, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Hashable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol, cast, final
 
@@ -18,8 +18,6 @@ from torch import Tensor, nn
 from privguard import _check
 from privguard.errors import SensitivityError, UnsupportedModelError
 from privguard.training import shards
-from privguard.training.probes.buffers import BufferChecks, refuse_changed
-from privguard.training.probes.modules import refuse_mixing
 
 NO_BOUND = 1e18  # a clipping norm that clips nothing
 ROUNDING = 1e-3  # of the clipping norm: all that norms, products and sums may round; docs/spec/mechanism-v1.md
@@ -33,13 +31,13 @@ class ClippedSum:
 
     Guarantee: given the gradient of each example, adding or removing one moves the sum, taken over all parameters
     together, by at most ``l2_bound``, rounding included, also when its gradient is NaN or infinite. It is *not* private
-    yet: only :mod:`privguard.training.noise.exact` makes it so.
+    yet: only ``privguard.training.noise.exact`` makes it so.
 
     Attributes:
         gradients: float64 tensor per name of ``model.named_parameters()``; tied parameters once, untouched ones zero.
             A parameter that is cut over ranks has the total over all ranks, cut like it.
         l2_bound: what an example can move the sum by, in the unit of the gradient: the clipping norm times
-            1 + :data:`ROUNDING`.
+            1 + ``ROUNDING``.
         records: how many examples went into it at most; no more than that, and 2²⁰, on each rank.
     """
 
@@ -61,7 +59,11 @@ class Checks(Protocol):
     checked: int
 
     def seed(self, seed: str) -> None:
-        """Draw the steps by a public word that all ranks share."""
+        """Draw the steps by a public word that all ranks share.
+
+        Args:
+            seed: a public word.
+        """
         ...
 
 
@@ -71,7 +73,7 @@ class Clipper(Protocol):
     Attributes:
         rows: how many rows may go forward at once, or None for as many as fit in memory.
         shape_term: by how much of its norm a record's gradient changed with the batch's shape, where a probe measured
-            it (:mod:`privguard.training.probes.shape`), else None.
+            it (``privguard.training.probes.shape``), else None.
         checks: the checks while training, or None where single examples leave nothing to check.
         unchecked: sentences about what the probe could not check; manifest, claim and report carry them.
     """
@@ -86,11 +88,20 @@ class Clipper(Protocol):
 
         A unit is an example, or one of ``rows_each`` rows that lie side by side: the choices of one question, the
         records of one user. ``shapes`` are those of what goes forward, without the examples' dimension.
+
+        Args:
+            mask: bool (B,), False where a row is padding.
+            rows_each: rows that lie side by side for one unit.
+            shapes: shapes of what goes forward, without the examples' dimension.
         """
         ...
 
     def backward(self, losses: Tensor) -> None:
-        """Add the clipped gradients of ``losses``, shape (B,), one per example; padding rows count as zero."""
+        """Add the clipped gradients of ``losses``, shape (B,), one per example; padding rows count as zero.
+
+        Args:
+            losses: (B,), one loss for each example.
+        """
         ...
 
     def take(self) -> ClippedSum:
@@ -109,6 +120,9 @@ class Clipper(Protocol):
         """Inside, a forward of ``size`` synthetic examples shows where in each tensor the examples are.
 
         It takes two sizes to tell, and no batch may be open.
+
+        Args:
+            size: how many synthetic examples go forward.
         """
         ...
 
@@ -120,6 +134,10 @@ def clip_factors(norms: Tensor, *, max_norm: float) -> Tensor:
 
     >>> clip_factors(torch.tensor([0.0, 1.0, 4.0, float("nan"), float("inf")]), max_norm=2.0).tolist()
     [1.0, 1.0, 0.5, 0.0, 0.0]
+
+    Args:
+        norms: (B,), the L2 norm of each example's gradient.
+        max_norm: the clipping norm C, in the unit of the gradient.
     """
     norms = norms.double()
     return torch.where(norms.isfinite(), max_norm / norms.clamp(min=max_norm), 0.0)
@@ -134,14 +152,25 @@ class Turn:
         self._spent = False
 
     def begin(self, mask: Tensor) -> None:
-        """Open a physical batch of ``len(mask)`` rows."""
+        """Open a physical batch of ``len(mask)`` rows.
+
+        Args:
+            mask: bool (B,), False where a row is padding.
+        """
         ok = mask.dtype == torch.bool and mask.dim() == 1 and len(mask) > 0
         shown = f"{mask.dtype} {tuple(mask.shape)}"
         _check.require(ok, "mask", shown, wanted="torch.bool (B,), B ≥ 1", remedy="an empty draw is one padding row")
         self.mask, self._spent = mask, False
 
     def check(self, losses: Tensor) -> Tensor:
-        """The mask of the open batch, after making sure that ``losses`` belongs to it."""
+        """The mask of the open batch, after making sure that ``losses`` belongs to it.
+
+        Args:
+            losses: (B,), one loss for each example.
+
+        Returns:
+            The mask, bool (B,).
+        """
         if self.mask is None:
             if self._spent:
                 raise SensitivityError(
@@ -195,21 +224,38 @@ class Total:
         self._records = 0
 
     def count(self, records: int) -> None:
-        """Note that so many examples are about to be added."""
+        """Note that so many examples are about to be added.
+
+        Args:
+            records: how many examples.
+        """
         self._records += records
 
     def slot(self, name: str) -> Tensor:
-        """The tensor of this parameter, to add to."""
+        """The tensor of this parameter, to add to.
+
+        Args:
+            name: the parameter's name in the model.
+        """
         if name not in self._sums:
             self._sums[name] = self._zeros(name)
         return self._sums[name]
 
     def add_over_ranks(self, name: str, mine: Tensor) -> None:
-        """Add all ranks' sums of a parameter that is cut, one part to each rank. Every rank has to call this."""
+        """Add all ranks' sums of a parameter that is cut, one part to each rank. Every rank has to call this.
+
+        Args:
+            name: the parameter's name in the model.
+            mine: this rank's partial sum over the whole parameter, of its full shape.
+        """
         shards.add_over_ranks(mine, self.slot(name))
 
     def take(self, max_norm: float) -> ClippedSum:
-        """Hand every sum over and start from zero; ``max_norm`` is what each example was clipped to."""
+        """Hand every sum over and start from zero; ``max_norm`` is what each example was clipped to.
+
+        Args:
+            max_norm: the clipping norm C, in the unit of the gradient.
+        """
         sums, self._sums = self._sums, {}
         records, self._records = self._records, 0
         whole = {name: sums[name] if name in sums else self._zeros(name) for name in self._parameters}
@@ -278,7 +324,7 @@ class EscapeAlarm:
             raise SensitivityError(
                 f"parameter={name!r}: a gradient reached it that was not clipped; call private.backward(losses) "
                 "instead of losses.backward(), and use the parameter only through its own module's forward "
-                "(or train with physical batches of one: privguard.training.clip.OneByOne)"
+                "(or train with physical batches of one: privguard.training.one_by_one.OneByOne)"
             )
 
         return escaped
@@ -286,6 +332,10 @@ class EscapeAlarm:
 
 def gradients_of(loss: Tensor, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
     """The gradients of a scalar by ordinary autograd, float32, of those parameters that take part in it.
+
+    Args:
+        loss: a scalar with a graph.
+        parameters: parameters by name.
 
     Raises:
         UnsupportedModelError: the graph has re-entrant checkpoints, which autograd cannot ask for chosen parameters.
@@ -305,85 +355,14 @@ def gradients_of(loss: Tensor, parameters: Mapping[str, nn.Parameter]) -> dict[s
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters to train by name, tied ones once; an error when there are none."""
+    """The parameters to train by name, tied ones once; an error when there are none.
+
+    Args:
+        model: the model to train.
+
+    Returns:
+        Parameters that require gradients, by their first name.
+    """
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     _check.require(bool(parameters), "model", type(model).__name__, wanted="at least one parameter with requires_grad")
     return parameters
-
-
-@final
-class OneByOne:
-    """The exact fallback for any model: physical batches of a single example, and an ordinary backward pass for each.
-
-    Slow, and obviously right whatever the layers are, since no example ever meets another: two of them in one graph
-    would meet in 0 · NaN. The reference that the book-keeping clipper is tested against.
-    """
-
-    rows: int | None = 1
-    shape_term: float | None = 0.0  # every batch has one record
-    checks: Checks | None = None
-    unchecked: tuple[str, ...] = ()
-
-    def __init__(self, model: nn.Module, *, max_grad_norm: float) -> None:
-        self._bound = float(_check.positive("max_grad_norm", max_grad_norm))
-        refuse_mixing(model)
-        self._parameters = trainable(model)
-        if cut := [name for name, parameter in self._parameters.items() if shards.is_cut(parameter)]:
-            raise UnsupportedModelError(
-                f"parameters={cut}: cut over ranks, which this way has no sum for; keep one full copy on each rank"
-            )
-        self._turn, self._total = Turn(), Total(self._parameters)
-        self._alarm, self._buffers = EscapeAlarm(model, self._parameters), BufferChecks(model)
-
-    def begin(self, mask: Tensor, *, rows_each: int = 1, shapes: Hashable = ()) -> None:  # noqa: ARG002 — one graph, however many rows it has
-        """See :meth:`Clipper.begin`; one unit."""
-        self._alarm.begin()
-        self._turn.begin(mask)
-        _check.require(len(mask) == 1, "mask.shape", tuple(mask.shape), wanted="(1,)", remedy="feed one row at a time")
-        if self._bound != NO_BOUND:
-            self._buffers.begin()
-
-    def backward(self, losses: Tensor) -> None:
-        """See :meth:`Clipper.backward`."""
-        mask = self._turn.check(losses)
-        self._turn.spend()
-        refuse_changed(self._buffers.changed())
-        self._total.count(1)
-        if not mask.item():
-            return
-        gradient = gradients_of(losses.sum(), self._parameters)
-        norm = global_norm(gradient.values())
-        if not norm.isfinite():
-            return  # counts as zero; the noise does not tell
-        factor = clip_factors(norm, max_norm=self._bound).item()
-        for name, value in gradient.items():
-            self._total.slot(name).add_(value.double(), alpha=factor)
-
-    def take(self) -> ClippedSum:
-        """See :meth:`Clipper.take`."""
-        self._turn.end()
-        return self._total.take(self._bound)
-
-    def close(self) -> None:
-        """See :meth:`Clipper.close`."""
-        self._alarm.close()
-
-    @contextmanager
-    def unclipped(self) -> Generator[None]:
-        """See :meth:`Clipper.unclipped`."""
-        bound, self._bound = self._bound, NO_BOUND
-        try:
-            yield
-        finally:
-            self._bound = bound
-            self._turn.reset()
-            self._total.take(bound)
-
-    def rehearsal(self, size: int) -> AbstractContextManager[None]:  # noqa: ARG002 — one example is everywhere
-        """See :meth:`Clipper.rehearsal`."""
-        return self._buffers.learning()
-
-
-def global_norm(tensors: Iterable[Tensor]) -> Tensor:
-    """The L2 norm over all the tensors together, accumulated in float64."""
-    return torch.stack([torch.linalg.vector_norm(t, dtype=torch.float64) for t in tensors]).norm()

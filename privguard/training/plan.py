@@ -39,7 +39,7 @@ class Plan(Record):
         examples: public size of the data set if it is public, else None. The real size never enters.
         relation: neighbouring relation of the claim.
         unit: whose contribution is protected.
-        strategy: coefficients of banded noise (:mod:`privguard.accounting.bands`), the first one 1; as many as there
+        strategy: coefficients of banded noise (``privguard.accounting.bands``), the first one 1; as many as there
             are bands. (1,) is independent noise.
     """
 
@@ -95,6 +95,16 @@ class Plan(Record):
         ends in the weights at the same ε; ``"auto"`` takes the number, up to 16, with the least expected error for SGD
         with this ``momentum``. Bands help where passes are few and ε is 3 or more; each one above the first keeps eight
         bytes for every trained parameter.
+
+        Args:
+            epsilon: the budget's ε, above 0.
+            delta: the budget's δ, in (0, 1).
+            examples: public number of examples.
+            batch_size: expected examples in a step.
+            epochs: passes over the data, on average.
+            max_grad_norm: the clipping norm C, in the unit of the gradient.
+            bands: how many steps share noise, or ``"auto"``.
+            momentum: of the SGD that the noise is chosen for, in [0, 1).
 
         Raises:
             ValueError: an argument is out of range.
@@ -176,7 +186,11 @@ class Plan(Record):
         return self.sample_rate / self.bands
 
     def sampler(self, groups: Stream) -> Sampler:
-        """The sampler that the event prices; ``groups`` says who is in which group, and lasts for the whole run."""
+        """The sampler that the event prices; ``groups`` says who is in which group, and lasts for the whole run.
+
+        Args:
+            groups: a stream of randomness for the assignment to groups; read where ``bands`` is above 1.
+        """
         return Poisson(self.sample_rate) if self.bands == 1 else CyclicPoisson(self.sample_rate, self.bands, groups)
 
     def event(self) -> "DpEvent":
@@ -186,7 +200,11 @@ class Plan(Record):
         return dp_sgd(sample_rate=self.sample_rate, noise_multiplier=self.noise_multiplier)
 
     def rounds(self, steps: int) -> int:
-        """How many events the first ``steps`` steps cost; what was begun counts whole."""
+        """How many events the first ``steps`` steps cost; what was begun counts whole.
+
+        Args:
+            steps: how many steps were begun.
+        """
         return -(-steps // self.bands)
 
     def events(self) -> "Events":
@@ -194,7 +212,7 @@ class Plan(Record):
         return [(self.event(), self.rounds(self.steps))]
 
     def outlook(self, trained: int, *, start: Start = Start.SCRATCH) -> Outlook:
-        """Whether a run of this plan can learn with so many trained parameters; see :func:`outlook`.
+        """Whether a run of this plan can learn with so many trained parameters; see ``outlook``.
 
         Args:
             trained: number of trained parameters.
@@ -247,6 +265,10 @@ def steps_in(epochs: float, *, sample_rate: float) -> int:
 
     >>> steps_in(1, sample_rate=10 / 490)
     49
+
+    Args:
+        epochs: passes over the data, on average.
+        sample_rate: the chance that a record is in one step.
     """
     return math.ceil(epochs / sample_rate - 1e-9)
 

@@ -1,7 +1,7 @@
 """The global random generators, which dropout and augmentation draw from: their states, read and put back.
 
 A run that is resumed puts them where its snapshot found them, so that it goes on exactly. Sampler and noise never draw
-from them; those have streams of their own (:mod:`privguard._random`).
+from them; those have streams of their own (``privguard._random``).
 """
 
 import random
@@ -25,7 +25,7 @@ def states() -> dict[str, Any]:
 
 
 def restore(found: Mapping[str, Any]) -> None:
-    """Put this process's generators where :func:`states` found them; GPUs that are not here any more are left out."""
+    """Put this process's generators where ``states`` found them; GPUs that are not here any more are left out."""
     random.setstate(found["python"])
     np.random.set_state(found["numpy"])  # noqa: NPY002
     torch.random.set_rng_state(found["torch"])
@@ -34,7 +34,7 @@ def restore(found: Mapping[str, Any]) -> None:
 
 
 def states_of_all_processes() -> list[dict[str, Any]]:
-    """:func:`states` of every process of ``torch.distributed``, in order of rank. Every process has to call this."""
+    """``states`` of every process of ``torch.distributed``, in order of rank. Every process has to call this."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return [states()]
     gathered: list[Any] = [None] * torch.distributed.get_world_size()

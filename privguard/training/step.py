@@ -95,7 +95,7 @@ class PrivateStep:
     def position(self) -> int:
         """Ledger position of the step in the making; its reservation is on its way to the disk when this returns.
 
-        :meth:`release` waits for it. What fails on the disk is raised there, or by the next call.
+        ``release`` waits for it. What fails on the disk is raised there, or by the next call.
 
         Raises:
             PrivacyError: this is not the process that began the run.
@@ -170,6 +170,9 @@ class PrivateStep:
         With several ranks, each has clipped a share of the batch. The leading one adds the noise to its own partial
         sum, and then the partial sums are added up once. Of a parameter that is cut over ranks the clipper has added
         up the parts already, and each rank's part gets noise of its own.
+
+        Args:
+            parameters: the trainable parameters by name.
         """
         position = self.position()
         clipped = self._clipper.take()
@@ -213,7 +216,12 @@ class PrivateStep:
         )
 
     def finish(self, optimizer: Optimizer, parameters: dict[str, nn.Parameter]) -> None:
-        """End the logical batch and let the optimizer move along the noisy sum, which stays until the next begins."""
+        """End the logical batch and let the optimizer move along the noisy sum, which stays until the next begins.
+
+        Args:
+            optimizer: the user's optimizer.
+            parameters: the trainable parameters by name.
+        """
         self.release(parameters)
         optimizer.step()
 
@@ -241,7 +249,11 @@ class PrivateStep:
             self._unsettled = False
 
     def history(self, ledger: Ledger) -> History:
-        """What the ledger says, with the checks that it will be told of when the run stops."""
+        """What the ledger says, with the checks that it will be told of when the run stops.
+
+        Args:
+            ledger: the run's ledger file.
+        """
         history, checks = ledger.history, self._clipper.checks
         if checks is None:
             return history
@@ -255,7 +267,13 @@ class PrivateStep:
 
 
 def hand_over(parameters: dict[str, nn.Parameter], noisy: NoisySum, *, denominator: float) -> None:
-    """Put ``noisy / denominator`` into each parameter's ``grad``, in the parameter's type; the noisy sum is used up."""
+    """Put ``noisy / denominator`` into each parameter's ``grad``, in the parameter's type; the noisy sum is used up.
+
+    Args:
+        parameters: the trainable parameters by name.
+        noisy: the noisy sum by parameter.
+        denominator: the public batch size, in examples.
+    """
     for name, gradient in noisy.gradients.items():
         parameter = parameters[name]
         parameter.grad = gradient.div_(denominator).to(parameter.dtype)
@@ -269,21 +287,43 @@ class Follower:
         self.position = position
 
     def reserve(self, _event: object, *, times: int) -> None:
-        """Count what the leading rank reserves on disk before it releases anything."""
+        """Count what the leading rank reserves on disk before it releases anything.
+
+        Args:
+            _event: not read: the leading rank prices it.
+            times: how many events are reserved.
+        """
         self.position += times
 
     def advance(self, _event: object, *, span: int) -> None:  # noqa: ARG002 — the leader's ledger prices it
-        """Count the position that the leading rank begins."""
+        """Count the position that the leading rank begins.
+
+        Args:
+            _event: not read: the leading rank prices it.
+            span: positions of one event.
+        """
         self.position += 1
 
     def void(self, reason: str) -> None:
-        """Nothing: the leading rank finds the same and records it."""
+        """Nothing: the leading rank finds the same and records it.
+
+        Args:
+            reason: as the leading rank writes it.
+        """
 
     def note_checks(self, checked: int) -> None:
-        """Nothing: the leading rank checks the same steps."""
+        """Nothing: the leading rank checks the same steps.
+
+        Args:
+            checked: how many steps were checked.
+        """
 
     def settle(self, position: int) -> None:
-        """Count what the leading rank gives back."""
+        """Count what the leading rank gives back.
+
+        Args:
+            position: the first position that is free again.
+        """
         self.position = position
 
     def close(self) -> None:
@@ -292,6 +332,10 @@ class Follower:
 
 def check_optimizer(optimizer: Optimizer, parameters: Iterable[Tensor]) -> None:
     """Refuse an optimizer that moves other tensors than the model's trainable parameters.
+
+    Args:
+        optimizer: the user's optimizer.
+        parameters: the trainable parameters by name.
 
     Raises:
         PrivacyError: the optimizer holds a tensor that the model does not, or lacks one of the model's. The usual

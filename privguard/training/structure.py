@@ -45,7 +45,7 @@ def named(function: Callable[[Any, str], Any], tree: Any, *, whole: Whole | None
 
 
 def mapped(function: Callable[[Any], Any], tree: Any, *, whole: Whole | None = None) -> Any:
-    """:func:`named` for a function that needs no names."""
+    """``named`` for a function that needs no names."""
     return named(lambda leaf, _: function(leaf), tree, whole=whole)
 
 

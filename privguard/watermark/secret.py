@@ -33,9 +33,9 @@ _HEADER = "privguard-mark-secret-v1"
 class Secret:
     """A 256-bit secret from which all keys of an owner's marks descend.
 
-    Guarantee: children with different labels are computationally independent, and neither :attr:`key_id` nor
-    :meth:`commitment` helps to find the secret or any child. ``repr`` shows the key id only; a secret is not picklable
-    and leaves this object through :meth:`write` alone.
+    Guarantee: children with different labels are computationally independent, and neither ``key_id`` nor
+    ``commitment`` helps to find the secret or any child. ``repr`` shows the key id only; a secret is not picklable
+    and leaves this object through ``write`` alone.
     """
 
     __slots__ = ("_key",)
@@ -52,7 +52,7 @@ class Secret:
 
     @classmethod
     def read(cls, path: str | Path) -> "Secret":
-        """Read what :meth:`write` wrote.
+        """Read what ``write`` wrote.
 
         Raises:
             TamperedError: the file is not a secret, or a character of it changed (the key id stands beside it).

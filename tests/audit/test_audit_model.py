@@ -40,14 +40,14 @@ def test_a_sound_model_moves_by_at_most_the_clipping_norm(public):
 
 def test_a_clip_that_clips_too_little_is_caught(monkeypatch):
     """A planted bug in the slow way: factors are a fortieth too large, less than the sum's own invariant sees."""
-    from privguard.training import clip
+    from privguard.training import clip, one_by_one
 
     model, true = net(), clip.clip_factors
-    monkeypatch.setattr(clip, "clip_factors", lambda norms, *, max_norm: 1.025 * true(norms, max_norm=max_norm))
+    monkeypatch.setattr(one_by_one, "clip_factors", lambda norms, *, max_norm: 1.025 * true(norms, max_norm=max_norm))
     monkeypatch.setattr(
         audited_model,
         "choose",
-        lambda model, *_, max_grad_norm: (clip.OneByOne(model, max_grad_norm=max_grad_norm), None),
+        lambda model, *_, max_grad_norm: (one_by_one.OneByOne(model, max_grad_norm=max_grad_norm), None),
     )
     assert audit_model(model, losses_of(model), BATCH, pairs=20).moved > 1.02
 

@@ -47,7 +47,7 @@ BUGS = {
     "records are clipped to twice the norm": Bug(
         "clip.py", "max_norm / norms.clamp(min=max_norm)", "2 * max_norm / norms.clamp(min=2 * max_norm)", _GUARANTEE
     ),
-    "padding is counted": Bug("clip.py", "if not mask.item():", "if False:", _GUARANTEE),
+    "padding is counted": Bug("one_by_one.py", "if not mask.item():", "if False:", _GUARANTEE),
     "a record that is not finite is left in": Bug(
         "bookkeeping/bookkeeper.py",
         "any_silent = bool(silent.any())",

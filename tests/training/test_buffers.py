@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from privguard.errors import InteractionError
 from privguard.training.attach import attach
-from privguard.training.clip import Clipper, OneByOne
+from privguard.training.clip import Clipper
+from privguard.training.one_by_one import OneByOne
 from privguard.training.probes.examples import choose, probe
 from privguard.training.probes.fields import Field
 

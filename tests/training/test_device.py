@@ -18,8 +18,9 @@ from privguard._random import Stream
 from privguard.errors import UnsupportedModelError
 from privguard.training.attach import attach
 from privguard.training.bookkeeping import BookKeeper
-from privguard.training.clip import ClippedSum, OneByOne, trainable
+from privguard.training.clip import ClippedSum, trainable
 from privguard.training.noise.exact import NoisySum, add_noise
+from privguard.training.one_by_one import OneByOne
 from privguard.training.step import hand_over
 
 aten = torch.ops.aten

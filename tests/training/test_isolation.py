@@ -10,7 +10,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from privguard.errors import SensitivityError, UnsupportedModelError
-from privguard.training.clip import OneByOne
+from privguard.training.one_by_one import OneByOne
 from privguard.training.probes.examples import choose
 from privguard.training.probes.fields import Field
 

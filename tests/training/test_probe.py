@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from privguard.errors import SensitivityError, UnsupportedModelError
 from privguard.training.attach import attach
-from privguard.training.clip import OneByOne
+from privguard.training.one_by_one import OneByOne
 from privguard.training.probes.examples import choose, probe
 from privguard.training.probes.fields import Field, make, structure_of
 

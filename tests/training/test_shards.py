@@ -12,7 +12,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditional
 
 from privguard.errors import SensitivityError, UnsupportedModelError
 from privguard.training.attach import attach
-from privguard.training.clip import OneByOne
+from privguard.training.one_by_one import OneByOne
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from privguard._random import Stream
 from privguard.errors import SensitivityError, UnsupportedModelError
 from privguard.training.attach import attach
-from privguard.training.clip import OneByOne
+from privguard.training.one_by_one import OneByOne
 from privguard.training.plan import Plan
 from privguard.training.probes.examples import probe
 from privguard.training.probes.fields import Field

@@ -4,7 +4,7 @@ The book is one append-only table of an SQL database (SQLite unless told otherwi
 row carries a hash over all rows before it: a changed, missing or moved row is found by whoever reads. A run reserves
 its events here before its ledger does, says here which of them it begins, and settles with its ledger afterwards; a run
 that crashed holds its reservation until it is settled, so nothing leaks and nothing is spent twice. The rules are in
-:mod:`privguard.accounting.budget.rules`, the limits in :mod:`privguard.accounting.budget.limits`.
+``privguard.accounting.budget.rules``, the limits in ``privguard.accounting.budget.limits``.
 """
 
 import os
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 @final
 class Book:
-    """A budget book that any number of processes read and write. Make one with :meth:`create` or :meth:`open`.
+    """A budget book that any number of processes read and write. Make one with ``create`` or ``open``.
 
     ``place`` is a path (SQLite) or any SQLAlchemy URL. Every change is one durable transaction that first reads what
     others wrote. A book may be used after a fork: it holds no connection between calls.
@@ -89,7 +89,7 @@ class Book:
         )
 
     def grant(self, sha256: str, budget: Budget, *, by: SigningKey, reason: str, terms: Terms | None = None) -> None:
-        """Set the limit of a data set, signed on the spot; see :meth:`enter` for a grant signed elsewhere."""
+        """Set the limit of a data set, signed on the spot; see ``enter`` for a grant signed elsewhere."""
         self.enter(self.draft(sha256, budget, reason=reason, terms=terms).sign(by))
 
     def enter(self, envelope: Envelope) -> None:
@@ -176,7 +176,7 @@ class Book:
         """Give back what a run reserved beyond its first ``used`` events; its ledger is the evidence.
 
         Where that is less than it reserved, the run's key signs, and what was begun is spent. Anybody settles a lost
-        run at everything that it reserved. See :meth:`release` for what an officer gives back.
+        run at everything that it reserved. See ``release`` for what an officer gives back.
 
         Raises:
             ValueError: unknown run, more than it reserved, or less than its ledger shows, it began or settled before.
@@ -297,7 +297,7 @@ class Book:
         Args:
             name: what it is called in the book; each name once, so that nothing is entered twice.
             sha256: the data set.
-            releases: (event, times) pairs; see :func:`privguard.accounting.releases.parse`.
+            releases: (event, times) pairs; see ``privguard.accounting.releases.parse``.
             by: whose share it is, and what for. Nothing of it is given back, so no key signs it.
             planned: it has not been released yet, so it is refused where it does not fit. What has happened counts
                 also where it passes a limit, and what comes after is refused.

@@ -79,7 +79,7 @@ class Database:
         return rows[1:]
 
     def append(self, connection: "Connection", row: tuple[int, bytes, str]) -> None:
-        """Add one row, (seq, body, head), inside of :meth:`writing`."""
+        """Add one row, (seq, body, head), inside of ``writing``."""
         seq, body, head = row
         connection.execute(_table().insert().values(seq=seq, body=body.decode(), head=head))
 

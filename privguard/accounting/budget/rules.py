@@ -31,7 +31,7 @@ FIRST_HEAD = hashlib.sha256(FORMAT.encode()).hexdigest()
 
 @final
 class Account:
-    """The state of a book after some rows, which :meth:`apply` takes in one by one.
+    """The state of a book after some rows, which ``apply`` takes in one by one.
 
     Attributes:
         id: the book's own random name, from its first row.

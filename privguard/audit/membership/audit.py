@@ -1,6 +1,6 @@
 """One membership audit, whole: attacks, blind baseline, duplicates, ranking, and what may be said about them.
 
-A ranking of natural records never gives an ε: only coins do (:mod:`privguard.audit.one_run.design`). What it can say
+A ranking of natural records never gives an ε: only coins do (``privguard.audit.one_run.design``). What it can say
 is whether
 an attacker tells members from others better than chance, better than without the model, and for which records.
 """

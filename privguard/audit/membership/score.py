@@ -42,7 +42,7 @@ def model_logits(model: object, inputs: Tensor, *, batch: int = 512) -> FloatArr
 
 
 def as_logits(outputs: ArrayLike) -> FloatArray:
-    """Outputs (n, classes), (n, 1) or (n,) as logits (n, classes); see :func:`model_logits`.
+    """Outputs (n, classes), (n, 1) or (n,) as logits (n, classes); see ``model_logits``.
 
     Raises:
         ValueError: as there.

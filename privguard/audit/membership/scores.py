@@ -45,7 +45,7 @@ class ScoresAudit(Measurement):
 def read_scores(path: Path) -> dict[str, NDArray[Any]]:
     """The arrays of an ``.npz`` file by name, or the columns of a ``.csv`` or ``.parquet`` file.
 
-    Arrays of objects are refused, as they would be pickles; see :func:`privguard.audit.membership.tables.read_table`.
+    Arrays of objects are refused, as they would be pickles; see ``privguard.audit.membership.tables.read_table``.
 
     Raises:
         ValueError: where the file is none of these.

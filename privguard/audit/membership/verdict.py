@@ -1,7 +1,7 @@
 """Statistics of attacks on a split → what may be said about a leak, in words that the split supports.
 
 Two questions, each one test over all attacks, statistics, directions and groups
-(:mod:`privguard.audit.membership.max_t`). Do
+(``privguard.audit.membership.max_t``). Do
 members stand out at all? And do they stand out given what the records alone say? The second takes off each score what
 the records let one expect of it, and draws memberships by the chances that the records give: an error in either of the
 two models is harmless as long as the other is right (Shah and Peters 2020, arXiv:1804.07203; Berrett et al. 2020,

@@ -1,9 +1,9 @@
 """Counts → ε from below: lower bounds whose error is exact, for counts that were decided before looking.
 
-Three bounds, from the widest hypothesis to the narrowest. :func:`steinke` speaks about every (ε, δ) mechanism,
-:func:`gaussian_one_run` about mechanisms no more revealing than a Gaussian one, :func:`gaussian_threshold` about the
+Three bounds, from the widest hypothesis to the narrowest. ``steinke`` speaks about every (ε, δ) mechanism,
+``gaussian_one_run`` about mechanisms no more revealing than a Gaussian one, ``gaussian_threshold`` about the
 same class when trials are independent. Each is valid for one set of counts; who looks at several has to share the
-error between them, which :class:`privguard.audit.one_run.design.Design` does.
+error between them, which ``privguard.audit.one_run.design.Design`` does.
 """
 
 import math
@@ -39,7 +39,7 @@ def steinke(correct: int, *, canaries: int, guesses: int, delta: float, confiden
 def gaussian_one_run(correct: int, *, canaries: int, guesses: int, delta: float, confidence: float = 0.95) -> float:
     """ε of Gaussian mechanisms, from one run with ``correct`` right among ``guesses`` guesses.
 
-    Guarantee: as :func:`steinke`, for mechanisms whose trade-off curve lies above that of μ-Gaussian privacy; the value
+    Guarantee: as ``steinke``, for mechanisms whose trade-off curve lies above that of μ-Gaussian privacy; the value
     returned is that curve's ε at ``delta``. It refutes "Gaussian privacy matched to (ε, δ)", a narrower claim than
     (ε, δ) itself. Source: Mahloujifar, Melis, Chaudhuri 2025 (arXiv:2410.22235), Algorithm 3.
     """
@@ -97,7 +97,7 @@ def gaussian_epsilon(mu: float, *, delta: float) -> float:
 
 
 def gaussian_mu(epsilon: float, *, delta: float) -> float:
-    """μ whose ε at ``delta`` is ``epsilon``: the inverse of :func:`gaussian_epsilon`."""
+    """μ whose ε at ``delta`` is ``epsilon``: the inverse of ``gaussian_epsilon``."""
     _check.non_negative("epsilon", epsilon)
     _check.probability("delta", delta)
     high = 1.0

@@ -111,7 +111,7 @@ def guess(
 def count_calls(scores: NDArray[np.floating], included: NDArray[np.bool_], *, threshold: float) -> dict[str, int]:
     """Who is called a member by a score above ``threshold``, held against the coins: scores and coins of any one shape.
 
-    The names are those of the arguments of :func:`privguard.audit.one_run.bound.gaussian_threshold`.
+    The names are those of the arguments of ``privguard.audit.one_run.bound.gaussian_threshold``.
     """
     called = scores > threshold
     return {

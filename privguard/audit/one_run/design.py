@@ -24,7 +24,7 @@ from privguard.records import Claim, Finding, Measurement, Outcome, Record, Rela
 
 
 class Bound(StrEnum):
-    """Which claim a count is held against; see :mod:`privguard.audit.one_run.bound`."""
+    """Which claim a count is held against; see ``privguard.audit.one_run.bound``."""
 
     STEINKE = "steinke"
     GAUSSIAN_ONE_RUN = "gaussian-one-run"
@@ -264,7 +264,7 @@ def least_canaries(
 ) -> int | None:
     """The least number of canaries with which a perfect attack that guesses all of them refutes the claim.
 
-    None where ``most`` do not suffice; :attr:`Bound.STEINKE` has a highest reach, as δ weighs more with every canary.
+    None where ``most`` do not suffice; ``Bound.STEINKE`` has a highest reach, as δ weighs more with every canary.
     """
     at = partial(_perfect, which, delta=delta, confidence=confidence)
     high = 2

@@ -1,7 +1,7 @@
 """Reference models: what the target would say had it seen, or not seen, a record.
 
 Each is trained on its own random half of the records. Where the architecture allows it they are trained as one stack of
-batched products (:mod:`privguard.audit.references.stack`), otherwise through ``torch.func``, and one by one where a
+batched products (``privguard.audit.references.stack``), otherwise through ``torch.func``, and one by one where a
 model keeps
 buffers such as running means. Records are included by independent fair coins and not in exact halves: in exact halves,
 the number of references that hold a record would give its membership away.

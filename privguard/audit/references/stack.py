@@ -79,7 +79,7 @@ def stack_modules(modules: Sequence[nn.Module], *, precision: torch.dtype = torc
     """Stack networks of equal architecture: ``nn.Sequential`` of Linear, Conv2d, MaxPool2d, ReLU, Tanh and Flatten.
 
     Raises:
-        UnsupportedModelError: for any other module, whose references :mod:`privguard.audit.references.reference`
+        UnsupportedModelError: for any other module, whose references ``privguard.audit.references.reference``
             trains through ``torch.func``.
     """
     columns = [list(_flat(module)) for module in modules]
@@ -87,7 +87,7 @@ def stack_modules(modules: Sequence[nn.Module], *, precision: torch.dtype = torc
 
 
 def stackable(module: nn.Module) -> bool:
-    """Whether :func:`stack_modules` takes this architecture."""
+    """Whether ``stack_modules`` takes this architecture."""
     try:
         stack_modules([module])
     except UnsupportedModelError:

@@ -4,7 +4,7 @@ Each canary has a coordinate of its own that no other record touches, a raw grad
 fresh fair coin in every step that decides whether it is in. The noisy sum at that coordinate over the clipping norm
 is 1 or 0 plus noise, so every step of every canary is one trial of a Gaussian mechanism: thousands in a second. It
 tests clip and noise; the sampler and the independence of the noise have checks of their own
-(:mod:`privguard.audit.steps.checks`).
+(``privguard.audit.steps.checks``).
 """
 
 from dataclasses import dataclass

@@ -1,7 +1,7 @@
 """Tests of a private training step, each for one thing that must hold whatever the data.
 
 Every check returns a p-value: the chance that a correct step looks at least this wrong, or a bound above it; none is
-asymptotic. :func:`examine` runs those that one trace allows and shares one false-alarm rate among them. Deterministic
+asymptotic. ``examine`` runs those that one trace allows and shares one false-alarm rate among them. Deterministic
 facts (the ledger knows every step) give 0 or 1.
 """
 
@@ -78,7 +78,7 @@ def contribution(trace: Trace, sigma: float) -> float:
 
 
 def contribution_of_each(trace: Trace, sigma: float) -> float:
-    """As :func:`contribution`, for every canary on its own (Bonferroni): a single record counted twice shows."""
+    """As ``contribution``, for every canary on its own (Bonferroni): a single record counted twice shows."""
     counts = np.maximum(trace.included.sum(0), 1)
     z = np.where(trace.included, trace.residuals, 0).sum(0) / (sigma * np.sqrt(counts))
     return min(1.0, len(z) * _normal(float(np.abs(z).max())))
@@ -130,8 +130,8 @@ def poisson_inclusion(draws: Sequence[NDArray[np.int64]], *, records: int, rate:
 
     A shuffled loader gives each record exactly once per epoch and batches of one size. ``draws`` are the records of
     successive steps; an epoch is ⌈1 / rate⌉ of them. Four tests, Bonferroni: number of inclusions (exact), spread of
-    inclusions per record and epoch, spread of batch sizes (both from above, see :func:`_binomial_spread`). A fourth,
-    :func:`paired_inclusion`, sees coins that two records share.
+    inclusions per record and epoch, spread of batch sizes (both from above, see ``_binomial_spread``). A fourth,
+    ``paired_inclusion``, sees coins that two records share.
     """
     _check.probability("rate", rate)
     epoch = math.ceil(1 / rate)

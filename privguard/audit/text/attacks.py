@@ -2,7 +2,7 @@
 
 All scores rise with the likelihood of membership. The reference is the model before fine-tuning, or another model of
 the same language; without one, a text that is merely easy looks like a member. Only a random split supports a statement
-about one text, and the blind baseline (:mod:`privguard.audit.membership.blind`) tells whether the split was one.
+about one text, and the blind baseline (``privguard.audit.membership.blind``) tells whether the split was one.
 """
 
 import zlib

@@ -13,7 +13,7 @@ from privguard.errors import SealError, TamperedError
 
 
 class Members(Protocol):
-    """An opened file or folder: :class:`privguard.checkpoint.opened.Sealed`."""
+    """An opened file or folder: ``privguard.checkpoint.opened.Sealed``."""
 
     path: Path
 

@@ -53,7 +53,7 @@ _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 class Readable(Protocol):
-    """Random access to plaintext: :class:`privguard.checkpoint.content.payload.Reader`."""
+    """Random access to plaintext: ``privguard.checkpoint.content.payload.Reader``."""
 
     size: int
 

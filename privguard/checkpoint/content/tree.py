@@ -39,7 +39,7 @@ def loads(text: bytes | bytearray, tensors: Mapping[str, Tensor]) -> Any:
     """The value whose packed form is this JSON text.
 
     Raises:
-        TamperedError: not the output of :func:`pack`.
+        TamperedError: not the output of ``pack``.
     """
     try:
         packed = json.loads(text)
@@ -52,7 +52,7 @@ def unpack(packed: Any, tensors: Mapping[str, Tensor]) -> Any:
     """The value that was packed.
 
     Raises:
-        TamperedError: not the output of :func:`pack`.
+        TamperedError: not the output of ``pack``.
     """
     try:
         return _unpack(packed, tensors)

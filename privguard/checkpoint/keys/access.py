@@ -88,7 +88,7 @@ def rewrap(
 ) -> Inspection:
     """Add and remove recipients of the file or folder ``path``; ``key`` must be able to resume.
 
-    ``remove`` takes recipients, keys, paths of their files, identities as :func:`inspect` shows them, or the word
+    ``remove`` takes recipients, keys, paths of their files, identities as ``inspect`` shows them, or the word
     ``passphrase``. Without any of them the head is written anew, which clears what is left over.
     In a file, the new head is written beside the old one and synced, then the old one is zeroed and
     synced: at every moment one of them is whole.
@@ -175,7 +175,7 @@ def _without(stanzas: Iterable[Stanza], remove: To, path: Path) -> list[Stanza]:
 
 
 def _wanted(one: One) -> str:
-    """How :attr:`Stanza.name` names what is to be removed."""
+    """How ``Stanza.name`` names what is to be removed."""
     if isinstance(one, str) and (one == Kind.PASSPHRASE.label or " " in one):
         return one
     recipient = recipients([one])[0]

@@ -1,9 +1,9 @@
 """Who may open a sealed file: keys, and the recipients made from them.
 
-A :class:`Key` opens, a :class:`Recipient` can only be sealed to. The key pair of ``Key.generate`` is X25519 joined with
+A ``Key`` opens, a ``Recipient`` can only be sealed to. The key pair of ``Key.generate`` is X25519 joined with
 ML-KEM-768 (HPKE, RFC 9180, with the hybrid KEM of draft-ietf-hpke-pq), so a machine that trains needs the public half
 alone and what it writes today stays shut for a quantum computer of tomorrow. Keys never show in ``repr``, are not
-picklable and have no door to their bytes here; :mod:`privguard.checkpoint.keys.unsafe` is that door.
+picklable and have no door to their bytes here; ``privguard.checkpoint.keys.unsafe`` is that door.
 """
 
 import base64
@@ -97,7 +97,7 @@ class _Opaque(ABC):
 class Recipient(_Opaque):
     """Someone a file can be sealed to.
 
-    Made by :meth:`Key.recipient`, read from a key or recipient file, or made from a key service. For symmetric keys
+    Made by ``Key.recipient``, read from a key or recipient file, or made from a key service. For symmetric keys
     and passphrases the recipient holds the secret itself, because there is no public half.
     """
 
@@ -180,12 +180,12 @@ class Key(_Opaque):
 
     @classmethod
     def from_service(cls, service: KeyService) -> "Key":
-        """A key that stays in a key service or token; see :class:`KeyService` for the two methods it needs."""
+        """A key that stays in a key service or token; see ``KeyService`` for the two methods it needs."""
         return cls(Kind.SERVICE, service, _door=_DOOR)
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> "Key":
-        """The key in a file that :meth:`write` wrote.
+        """The key in a file that ``write`` wrote.
 
         Raises:
             SealError: the file holds no key, or a character of it was changed.

@@ -33,7 +33,7 @@ class Trust:
     Attributes:
         signer: a signing key or the path of its file (``privguard key new --signing``). Where None, the key derived
             from the first key among the recipients; where they are public halves, passphrases or key services, this
-            user's own signing key (:func:`own_signer`).
+            user's own signing key (``own_signer``).
         sealed_by: who must have signed what is resumed from, where that is somebody else: an identity, the path of its
             PEM file, or its 64 hexadecimal characters as an error message shows them.
         min_step: the least step to resume from; an older snapshot is refused.

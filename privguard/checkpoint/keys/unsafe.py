@@ -13,7 +13,7 @@ def symmetric_key(raw: bytes) -> Key:
 
 
 def key_of(kind: Kind, raw: bytes) -> Key:
-    """A key of ``kind`` from its secret bytes, as :func:`raw_bytes` gives them."""
+    """A key of ``kind`` from its secret bytes, as ``raw_bytes`` gives them."""
     _check.require(kind in _SECRET_BYTES, "kind", kind, wanted="a kind of key with a file form")
     _check.require(len(raw) == _SECRET_BYTES[kind], "len(raw)", len(raw), wanted=f"{_SECRET_BYTES[kind]} bytes")
     return Key(kind, bytes(raw), _door=_DOOR)

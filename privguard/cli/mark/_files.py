@@ -139,7 +139,7 @@ def certified(path: Path, read: "Callable[[str, bytes], Made]") -> "Made":
 
 
 def pulse(path: Path) -> dict[str, Any]:
-    """A beacon's JSON of one pulse, in its form; whose it is says :func:`standing`."""
+    """A beacon's JSON of one pulse, in its form; whose it is says ``standing``."""
     from privguard.attest import beacon
 
     found = json_object(path)

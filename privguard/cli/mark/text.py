@@ -2,7 +2,7 @@
 
 Input is JSON lines (one object with ``text``, ``tokens`` or, for writing, ``prompt`` per line), Parquet with such
 columns, or plain text (one document per file); ``-`` is standard input. What reads marks is in
-:mod:`privguard.cli.mark.read_text`.
+``privguard.cli.mark.read_text``.
 """
 
 import json

@@ -30,7 +30,7 @@ def save_state(
     Every process has to call it. ``facts`` (JSON values, and the bytes of a ``ledger``) are for auditors.
 
     Raises:
-        SealError: models are sharded over processes; use :mod:`privguard.integrations.sealed.dcp` for those.
+        SealError: models are sharded over processes; use ``privguard.integrations.sealed.dcp`` for those.
     """
     _refuse_sharded(accelerator)
     models = accelerator._models  # noqa: SLF001 — accelerate has no other door
@@ -54,7 +54,7 @@ def save_state(
 
 
 def load_state(accelerator: Accelerator, folder: str | Path, sealing: Sealing) -> dict[str, Any]:
-    """Load what :func:`save_state` sealed into the same objects, and return the manifest.
+    """Load what ``save_state`` sealed into the same objects, and return the manifest.
 
     Nothing is changed before everything was authenticated.
 

@@ -154,7 +154,7 @@ class SealedWriter(FileSystemWriter):
 
 
 class SealedReader(FileSystemReader):
-    """Reads a distributed checkpoint that :class:`SealedWriter` wrote; nothing in it is run as code."""
+    """Reads a distributed checkpoint that ``SealedWriter`` wrote; nothing in it is run as code."""
 
     def __init__(self, path: str | os.PathLike[str], *, key: Key, trust: Trust | None = None) -> None:
         """Read from the folder ``path`` with ``key`` what the run's own signer sealed, or whom ``trust`` names."""

@@ -85,7 +85,7 @@ def model_parts(model: nn.Module) -> tuple[dict[str, dict[str, Tensor]], dict[st
 
 
 def load_model_parts(model: nn.Module, sealed: Sealed) -> None:
-    """Load the tensors of :func:`model_parts` into a model of the same shape."""
+    """Load the tensors of ``model_parts`` into a model of the same shape."""
     if ADAPTER in sealed.names():
         from peft import set_peft_model_state_dict
 

@@ -71,7 +71,7 @@ class Sealing:
         return sealed
 
     def resume(self, folder: str | Path) -> Sealed:
-        """As :meth:`open`, of a checkpoint that is new enough to go on from.
+        """As ``open``, of a checkpoint that is new enough to go on from.
 
         Raises:
             RollbackError: it is older than ``trust.min_step``.
@@ -134,5 +134,5 @@ def read_tensors(sealed: Sealed, name: str) -> dict[str, Tensor]:
 
 
 def read_state(sealed: Sealed) -> Any:
-    """The state that is no weight, such as optimizer, schedule and generators, as :func:`write` was given it."""
+    """The state that is no weight, such as optimizer, schedule and generators, as ``write`` was given it."""
     return tree.loads(sealed.read(STATE), read_tensors(sealed, STATE_TENSORS))

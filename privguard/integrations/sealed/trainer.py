@@ -34,7 +34,7 @@ _SIGN = b'{"sealed": "privguard.seal"}\n'
 
 
 class SealedCheckpoints:
-    """Mixin before :class:`transformers.Trainer`; the class that uses it sets ``sealing`` before training.
+    """Mixin before ``transformers.Trainer``; the class that uses it sets ``sealing`` before training.
 
     ``sealed_facts`` may be overridden to tell auditors more: JSON values, and the bytes of a ``ledger``.
     """
@@ -200,7 +200,7 @@ class SealedCheckpoints:
 
 
 class SealedTrainer(SealedCheckpoints, Trainer):
-    """:class:`transformers.Trainer` whose checkpoints only recipients can open."""
+    """``transformers.Trainer`` whose checkpoints only recipients can open."""
 
     def __init__(self, *arguments: Any, sealing: Sealing, **named: Any) -> None:  # the fifteen arguments of Trainer
         self.sealing = sealing

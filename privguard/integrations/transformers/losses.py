@@ -55,7 +55,7 @@ def head_of(model: nn.Module, *, label_smoothing: float = 0.0, record: Structure
 
 
 def known_head(model: nn.Module) -> Head | None:
-    """The head of :func:`head_of`; None where it is not known."""
+    """The head of ``head_of``; None where it is not known."""
     try:
         return head_of(model)
     except UnsupportedModelError:

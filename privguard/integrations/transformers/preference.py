@@ -5,7 +5,7 @@
 >>> trainer.train()                                                                             # doctest: +SKIP
 
 What TRL does to each pair by itself runs unchanged: chat templates, tokenising, truncation, adapters, evaluation. Its
-step does not run: :class:`PrivateTrainer` takes it, and a pair's loss is what TRL computes for a batch of that pair
+step does not run: ``PrivateTrainer`` takes it, and a pair's loss is what TRL computes for a batch of that pair
 alone. The frozen reference of DPO is asked once, before step 1, for one pair at a time. TRL's training metrics
 (rewards, margins, token counts) are never computed.
 """
@@ -97,7 +97,7 @@ class _OnPairs(PrivateTrainer):
             return model(**{name: batch[name].flatten(0, 1) for name in names}, use_cache=False).logits
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """:class:`PrivateTrainer`'s own; of TRL's metrics those of an evaluation, without the tokens so far."""
+        """``PrivateTrainer``'s own; of TRL's metrics those of an evaluation, without the tokens so far."""
         metrics = cast("Any", self)._metrics  # noqa: SLF001 — of TRL's trainers, below in the order of methods
         metrics["train"].clear()  # filled where somebody calls ``compute_loss`` on a model in training mode
         metrics["eval"].pop("num_tokens", None)
@@ -108,7 +108,7 @@ class _OnPairs(PrivateTrainer):
 
 
 class PrivateDPOTrainer(_OnPairs, DPOTrainer):
-    """A ``trl.DPOTrainer`` that trains under ε; see the arguments of :meth:`__init__`."""
+    """A ``trl.DPOTrainer`` that trains under ε; see the arguments of ``__init__``."""
 
     _rules = tables.DPO
 
@@ -129,7 +129,7 @@ class PrivateDPOTrainer(_OnPairs, DPOTrainer):
             args: as for ``DPOTrainer``; every field is honoured, mapped or refused, see ``docs/training-arguments.md``.
             train_dataset: the private pairs, one in a row, in any of DPOTrainer's formats for text.
             eval_dataset: other people's pairs, in the same formats.
-            **more: the other arguments of :class:`PrivateTrainer` (``seal_to``, ``budget`` …) and of ``DPOTrainer``
+            **more: the other arguments of ``PrivateTrainer`` (``seal_to``, ``budget`` …) and of ``DPOTrainer``
                 (``ref_model``, ``processing_class``, ``peft_config`` …). ``users`` has to name a column.
 
         Raises:
@@ -175,7 +175,7 @@ class PrivateDPOTrainer(_OnPairs, DPOTrainer):
 
 
 class PrivateRewardTrainer(_OnPairs, RewardTrainer):
-    """A ``trl.RewardTrainer`` that trains under ε; see the arguments of :meth:`__init__`."""
+    """A ``trl.RewardTrainer`` that trains under ε; see the arguments of ``__init__``."""
 
     _rules = tables.Reward
 
@@ -195,7 +195,7 @@ class PrivateRewardTrainer(_OnPairs, RewardTrainer):
             args: as for ``RewardTrainer``; every field is honoured or refused, see ``docs/training-arguments.md``.
             train_dataset: the private pairs, one in a row, in any of RewardTrainer's formats for text.
             eval_dataset: other people's pairs, in the same formats.
-            **more: the other arguments of :class:`PrivateTrainer` (``seal_to``, ``budget`` …) and of ``RewardTrainer``
+            **more: the other arguments of ``PrivateTrainer`` (``seal_to``, ``budget`` …) and of ``RewardTrainer``
                 (``processing_class``, ``peft_config`` …). ``users`` has to name a column.
 
         Raises:

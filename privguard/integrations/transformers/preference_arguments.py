@@ -1,6 +1,6 @@
 """Every field that ``trl.DPOConfig`` and ``trl.RewardConfig`` add to ``TrainingArguments``: honoured, mapped, refused.
 
-As in :mod:`privguard.integrations.transformers.arguments`, a field that is in none of the three tables fails a test.
+As in ``privguard.integrations.transformers.arguments``, a field that is in none of the three tables fails a test.
 """
 
 from collections.abc import Iterable

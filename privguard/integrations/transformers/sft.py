@@ -5,7 +5,7 @@
 >>> trainer.train()                                                                             # doctest: +SKIP
 
 What SFTTrainer does to each record by itself runs unchanged: chat templates, tokenising, masks of prompts and turns,
-truncation, adapters. Its step and its loss, a mean over all tokens of a batch, do not run: :class:`PrivateTrainer`
+truncation, adapters. Its step and its loss, a mean over all tokens of a batch, do not run: ``PrivateTrainer``
 takes the step, each example's loss is the mean over its own labels, and SFTTrainer's training metrics (entropy, token
 accuracy, token counts) are never computed.
 """
@@ -27,7 +27,7 @@ from privguard.training.sampling.identity import require_apart
 
 
 class PrivateSFTTrainer(PrivateTrainer, SFTTrainer):
-    """A ``trl.SFTTrainer`` that trains under ε; see the arguments of :meth:`__init__`."""
+    """A ``trl.SFTTrainer`` that trains under ε; see the arguments of ``__init__``."""
 
     def __init__(
         self,
@@ -45,7 +45,7 @@ class PrivateSFTTrainer(PrivateTrainer, SFTTrainer):
             args: as for ``SFTTrainer``; every field is honoured, mapped or refused, see ``docs/training-arguments.md``.
             train_dataset: the private records, in any of SFTTrainer's formats for text, one example in a row.
             eval_dataset: other people's records, in the same formats.
-            **more: the other arguments of :class:`PrivateTrainer` (``seal_to``, ``budget`` …) and of ``SFTTrainer``
+            **more: the other arguments of ``PrivateTrainer`` (``seal_to``, ``budget`` …) and of ``SFTTrainer``
                 (``processing_class``, ``peft_config``, ``formatting_func`` …). ``users`` has to name a column.
 
         Raises:
@@ -87,7 +87,12 @@ class PrivateSFTTrainer(PrivateTrainer, SFTTrainer):
             return super()._prepare_dataset(dataset, processing_class, args, packing, formatting_func, dataset_name)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """:class:`PrivateTrainer`'s own; of SFTTrainer's metrics those of an evaluation, without the tokens so far."""
+        """``PrivateTrainer``'s own; of SFTTrainer's metrics those of an evaluation, without the tokens so far.
+
+        Args:
+            logs: figures by name, as Trainer collects them.
+            start_time: as Trainer's, in seconds.
+        """
         self._metrics["train"].clear()  # filled where somebody calls ``compute_loss`` on a model in training mode
         self._metrics["eval"].pop("num_tokens", None)
         super().log(logs, start_time)

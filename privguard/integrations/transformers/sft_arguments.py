@@ -1,6 +1,6 @@
 """Every field that ``trl.SFTConfig`` adds to ``TrainingArguments``: honoured, mapped to something else, or refused.
 
-As in :mod:`privguard.integrations.transformers.arguments`, a field that is in none of the three tables fails a test.
+As in ``privguard.integrations.transformers.arguments``, a field that is in none of the three tables fails a test.
 """
 
 from collections.abc import Iterable

@@ -5,7 +5,7 @@
 >>> trainer.train()                                                                             # doctest: +SKIP
 
 Trainer's own loop runs unchanged, with its callbacks, evaluation, schedule and peft models. One item of its loader
-stands for one whole step: :meth:`PrivateTrainer.training_step` draws the Poisson sample, clips each example and puts
+stands for one whole step: ``PrivateTrainer.training_step`` draws the Poisson sample, clips each example and puts
 the *noisy* gradient where Trainer's optimizer finds it. Nothing un-noised reaches Trainer: its loss is zero, and
 removed from its logs.
 """
@@ -57,7 +57,7 @@ _ARGS_OWN = {
 
 
 class PrivateTrainer(Trainer):
-    """A ``transformers.Trainer`` that trains under ε; see the arguments of :meth:`__init__`."""
+    """A ``transformers.Trainer`` that trains under ε; see the arguments of ``__init__``."""
 
     def __init__(  # noqa: PLR0913 — Trainer's own two, and what everybody says about a private run
         self,
@@ -131,6 +131,11 @@ class PrivateTrainer(Trainer):
 
         The training loss of the result is NaN: the true one carries no noise.
 
+        Args:
+            resume_from_checkpoint: a checkpoint of this run, True for its newest, or None to begin.
+            trial: None; hyper-parameter searches are refused.
+            ignore_keys_for_eval: outputs of the model that an evaluation leaves out, as Trainer's.
+
         Raises:
             ResumeError: ``output_dir`` holds a run already, or the checkpoint does not belong to it.
             KeyboardInterrupt: a stop was asked for, and is done.
@@ -163,12 +168,15 @@ class PrivateTrainer(Trainer):
     # What Trainer's loop calls, in the order in which it does.
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        """A counter: item i stands for step i of an epoch. The records are drawn in :meth:`training_step`."""
+        """A counter: item i stands for step i of an epoch. The records are drawn in ``training_step``."""
         steps = cast("Dataset[int]", range(steps_in(1, sample_rate=self.plan.share)))
         return DataLoader(steps, batch_size=1, collate_fn=_only, generator=torch.Generator())
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
         """Trainer's own.
+
+        Args:
+            eval_dataset: as Trainer's; None for the one given at the start.
 
         Raises:
             PrivacyError: for the training set, whose metrics would be logged without noise.
@@ -180,6 +188,9 @@ class PrivateTrainer(Trainer):
     def get_test_dataloader(self, test_dataset: Any) -> DataLoader[Any]:
         """Trainer's own, for ``predict``.
 
+        Args:
+            test_dataset: the records to predict.
+
         Raises:
             PrivacyError: for records of the training set, whose metrics would be logged without noise.
         """
@@ -187,7 +198,11 @@ class PrivateTrainer(Trainer):
         return super().get_test_dataloader(test_dataset)
 
     def num_examples(self, dataloader: DataLoader[Any]) -> int:
-        """The public number of examples for the training loader; the true one is a secret."""
+        """The public number of examples for the training loader; the true one is a secret.
+
+        Args:
+            dataloader: a loader of records.
+        """
         if isinstance(cast("object", dataloader.dataset), range):
             return self.plan.examples or round(self.plan.expected_batch_size / self.plan.share)
         return super().num_examples(dataloader)
@@ -197,6 +212,10 @@ class PrivateTrainer(Trainer):
 
         After a crash the ledger is ahead of the checkpoint: what it reserved is spent, so the run ends that many steps
         earlier.
+
+        Args:
+            args: Trainer's own arguments.
+            dataloader: a loader of records.
         """
         values = list(super().set_initial_training_values(args, dataloader))
         if self._resuming is not None:
@@ -216,12 +235,26 @@ class PrivateTrainer(Trainer):
         return prepared
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        """The learning-rate schedule of the whole plan, also where a crash has shortened the run."""
+        """The learning-rate schedule of the whole plan, also where a crash has shortened the run.
+
+        Args:
+            num_training_steps: steps that Trainer counts; the plan's are taken.
+            optimizer: the optimizer whose learning rates move.
+        """
         ahead = self._ledger_ahead if self._resuming is not None else 0
         return super().create_scheduler(num_training_steps + max(0, ahead), optimizer)
 
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:  # noqa: ARG002
-        """One private step up to the optimizer: sample, clip, noise. Returns zero, whatever the loss is."""
+        """One private step up to the optimizer: sample, clip, noise. Returns zero, whatever the loss is.
+
+        Args:
+            model: the model, as Trainer wraps it.
+            inputs: not read: the sampler draws the records of a step.
+            num_items_in_batch: not read: a loss for each example needs no count.
+
+        Returns:
+            A scalar zero.
+        """
         model.train()
         if callable(getattr(self.optimizer, "train", None)):
             cast("Any", self.optimizer).train()
@@ -244,14 +277,23 @@ class PrivateTrainer(Trainer):
             return model(**inputs_for(model, data, labels=self.label_names))
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> None:
-        """None: the norm of the clipped sum carries no noise, and Trainer would log it. See :meth:`log`."""
+        """None: the norm of the clipped sum carries no noise, and Trainer would log it. See ``log``."""
 
     def floating_point_ops(self, inputs: Any) -> int:  # noqa: ARG002
-        """0: the true number of operations tells how many tokens were drawn."""
+        """0: the true number of operations tells how many tokens were drawn.
+
+        Args:
+            inputs: one batch, as the collate function makes it.
+        """
         return 0
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:  # noqa: ARG002
-        """Trainer's own log without un-noised figures, and with ε so far and the noise-to-signal ratio."""
+        """Trainer's own log without un-noised figures, and with ε so far and the noise-to-signal ratio.
+
+        Args:
+            logs: figures by name, as Trainer collects them.
+            start_time: as Trainer's, in seconds.
+        """
         shown = public(logs)
         if self._private is not None and ("loss" in logs or "train_runtime" in logs):
             run = self._private.run
@@ -269,7 +311,14 @@ class PrivateTrainer(Trainer):
         return_outputs: bool = False,  # noqa: FBT001, FBT002 — Trainer's own signature
         num_items_in_batch: Any = None,
     ) -> Any:
-        """The loss of an evaluation: the user's own where there is one, else Trainer's."""
+        """The loss of an evaluation: the user's own where there is one, else Trainer's.
+
+        Args:
+            model: the model, as Trainer wraps it.
+            inputs: one batch, as the collate function makes it.
+            return_outputs: whether the model's outputs are returned beside the loss.
+            num_items_in_batch: handed to Trainer, where it computes the loss.
+        """
         if self._own_loss is None:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         outputs = self._forward(model, inputs)
@@ -303,7 +352,7 @@ class PrivateTrainer(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Nothing: the weights are loaded with the rest of the snapshot, when optimizer and schedule exist.
 
-        Trainer calls this before it makes those two; see :meth:`_prepare_for_training`.
+        Trainer calls this before it makes those two; see ``_prepare_for_training``.
         """
 
     def _load_rng_state(self, checkpoint: str | None) -> None:  # noqa: ARG002
@@ -414,7 +463,7 @@ class PrivateTrainer(Trainer):
 
 
 class PrivateSeq2SeqTrainer(PrivateTrainer, Seq2SeqTrainer):
-    """A ``transformers.Seq2SeqTrainer`` that trains under ε; arguments as for :class:`PrivateTrainer`."""
+    """A ``transformers.Seq2SeqTrainer`` that trains under ε; arguments as for ``PrivateTrainer``."""
 
 
 def _only(items: list[int]) -> int:

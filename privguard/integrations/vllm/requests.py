@@ -110,13 +110,13 @@ def operator() -> Operator:
     """The operator's word from this process's environment, read once.
 
     Raises:
-        MarkError: as :meth:`Operator.from_environment`.
+        MarkError: as ``Operator.from_environment``.
     """
     return Operator.from_environment()
 
 
 def order_or_warn(params: Any) -> Order | None:
-    """As :meth:`Operator.order_of` for a request that the engine already runs: what cannot be marked is left, loudly.
+    """As ``Operator.order_of`` for a request that the engine already runs: what cannot be marked is left, loudly.
 
     It should have been refused when it was sent. Raising here would end the engine and every other request with it.
     """

@@ -1,8 +1,8 @@
 """The text mark in vLLM: ``vllm serve MODEL --logits-processors privguard.integrations.vllm.runner_v2:TextMark``.
 
-For vLLM's model runner V2, its default on GPUs; :mod:`privguard.integrations.vllm.runner_v1` serves the older runner.
+For vLLM's model runner V2, its default on GPUs; ``privguard.integrations.vllm.runner_v1`` serves the older runner.
 The environment names profile, secret and signer, and says whether requests have a say: see
-:mod:`privguard.integrations.vllm.requests`.
+``privguard.integrations.vllm.requests``.
 
 V2 lets processors in after penalties, bad words and grammar and before temperature, min-p, top-k and top-p. So for the
 schemes that choose the token, this one applies a request's own temperature, min-p, top-k and top-p to its row, chooses,

@@ -60,7 +60,7 @@ def to_html(overview: Overview, *, beside: Path | None = None) -> str:
 
 
 def to_csv(overview: Overview) -> str:
-    """Every run as a line, with the names of :class:`Entry`'s fields on top; nothing in it runs as a formula."""
+    """Every run as a line, with the names of ``Entry``'s fields on top; nothing in it runs as a formula."""
     text = io.StringIO()
     lines = csv.writer(text)
     names = [each.name for each in fields(Entry)]

@@ -46,7 +46,7 @@ def sign(report: Report, folder: str | os.PathLike[str], *, by: SigningKey) -> E
 
 
 def read(path: Path) -> Envelope:
-    """The envelope in a file that is, to the byte, what :meth:`Envelope.write` writes; nothing in it is verified yet.
+    """The envelope in a file that is, to the byte, what ``Envelope.write`` writes; nothing in it is verified yet.
 
     Raises:
         TamperedError: it is no envelope, or one in another form: the same signature in other bytes is a changed file.

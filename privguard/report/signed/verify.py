@@ -1,6 +1,6 @@
 """A signed report against the run folder it speaks of: whole, or the name of everything that is not.
 
-:func:`verify` is the one to call. It holds the signature first, then every file by its bytes, then the ledger's place
+``verify`` is the one to call. It holds the signature first, then every file by its bytes, then the ledger's place
 in its own history, and last it prices the ledger again: a signer who wrote less than the ledger costs is found too.
 """
 

@@ -60,7 +60,7 @@ class _Tensors(nn.Module):
 
 @final
 class AuditedStep:
-    """A :class:`~privguard.audit.steps.audit.Stepper` around the parts that a private run is made of.
+    """A ``Stepper`` around the parts that a private run is made of.
 
     ``ledger`` is written in ``folder``. Canary 0 is a giant, whose raw gradient is 10⁴ clipping norms long.
     """
@@ -80,7 +80,7 @@ class AuditedStep:
         )
 
     def step(self, records: NDArray[np.int64]) -> NDArray[np.float64]:
-        """See :meth:`privguard.audit.steps.audit.Stepper.step`."""
+        """See ``privguard.audit.steps.audit.Stepper.step``."""
         before = self._model.coordinates()
         self.private.position()
         padding = torch.zeros(1, dtype=torch.bool)  # an empty draw goes forward as one masked row

@@ -40,7 +40,7 @@ BUDGET = 1 << 27  # numbers of per-example gradients that may be held at once: 5
 
 @final
 class BookKeeper:
-    """A :class:`~privguard.training.clip.Clipper` by book-keeping; see :func:`privguard.training.clip.attach`.
+    """A ``Clipper`` by book-keeping; see ``privguard.training.clip.attach``.
 
     Between *begin* and *backward* every forward with gradients is listened to, whether the model is in training mode or
     not. At any other time forwards are left alone, and a gradient that reaches a parameter is refused.
@@ -70,7 +70,7 @@ class BookKeeper:
         _keep_heap()
 
     def begin(self, mask: Tensor, *, rows_each: int = 1, shapes: Hashable = ()) -> None:
-        """See :meth:`~privguard.training.clip.Clipper.begin`."""
+        """See ``Clipper.begin``."""
         self._alarm.begin()
         self._turn.begin(mask)
         self._total.count(len(mask))
@@ -82,7 +82,7 @@ class BookKeeper:
             self._buffers.begin()
 
     def backward(self, losses: Tensor) -> None:
-        """See :meth:`~privguard.training.clip.Clipper.backward`."""
+        """See ``Clipper.backward``."""
         mask, batch = self._turn.check(losses), self._desk.batch
         assert batch is not None  # noqa: S101 — the turn is open
         mask = mask.to(losses.device, non_blocking=True)  # once, and without waiting for the forward to be done
@@ -103,20 +103,20 @@ class BookKeeper:
             self._turn.spend()
 
     def take(self) -> ClippedSum:
-        """See :meth:`~privguard.training.clip.Clipper.take`."""
+        """See ``Clipper.take``."""
         self._turn.end()
         self._new_step = True
         return self._total.take(self._bound)
 
     def close(self) -> None:
-        """See :meth:`~privguard.training.clip.Clipper.close`."""
+        """See ``Clipper.close``."""
         self._alarm.close()
         while self._tapped:
             self._tapped.pop().remove()
 
     @contextmanager
     def unclipped(self) -> Generator[None]:
-        """See :meth:`~privguard.training.clip.Clipper.unclipped`."""
+        """See ``Clipper.unclipped``."""
         bound, self._bound = self._bound, NO_BOUND
         try:
             yield
@@ -127,7 +127,7 @@ class BookKeeper:
 
     @contextmanager
     def rehearsal(self, size: int) -> Generator[None]:
-        """See :meth:`~privguard.training.clip.Clipper.rehearsal`."""
+        """See ``Clipper.rehearsal``."""
         for one in self._tapped:
             one.layout.forget(size)
         self._desk.watched = size

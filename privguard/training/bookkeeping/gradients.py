@@ -1,11 +1,11 @@
 """The per-example gradients of one parameter: their norms, and their weighted sum.
 
-Where Gᵢ is formed, its norm is the norm of what is added. Where it is not (:class:`Product`), ‖Gᵢ‖² comes from two Gram
+Where Gᵢ is formed, its norm is the norm of what is added. Where it is not (``Product``), ‖Gᵢ‖² comes from two Gram
 matrices (Li et al. 2021, "ghost clipping"), a sum of signed terms that can cancel: its float32 error is a multiple of
 2⁻²⁴ U², U = Σₜ‖rₜ‖‖cₜ‖, however small the norm is. So a norm comes with its *slack*, a bound on that error, and an
 example whose slack is not small is settled in float64.
 
-Sums go over examples in float64 alone. Float32 touches one example at a time (:mod:`.products`), so no rounding depends
+Sums go over examples in float64 alone. Float32 touches one example at a time (``.products``), so no rounding depends
 on which other examples are there, and their number does not multiply it: docs/spec/mechanism-v1.md has the bound.
 """
 
@@ -69,25 +69,25 @@ class Instantiated:
         self._pieces = [piece.reshape(len(piece), -1) for piece in pieces]  # (b, p·d)
 
     def square_norms(self) -> tuple[Tensor, Tensor | None]:
-        """See :meth:`Gradient.square_norms`."""
+        """See ``Gradient.square_norms``."""
         squares = torch.cat([square_lengths(piece) for piece in self._pieces])
         return squares, torch.full_like(squares, _TINY * self._pieces[0].shape[1])
 
     def settle(self, which: Tensor) -> Tensor:
-        """See :meth:`Gradient.settle`; what is added is what was measured."""
+        """See ``Gradient.settle``; what is added is what was measured."""
         norms = [torch.linalg.vector_norm(piece, dim=1, dtype=torch.float64) for piece in self._pieces]
         return torch.cat(norms).square()[which]
 
     def isolate(self, which: Tensor) -> None:
-        """See :meth:`Gradient.isolate`; nothing to do, they are added in float64 anyway."""
+        """See ``Gradient.isolate``; nothing to do, they are added in float64 anyway."""
 
     def silence(self, bad: Tensor) -> None:
-        """See :meth:`Gradient.silence`."""
+        """See ``Gradient.silence``."""
         parts = bad.split([len(piece) for piece in self._pieces])
         self._pieces = [piece.masked_fill(part[:, None], 0) for piece, part in zip(self._pieces, parts, strict=True)]
 
     def add_weighted(self, weights: Tensor, into: Tensor) -> None:
-        """See :meth:`Gradient.add_weighted`."""
+        """See ``Gradient.add_weighted``."""
         parts = weights.split([len(piece) for piece in self._pieces])
         for piece, part in zip(self._pieces, parts, strict=True):
             add_rows(piece, part, into.view(-1))
@@ -139,7 +139,7 @@ class Product:
         self._isolated: list[int] = []
 
     def square_norms(self) -> tuple[Tensor, Tensor | None]:
-        """See :meth:`Gradient.square_norms`."""
+        """See ``Gradient.square_norms``."""
         if self.rows.shape[1] == 1:
             row, col = (square_lengths(x[:, 0]) for x in (self.rows, self.cols))
             lost = _TINY * (self.rows.shape[2] * col + self.cols.shape[2] * row)
@@ -156,7 +156,7 @@ class Product:
         return squares, KAPPA * ROUNDING * self.lengths.square() + lost
 
     def settle(self, which: Tensor) -> Tensor:
-        """See :meth:`Gradient.settle`."""
+        """See ``Gradient.settle``."""
         found: list[Tensor | float] = []
         for index in which.tolist():
             row, col = self.rows[index].double(), self.cols[index].double()
@@ -169,15 +169,15 @@ class Product:
         return torch.stack([torch.as_tensor(f, dtype=torch.float64) for f in found]).to(self.rows.device)
 
     def isolate(self, which: Tensor) -> None:
-        """See :meth:`Gradient.isolate`; a single position cannot cancel."""
+        """See ``Gradient.isolate``; a single position cannot cancel."""
         self._isolated = which.tolist() if self.rows.shape[1] > 1 else []
 
     def silence(self, bad: Tensor) -> None:
-        """See :meth:`Gradient.silence`."""
+        """See ``Gradient.silence``."""
         self.rows, self.cols = (x.masked_fill(bad[:, None, None], 0) for x in (self.rows, self.cols))
 
     def add_weighted(self, weights: Tensor, into: Tensor) -> None:
-        """See :meth:`Gradient.add_weighted`."""
+        """See ``Gradient.add_weighted``."""
         together = weights
         if self._isolated:
             together = weights.index_fill(0, torch.tensor(self._isolated, device=weights.device), 0)
@@ -213,7 +213,7 @@ class SparseRows:
         self.values = cols.new_zeros(len(keys), width).index_add_(0, place, cols)
 
     def square_norms(self) -> tuple[Tensor, Tensor | None]:
-        """See :meth:`Gradient.square_norms`."""
+        """See ``Gradient.square_norms``."""
         squares = self.per_example(square_lengths(self.values))
         return squares, _TINY * self.per_example(
             torch.full_like(self.example, self.values.shape[1], dtype=torch.float64)
@@ -229,18 +229,18 @@ class SparseRows:
         return [slice(start, end) for start, end in itertools.pairwise(edges.tolist())]
 
     def settle(self, which: Tensor) -> Tensor:
-        """See :meth:`Gradient.settle`."""
+        """See ``Gradient.settle``."""
         return self.per_example(torch.linalg.vector_norm(self.values, dim=1, dtype=torch.float64).square())[which]
 
     def isolate(self, which: Tensor) -> None:
-        """See :meth:`Gradient.isolate`; nothing to do, what is added is what was measured."""
+        """See ``Gradient.isolate``; nothing to do, what is added is what was measured."""
 
     def silence(self, bad: Tensor) -> None:
-        """See :meth:`Gradient.silence`."""
+        """See ``Gradient.silence``."""
         self.values = self.values.masked_fill(bad[self.example, None], 0)
 
     def add_weighted(self, weights: Tensor, into: Tensor) -> None:
-        """See :meth:`Gradient.add_weighted`."""
+        """See ``Gradient.add_weighted``."""
         into.index_add_(0, self.ids, times(self.values, weights[self.example]))
 
 
@@ -253,7 +253,7 @@ class Tied:
         self._places = table.places()
 
     def square_norms(self) -> tuple[Tensor, Tensor | None]:
-        """See :meth:`Gradient.square_norms`; ‖a + b‖² = ‖a‖² + ‖b‖² + 2⟨a, b⟩."""
+        """See ``Gradient.square_norms``; ‖a + b‖² = ‖a‖² + ‖b‖² + 2⟨a, b⟩."""
         table, _ = self._table.square_norms()
         output, lost = self._output.square_norms()
         lengths = self._output.lengths
@@ -264,7 +264,7 @@ class Tied:
         return table + output + 2 * cross, (0 if lost is None else lost) + KAPPA * ROUNDING * lengths.square()
 
     def settle(self, which: Tensor) -> Tensor:
-        """See :meth:`Gradient.settle`."""
+        """See ``Gradient.settle``."""
         cross = torch.stack([self._cross(i, torch.float64) for i in which.tolist()])
         squares = self._table.settle(which) + self._output.settle(which) + 2 * cross
         return squares.clamp(min=0)
@@ -276,15 +276,15 @@ class Tied:
         return (picked * (self._output.cols[index].to(dtype) @ self._table.values[mine].to(dtype).t())).sum().double()
 
     def isolate(self, which: Tensor) -> None:
-        """See :meth:`Gradient.isolate`."""
+        """See ``Gradient.isolate``."""
         self._output.isolate(which)
 
     def silence(self, bad: Tensor) -> None:
-        """See :meth:`Gradient.silence`."""
+        """See ``Gradient.silence``."""
         self._table.silence(bad)
         self._output.silence(bad)
 
     def add_weighted(self, weights: Tensor, into: Tensor) -> None:
-        """See :meth:`Gradient.add_weighted`."""
+        """See ``Gradient.add_weighted``."""
         self._output.add_weighted(weights, into)
         self._table.add_weighted(weights, into)

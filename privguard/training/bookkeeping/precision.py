@@ -1,6 +1,6 @@
 """Float32 means float32 while norms are taken and sums are formed, whatever the training around it has switched on.
 
-The bound on the rounding of a norm (:data:`~privguard.training.bookkeeping.gradients.KAPPA`) is that of IEEE float32.
+The bound on the rounding of a norm (``KAPPA``) is that of IEEE float32.
 Under autocast, or with TF32 and bfloat16 products allowed, the same lines would multiply with 8 to 11 bits, and an
 example whose positions nearly cancel would contribute several per cent more than the clipping norm.
 """

@@ -2,7 +2,7 @@
 
 A float32 product over a whole batch rounds by as much as all its examples together can make it, so that one example
 could move the sum by far more than its own gradient. Here the sum over examples is in float64 throughout, and of the
-sum over one example's positions at most :data:`LONGEST` at a time are added up in float32. (Cutting physical batches by
+sum over one example's positions at most ``LONGEST`` at a time are added up in float32. (Cutting physical batches by
 a keyed word for each record would bound the rounding as well, but by the square of a batch's size: 5e-4 of the clipping
 norm for 64 examples of one position, 3 for sixteen images.)
 """

@@ -1,6 +1,6 @@
 """Which rule serves which module class: the table, and the door through which a rule enters it.
 
-The files of :mod:`privguard.training.bookkeeping.layers` enter theirs here; so may any other package.
+The files of ``privguard.training.bookkeeping.layers`` enter theirs here; so may any other package.
 """
 
 from collections.abc import Callable, Iterator
@@ -24,7 +24,7 @@ def register_rule(*kinds: type[nn.Module]) -> Callable[[Rule], Rule]:
 
     Guarantee: the first batch is refused where the rule leaves a trainable parameter out, names one that is not there,
     or gives factors that do not have the parameter's shape. Whether the numbers are right only a comparison can show:
-    :func:`privguard.testing.check_layer_rule`.
+    ``privguard.testing.check_layer_rule``.
 
     A subclass that keeps its parent's forward keeps its parent's rule; one that writes its own needs its own.
 

@@ -1,7 +1,7 @@
 """Noise that is correlated over the steps of a plan with bands, on the integers of its grid.
 
 Row t is k_t = rint(D_t·s·z_t - Σ_j w·k_{t-j}), with D the norms of the strategy's columns and w = c_j·D_t/D_{t-j}
-(:mod:`privguard.accounting.bands`), rounded toward zero to a public grid (:mod:`~privguard.training.noise.past`); so
+(``privguard.accounting.bands``), rounded toward zero to a public grid (``past``); so
 M·k = s·z up to the rounding of k, where M has columns of norm at most 1. Since
 k = released - sum, what is released is a function of (M·sum + s·z)_t and of what was released before: the Gaussian
 mechanism for M·sum, and post-processing. That holds for the integers that were added, whatever made them so; hence the

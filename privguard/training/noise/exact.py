@@ -80,6 +80,10 @@ def rows(gradients: Mapping[str, Tensor], *, lead: bool) -> list[Row]:
     Parameters of which each process has a copy go together, and only the one with ``lead`` adds noise to them. Of a
     parameter that is cut over ranks each process adds noise to its own part, from a stream named by the parameter and
     by where the part begins.
+
+    Args:
+        gradients: sums by parameter name.
+        lead: whether this process adds the noise of what all have a copy of.
     """
     whole: dict[torch.device, dict[str, Tensor]] = {}
     cut: list[Row] = []
@@ -93,7 +97,12 @@ def rows(gradients: Mapping[str, Tensor], *, lead: bool) -> list[Row]:
 
 
 def grid_of(clipped: ClippedSum, ranks: Ranks) -> Grid:
-    """The grid of a sum, from public numbers: its bound, the sizes of its parameters, and how many ranks round."""
+    """The grid of a sum, from public numbers: its bound, the sizes of its parameters, and how many ranks round.
+
+    Args:
+        clipped: the sum of all clipped gradients of this rank, and its bound.
+        ranks: the processes that share the step; None for one alone.
+    """
     coordinates = sum(gradient.numel() for gradient in clipped.gradients.values())
     return Grid.of(clipped.l2_bound, coordinates=coordinates, processes=ranks.size)
 
@@ -111,15 +120,23 @@ def add_noise(
     """Round to the grid, add rint of N(0, (multiplier · Δ)²) to every coordinate, and add up over ``ranks``.
 
     ``clipped`` is used up. Every rank has to call this. ``drawn`` holds integers of ``source`` that were made
-    beforehand (:func:`draw`); the others are made now. Where noise is correlated, ``gain`` is how many times
+    beforehand (``draw``); the others are made now. Where noise is correlated, ``gain`` is how many times
     larger its deviation is in this step.
 
-    Guarantee: the Gaussian mechanism for a sum of L2 sensitivity Δ = :attr:`Grid.sensitivity` under add-or-remove-one
+    Guarantee: the Gaussian mechanism for a sum of L2 sensitivity Δ = ``Grid.sensitivity`` under add-or-remove-one
     (Dwork & Roth 2014, A.1; Abadi et al. 2016, Algorithm 1), followed by rounding. ``source`` must belong to one ledger
     position alone. ``multiplier`` is dimensionless; 0 adds nothing, and the claim of such a run is infinite.
 
+    Args:
+        clipped: the sum of all clipped gradients of this rank, and its bound.
+        multiplier: the noise multiplier σ, dimensionless.
+        source: the stream of randomness of this ledger position.
+        ranks: the processes that share the step; None for one alone.
+        drawn: integers made beforehand, by row; None for none.
+        gain: how many times larger the deviation is in this step, dimensionless.
+
     Raises:
-        PrivacyError: public numbers that do not fit; see :meth:`Grid.check`.
+        PrivacyError: public numbers that do not fit; see ``Grid.check``.
         SensitivityError: the sum is larger than its records can make it, or not finite: a bug of privguard. Nothing was
             released.
     """
@@ -142,16 +159,28 @@ def add_noise(
 
 
 def draw(into: Integers, *, deviation: float, source: Stream) -> Integers:
-    """Overwrite ``into`` with rint(deviation · N(0, 1)) of a stream, on the host, in this thread alone; return it."""
+    """Overwrite ``into`` with rint(deviation · N(0, 1)) of a stream, on the host, in this thread alone; return it.
+
+    Args:
+        into: int64 (n,), overwritten.
+        deviation: standard deviation, in steps of the grid.
+        source: the stream of randomness.
+    """
     for start, block in zip(range(0, len(into), _BLOCK), _Noise(deviation, source).blocks(0, len(into)), strict=True):
         into[start : start + len(block)] = block
     return into
 
 
 def draw_row(into: NDArray[np.float64], *, deviation: float, source: Stream, past: Past | None) -> float:
-    """Overwrite ``into`` with integers as :func:`draw` makes them, in as many threads as torch uses.
+    """Overwrite ``into`` with integers as ``draw`` makes them, in as many threads as torch uses.
 
     ``into`` may be a row of the past itself, of which each block is read before it is written.
+
+    Args:
+        into: float64 (n,), overwritten.
+        deviation: standard deviation, in steps of the grid.
+        source: the stream of randomness.
+        past: the noise of the steps before, for correlated noise; None for none.
 
     Returns:
         The largest absolute value.
@@ -325,7 +354,7 @@ def _pieces(ends: Sequence[int], start: int, count: int) -> Iterator[tuple[int, 
 
 
 def _on_device(totals: dict[str, Tensor], step: float, noise: _Noise | None) -> tuple[dict[str, Tensor], float]:
-    """See :func:`_on_host`; on an accelerator."""
+    """See ``_on_host``; on an accelerator."""
     flat = torch.cat([total.flatten() for total in totals.values()])
     squares = float(torch.dot(flat, flat))
     integers = flat.mul_(1 / step).round_().long()

@@ -39,7 +39,13 @@ def add_float32_noise(
 ) -> NoisySum:
     """Add N(0, (multiplier · l2_bound)²) to every coordinate in float32, and add up over ``ranks``.
 
-    See :func:`privguard.training.noise.exact.add_noise` for streams, shards and ranks.
+    See ``privguard.training.noise.exact.add_noise`` for streams, shards and ranks.
+
+    Args:
+        clipped: the sum of all clipped gradients of this rank, and its bound.
+        multiplier: the noise multiplier σ, dimensionless.
+        source: the stream of randomness of this ledger position.
+        ranks: the processes that share the step; None for one alone.
 
     Raises:
         PrivacyError: the deviation is so small or large that float32 would lose it.

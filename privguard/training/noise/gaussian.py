@@ -6,7 +6,7 @@ where no rounding boundary lies in it, the integer is decided, whatever the bits
 its error finds those; for the few pairs in doubt further bits are drawn, and multi-precision arithmetic decides. So
 nothing is charged for the sampler, and the integers are the same on every library, machine and device.
 
-What that takes: uniform words, and logarithm, sine and cosine within :data:`ULP` units in the last place. The bounds
+What that takes: uniform words, and logarithm, sine and cosine within ``ULP`` units in the last place. The bounds
 are derived in docs/spec/mechanism-v1.md. Source: interval refining, Haney et al. 2022, "Precision-based attacks and
 interval refining".
 """
@@ -66,7 +66,13 @@ class HostPairs:
             return k, self._doubtful(u, r, z, k)
 
     def after(self, past: Past, words: NDArray[np.int64], *, first: int) -> tuple[NDArray[np.float64], list[int]]:
-        """The same, less what the block from coordinate ``first`` on takes back of ``past``, before it is rounded."""
+        """The same, less what the block from coordinate ``first`` on takes back of ``past``, before it is rounded.
+
+        Args:
+            past: the noise of the steps before.
+            words: the stream's words of this block.
+            first: the first coordinate of the block.
+        """
         u, r, z, k = self._drawn(words)
         with np.errstate(divide="ignore", invalid="ignore"):
             past.block(first, into=self._away[: z.size])
@@ -138,7 +144,13 @@ class DevicePairs:
 
 
 def error_bound(u: Any, r: Any, s: float) -> Any:
-    """How far float64 can be from s·z, for arrays or tensors of 63-bit ``u`` and of r = √(−2 ln u) ≥ 2⁻²⁰."""
+    """How far float64 can be from s·z, for arrays or tensors of 63-bit ``u`` and of r = √(−2 ln u) ≥ 2⁻²⁰.
+
+    Args:
+        u: 63-bit whole numbers, of any shape.
+        r: √(−2 ln u), of the same shape.
+        s: the deviation, in steps of the grid.
+    """
     return s * (r * _OF_RADIUS + (_NEAR_ONE + 2.0**-62 / u) / r)
 
 
@@ -196,6 +208,11 @@ class Refiner:
         """Bounds on both of a pair's real coordinates s·z, given ``bits`` bits of u and of t.
 
         |z − centre| ≤ half the spread of the radius + radius · |t − its centre|, and 2⁻³² of the last for arithmetic.
+
+        Args:
+            m: the leading ``bits`` bits of u.
+            n: the leading ``bits`` bits of t.
+            bits: how many bits of each are used.
         """
         mp = self._arithmetic
         mp.prec = bits + 64

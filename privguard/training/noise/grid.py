@@ -33,6 +33,11 @@ class Grid:
         """The grid of a sum with this bound over all ``coordinates`` together, of which each process rounds its part.
 
         The step is the largest power of two for which rounding adds at most 1e-4 of the bound.
+
+        Args:
+            l2_bound: the clipping norm, in the unit of the gradient.
+            coordinates: how many numbers the sum has over all parameters.
+            processes: how many ranks round a part each.
         """
         spread = processes * math.sqrt(max(1, coordinates))
         _, exponent = math.frexp(_SHARE * l2_bound / spread)  # x = m·2ᵉ with ½ ≤ m < 1, so 2ᵉ⁻¹ is the floor
@@ -45,11 +50,19 @@ class Grid:
         return math.ldexp(1.0, self.exponent)
 
     def deviation(self, multiplier: float) -> float:
-        """Standard deviation of the noise in steps, for σ = ``multiplier``."""
+        """Standard deviation of the noise in steps, for σ = ``multiplier``.
+
+        Args:
+            multiplier: the noise multiplier σ, dimensionless.
+        """
         return multiplier * self.sensitivity / self.step
 
     def check(self, multiplier: float, *, records: int) -> None:
         """Refuse what does not fit: called before a run begins, from public numbers alone.
+
+        Args:
+            multiplier: the noise multiplier σ, dimensionless.
+            records: the most contributions that one sum may hold.
 
         Raises:
             PrivacyError: a sum of ``records`` contributions and its noise could leave the range of int64, the noise

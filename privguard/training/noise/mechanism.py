@@ -23,6 +23,14 @@ def mechanism(
     noise has ``noise_multiplier`` times that, so rounding changes the noise and not the claim. ``shape_term`` is what a
     probe measured of the one thing that it does not cover.
 
+    Args:
+        plan: the plan of the run.
+        parameters: trainable parameters by name.
+        processes: how many ranks round a part each.
+        noise: how noise is made, ``exact`` or ``float32``.
+        shape_term: what a probe measured of the dependence on the shape of the batch, as a share of C; None where it
+            was not measured.
+
     Raises:
         PrivacyError: sums or noise would leave the range of the numbers that hold them.
     """

@@ -66,7 +66,7 @@ class Past:
 
     @property
     def lost(self) -> float:
-        """How far :meth:`block` can be off: not at all, unless rows are larger than any are.
+        """How far ``block`` can be off: not at all, unless rows are larger than any are.
 
         Then by n·u/(1 - n·u) of the sum of absolute values (Higham 2002, section 3.1).
         """

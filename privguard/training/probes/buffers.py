@@ -1,7 +1,7 @@
 """What a model keeps of the records outside its parameters: buffers, and tensors as plain attributes.
 
 A buffer is in every checkpoint and no noise protects it. The probe looks at what two synthetic batches leave behind
-(:mod:`privguard.training.probes.examples`); here the same is asked of real forwards, since a model may write one only
+(``privguard.training.probes.examples``); here the same is asked of real forwards, since a model may write one only
 in a batch of another size or kind. A buffer that moves in the probe moves by itself, such as an average of the weights:
 there it was the same after two batches.
 """
@@ -47,7 +47,7 @@ class BufferChecks:
         self._before = _kept(self._model)
 
     def changed(self) -> str | None:
-        """The first buffer that changed since :meth:`begin`, if it was called."""
+        """The first buffer that changed since ``begin``, if it was called."""
         before, self._before = self._before, None
         if before is None:
             return None

@@ -22,7 +22,8 @@ from privguard import _check
 from privguard.errors import SensitivityError, UnsupportedModelError
 from privguard.training import structure as trees
 from privguard.training.attach import attach
-from privguard.training.clip import Clipper, OneByOne
+from privguard.training.clip import Clipper
+from privguard.training.one_by_one import OneByOne
 from privguard.training.probes.buffers import attributes, kept_of_records
 from privguard.training.probes.fields import (
     Field,
@@ -68,7 +69,7 @@ def probe(model: nn.Module, clipper: Clipper, losses: Losses, structure: Structu
         model: the model that ``clipper`` is attached to, on the device it will train on.
         clipper: between logical batches; it is left as it was found.
         losses: the forward and loss that training will use.
-        structure: see :func:`~privguard.training.probes.fields.structure_of`.
+        structure: see ``structure_of``.
         rows_each: rows that one example becomes inside the model, such as the choices of a question.
 
     Raises:
@@ -103,6 +104,13 @@ def clipper_for(
 ) -> Clipper:
     """The fastest clipper that the probe finds exact, on synthetic data; a warning says when that is the slow one.
 
+    Args:
+        model: the model to train.
+        losses: from model and batch to one loss for each example, (B,).
+        structure: what a batch is made of, with a field in the place of each tensor.
+        max_grad_norm: the clipping norm C, in the unit of the gradient.
+        rows_each: rows that lie side by side for one unit of privacy.
+
     Raises:
         SensitivityError: examples interact in the model or in its loss, so no clipper is exact.
         UnsupportedModelError: a module mixes examples by its nature.
@@ -117,6 +125,13 @@ def choose(
     model: nn.Module, losses: Losses, structure: Structure, *, max_grad_norm: float, rows_each: int = 1
 ) -> tuple[Clipper, str | None]:
     """The book-keeping clipper where the probe finds it exact, else one example at a time, and why.
+
+    Args:
+        model: the model to train.
+        losses: from model and batch to one loss for each example, (B,).
+        structure: what a batch is made of, with a field in the place of each tensor.
+        max_grad_norm: the clipping norm C, in the unit of the gradient.
+        rows_each: rows that lie side by side for one unit of privacy.
 
     Returns:
         The attached clipper, and None or the reason for the slow one, to be announced.
@@ -157,6 +172,12 @@ def check_same_alone(model: nn.Module, losses: Losses, beside: Any, alone: Any) 
     """Refuse a model in which example 0's gradient is another in the batch ``beside`` than in the batch ``alone``.
 
     Both hold the same example, padded in the one as a longer record beside it wants, and unpadded in the other.
+
+    Args:
+        model: the model to train.
+        losses: from model and batch to one loss for each example, (B,).
+        beside: a batch whose first example is padded as a longer one beside it wants.
+        alone: the same example alone, without padding.
 
     Raises:
         SensitivityError: the model reads its padding.

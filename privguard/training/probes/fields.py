@@ -45,7 +45,12 @@ class Field:
         return not (self.dtype.is_floating_point or self.dtype.is_complex or self.dtype == torch.bool)
 
     def draw(self, rows: int, *, source: torch.Generator) -> Tensor:
-        """Synthetic values for ``rows`` examples: normal, or uniform whole numbers below ``top``."""
+        """Synthetic values for ``rows`` examples: normal, or uniform whole numbers below ``top``.
+
+        Args:
+            rows: how many examples.
+            source: the generator that draws.
+        """
         if self.dtype.is_floating_point:
             drawn = torch.rand if self.unit else torch.randn
             values = drawn(rows, *self.shape, generator=source)
@@ -67,11 +72,15 @@ class Listed:
 
 
 Structure = Any
-"""A batch with a :class:`Field` in the place of each tensor, in containers of any kind."""
+"""A batch with a ``Field`` in the place of each tensor, in containers of any kind."""
 
 
 def is_field(value: Any) -> bool:
-    """Whether this stands for something that is drawn."""
+    """Whether this stands for something that is drawn.
+
+    Args:
+        value: any leaf of a structure.
+    """
     return isinstance(value, Field | Listed)
 
 
@@ -82,7 +91,7 @@ def structure_of(
 
     Args:
         batch: containers of tensors whose dimension 0 is the example.
-        tops: :attr:`Field.top` by dictionary key.
+        tops: ``Field.top`` by dictionary key.
         top: the same for whole numbers elsewhere.
         rows: how many examples the batch has; where it is given, a list of so many values that are no tensors holds one
             for each example.
@@ -104,6 +113,12 @@ def make(structure: Structure, rows: int, *, seed: int, device: torch.device) ->
     """A synthetic batch of ``rows`` examples on ``device``: the structure with drawn values in the place of each field.
 
     Equal seeds give equal batches.
+
+    Args:
+        structure: a batch with a field in the place of each tensor.
+        rows: how many examples.
+        seed: of the generator that draws.
+        device: where the tensors are made.
     """
     source = torch.Generator().manual_seed(seed)
 
@@ -116,7 +131,13 @@ def make(structure: Structure, rows: int, *, seed: int, device: torch.device) ->
 
 
 def companies(structure: Structure, rows: int, *, device: torch.device) -> Iterator[Any]:
-    """Batches of other records, far from and near to zero: beside them an example's rank by its loss is another."""
+    """Batches of other records, far from and near to zero: beside them an example's rank by its loss is another.
+
+    Args:
+        structure: a batch with a field in the place of each tensor.
+        rows: how many examples.
+        device: where the tensors are made.
+    """
     for seed, scale in enumerate((10.0, 0.1, 3.0, 0.01), start=6):
         scaled = trees.mapped(
             lambda leaf, scale=scale: replace(leaf, scale=scale) if isinstance(leaf, Field) else leaf,
@@ -127,7 +148,13 @@ def companies(structure: Structure, rows: int, *, device: torch.device) -> Itera
 
 
 def first_rows(batch: Any, rows: int, *, of: int) -> Any:
-    """The first ``rows`` of a batch of ``of`` examples."""
+    """The first ``rows`` of a batch of ``of`` examples.
+
+    Args:
+        batch: a batch of any structure.
+        rows: how many examples.
+        of: how many examples the batch has.
+    """
 
     def cut(leaf: Any) -> Any:
         return leaf[:rows] if _is_by_example(leaf, of) else leaf
@@ -136,7 +163,13 @@ def first_rows(batch: Any, rows: int, *, of: int) -> Any:
 
 
 def exchanged(batch: Any, other: Any, row: int) -> Any:
-    """``batch`` with the record of one row taken from ``other``."""
+    """``batch`` with the record of one row taken from ``other``.
+
+    Args:
+        batch: a batch of any structure.
+        other: a batch of the same structure and size.
+        row: an example's place, from 0.
+    """
 
     def with_row(leaf: Any, theirs: Any) -> Any:
         if not isinstance(leaf, Tensor) or leaf.ndim == 0:
@@ -149,12 +182,23 @@ def exchanged(batch: Any, other: Any, row: int) -> Any:
 
 
 def repeated(batch: Any, row: int) -> Any:
-    """A batch in which every example is this one."""
+    """A batch in which every example is this one.
+
+    Args:
+        batch: a batch of any structure.
+        row: an example's place, from 0.
+    """
     return trees.tensors_mapped(lambda t: t[row : row + 1].expand_as(t).clone() if t.ndim else t, batch)
 
 
 def swapped(batch: Any, row: int, other: int) -> Any:
-    """The batch with two examples in each other's place."""
+    """The batch with two examples in each other's place.
+
+    Args:
+        batch: a batch of any structure.
+        row: an example's place, from 0.
+        other: the place of the other example.
+    """
 
     def with_rows(leaf: Tensor) -> Tensor:
         if leaf.ndim == 0:
@@ -167,7 +211,11 @@ def swapped(batch: Any, row: int, other: int) -> Any:
 
 
 def in_float32(batch: Any) -> Any:
-    """The same batch, its 16-bit numbers as float32."""
+    """The same batch, its 16-bit numbers as float32.
+
+    Args:
+        batch: a batch of any structure.
+    """
     return trees.tensors_mapped(
         lambda tensor: tensor.float() if tensor.dtype in {torch.float16, torch.bfloat16} else tensor, batch
     )

@@ -1,6 +1,6 @@
 """The probe before step 1, for wrappers whose user computes the loss: synthetic records shaped like a real one.
 
-See :mod:`privguard.training.probes.examples` for what is asked of them.
+See ``privguard.training.probes.examples`` for what is asked of them.
 """
 
 from collections.abc import Callable

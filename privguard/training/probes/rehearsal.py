@@ -2,7 +2,7 @@
 
 Nothing is counted, no weight moves and no event is reserved meanwhile. The gradient of one record is taken beside four
 others, two and none, and beside another one, and is compared with what the clipper finds; see
-:mod:`privguard.training.probes.examples` for why on float32 copies. Dropout is off; a loop that switches it on again in
+``privguard.training.probes.examples`` for why on float32 copies. Dropout is off; a loop that switches it on again in
 each turn is compared in batches of the same shape alone.
 """
 
@@ -49,7 +49,7 @@ _REMEDY = "pass losses= where the run begins, or RunOptions(rehearsal=False), wh
 
 @final
 class Rehearsal:
-    """Hands out synthetic batches by :meth:`turns`, takes their losses by :meth:`backward`, and refuses or returns.
+    """Hands out synthetic batches by ``turns``, takes their losses by ``backward``, and refuses or returns.
 
     ``structure`` is of a batch as the loop gets it.
     """

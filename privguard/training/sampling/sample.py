@@ -25,7 +25,13 @@ class Sampler(Protocol):
     """Who takes part in the step of a ledger position."""
 
     def draw(self, *, examples: int, source: Stream, position: int) -> NDArray[np.int64]:
-        """Positions of the records that are in, ascending; ``source`` belongs to this ledger position alone."""
+        """Positions of the records that are in, ascending; ``source`` belongs to this ledger position alone.
+
+        Args:
+            examples: the number of records in the data set; it may be secret.
+            source: the stream of randomness of this ledger position.
+            position: the ledger position of the step.
+        """
         ...
 
 
@@ -44,6 +50,11 @@ class Poisson:
 
         Guarantee: each record is in with probability ⌊rate·2⁶⁴⌋/2⁶⁴, at most ``rate``, independently of all others.
         ``source`` must belong to one ledger position alone.
+
+        Args:
+            examples: the number of records in the data set; it may be secret.
+            source: the stream of randomness of this ledger position.
+            position: the ledger position of the step.
         """
         threshold = math.floor(Fraction(self.rate) * _WORD)
         if threshold == _WORD:
@@ -71,7 +82,13 @@ class CyclicPoisson:
         _check.count("bands", self.bands)
 
     def draw(self, *, examples: int, source: Stream, position: int) -> NDArray[np.int64]:
-        """Positions of the records that are in, ascending; see :class:`Poisson` for the coins."""
+        """Positions of the records that are in, ascending; see ``Poisson`` for the coins.
+
+        Args:
+            examples: the number of records in the data set; it may be secret.
+            source: the stream of randomness of this ledger position.
+            position: the ledger position of the step.
+        """
         drawn = Poisson(self.rate).draw(examples=examples, source=source)
         group = self.groups.words(examples)[drawn] % np.uint64(self.bands)
         return drawn[group == position % self.bands]
@@ -103,6 +120,13 @@ def cut(
     there is nothing to share, a batch is a single masked row (record 0 lends its shape), so that an empty step does
     what every other step does. Equal sizes cost less than full batches with a padded rest: a draw just above ``limit``
     gives two halves.
+
+    Args:
+        records: positions of the records that were drawn, (n,).
+        position: the ledger position of the step.
+        limit: the most rows of one physical batch, on one rank.
+        rank: this process, from 0.
+        ranks: how many processes share the logical batch.
     """
     rounds = max(1, -(-len(records) // (limit * ranks)))
     pieces = np.array_split(records, rounds * ranks)[rank::ranks]

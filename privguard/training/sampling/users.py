@@ -2,7 +2,7 @@
 
 A user enters a step on one coin, with at most ``most`` records, chosen by chance and not by content. Each user's rows
 go forward side by side. Either their mean loss is one unit of the clipper, or each record is one, with an equal share
-of the bound (:class:`EqualShares`); both ways one user moves the clipped sum by at most the clipping norm, whatever
+of the bound (``EqualShares``); both ways one user moves the clipped sum by at most the clipping norm, whatever
 their number of records.
 """
 
@@ -52,6 +52,10 @@ class Users:
         """The same users with ``most`` rows for each of them; fewer records are filled up with copies of the last one.
 
         Fillers are False in ``kept``: they go forward for their shape alone, and count for nothing.
+
+        Args:
+            batch: users as records.
+            source: the stream that chooses among a user's records.
         """
         chosen = [self._choose(user, source) for user in batch.records]
         kept = np.concatenate([np.arange(self.most) < len(records) for records in chosen])
@@ -103,26 +107,26 @@ class EqualShares:
         self.shape_term = each.shape_term
 
     def begin(self, mask: Tensor, *, rows_each: int = 1, shapes: Hashable = ()) -> None:
-        """See :meth:`~privguard.training.clip.Clipper.begin`; a unit is a record."""
+        """See ``Clipper.begin``; a unit is a record."""
         self._each.begin(mask, rows_each=rows_each, shapes=shapes)
 
     def backward(self, losses: Tensor) -> None:
-        """See :meth:`~privguard.training.clip.Clipper.backward`; one loss for each record."""
+        """See ``Clipper.backward``; one loss for each record."""
         self._each.backward(losses)
 
     def take(self) -> ClippedSum:
-        """See :meth:`~privguard.training.clip.Clipper.take`; the bound is a user's."""
+        """See ``Clipper.take``; the bound is a user's."""
         clipped = self._each.take()
         return replace(clipped, l2_bound=self._most * clipped.l2_bound)
 
     def close(self) -> None:
-        """See :meth:`~privguard.training.clip.Clipper.close`."""
+        """See ``Clipper.close``."""
         self._each.close()
 
     def unclipped(self) -> AbstractContextManager[None]:
-        """See :meth:`~privguard.training.clip.Clipper.unclipped`."""
+        """See ``Clipper.unclipped``."""
         return self._each.unclipped()
 
     def rehearsal(self, size: int) -> AbstractContextManager[None]:
-        """See :meth:`~privguard.training.clip.Clipper.rehearsal`."""
+        """See ``Clipper.rehearsal``."""
         return self._each.rehearsal(size)

@@ -1,8 +1,8 @@
 """The challenge: a neutral verifier asks, the owner opens, the suspect answers, and everything is written down.
 
-The verifier draws a random subset of unburned leaves and fixes the plan (:func:`draw`), the log records it, the owner
-opens exactly those leaves (:func:`open_leaves`), and the verifier sends triggers among natural queries, one answer
-each, no retries (:func:`run`). The result is one signed file, :mod:`privguard.watermark.claims.evidence`.
+The verifier draws a random subset of unburned leaves and fixes the plan (``draw``), the log records it, the owner
+opens exactly those leaves (``open_leaves``), and the verifier sends triggers among natural queries, one answer
+each, no retries (``run``). The result is one signed file, ``privguard.watermark.claims.evidence``.
 """
 
 import hashlib

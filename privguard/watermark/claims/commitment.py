@@ -1,8 +1,8 @@
 """A claim that holds up: what is fixed before anybody, the owner included, can know what the mark will be.
 
-Order: the owner signs a manifest with the Merkle root of secret seeds (:func:`commit`), has it logged and timestamped
-(:meth:`Commitment.logged`, :meth:`Commitment.stamped`), and only then the next public pulse decides what the seeds mean
-(:meth:`Commitment.with_pulse`). :func:`check` is what everybody else runs. Format: ``docs/spec/claim-v1.md``.
+Order: the owner signs a manifest with the Merkle root of secret seeds (``commit``), has it logged and timestamped
+(``Commitment.logged``, ``Commitment.stamped``), and only then the next public pulse decides what the seeds mean
+(``Commitment.with_pulse``). ``check`` is what everybody else runs. Format: ``docs/spec/claim-v1.md``.
 """
 
 import base64
@@ -149,7 +149,7 @@ class Commitment:
         return replace(self, head=head, proof=tuple(proof))
 
     def stamped(self, response: bytes) -> "Commitment":
-        """With an RFC 3161 response over :meth:`message`."""
+        """With an RFC 3161 response over ``message``."""
         return replace(self, timestamp=response)
 
     def with_pulse(self, published: Mapping[str, Any]) -> "Commitment":
@@ -234,7 +234,7 @@ class Trust:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "Trust":
-        """The inverse of :meth:`to_json`."""
+        """The inverse of ``to_json``."""
         return cls(
             authorities=tuple(Authority.from_json(item) for item in value["authorities"]),
             beacons=tuple(Beacon.from_json(item) for item in value["beacons"]),
@@ -269,7 +269,7 @@ def commit(secret: Secret, *, model: Digest, marks: tuple[MarkPlan, ...], by: Si
 
 
 def sign_root(root: bytes, *, model: Digest, marks: tuple[MarkPlan, ...], by: SigningKey) -> Commitment:
-    """As :func:`commit`, for leaves that are kept elsewhere, in a hardware module for example."""
+    """As ``commit``, for leaves that are kept elsewhere, in a hardware module for example."""
     manifest = Manifest(owner=by.identity, model=model, marks=marks, root=root)
     said = Statement(subjects=(model,), predicate_type=CLAIM_TYPE, predicate=manifest.to_json())
     return Commitment(envelope=statement.sign(said, by=by))

@@ -1,6 +1,6 @@
 """Evidence: one signed file from which anybody, without secrets and offline, gets the verdict again.
 
-:func:`assemble` is the verifier's last act, :func:`verify` everybody else's only one. The outcome is *proven*, *not
+``assemble`` is the verifier's last act, ``verify`` everybody else's only one. The outcome is *proven*, *not
 proven* or *protocol invalid*; there is no "not stolen", because a mark that cannot be read proves nothing.
 Format: ``docs/spec/claim-v1.md``, sections 6 to 8.
 """
@@ -135,7 +135,7 @@ def verify(evidence: Envelope, *, trust: Trust, suspect: Digest | None = None, c
 
 
 def _check_form(said: Statement, evidence: Envelope, verifier: Identity) -> None:
-    """Refuse what :func:`assemble` would not have written, byte for byte, before anything in it is weighed.
+    """Refuse what ``assemble`` would not have written, byte for byte, before anything in it is weighed.
 
     Duplicate keys, other spellings of a number, fields that nobody reads and types that would have to be guessed: each
     lets two readers of one signed file see different things.
@@ -150,7 +150,7 @@ def _check_form(said: Statement, evidence: Envelope, verifier: Identity) -> None
 
 
 def _judge(said: Statement, verifier: Identity, trust: Trust, suspect: Digest | None, candidates: int) -> Report:
-    """The verdict on a signed statement; what is wrong with it is raised, and :func:`verify` says so in the report."""
+    """The verdict on a signed statement; what is wrong with it is raised, and ``verify`` says so in the report."""
     commitment, plan, openings, findings, extract = predicate.read(said.predicate)
     named = {plan.suspect.sha256, said.subjects[0].sha256} | ({suspect.sha256} if suspect is not None else set())
     if len(named) > 1:

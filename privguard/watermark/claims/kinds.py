@@ -1,7 +1,7 @@
 """The kinds of model mark that a claim can hold, and the door through which another kind enters.
 
 A kind that is asked through the front door has queries, and answers that are right or wrong. What is read from weights
-needs more of the protocol (see :mod:`privguard.watermark.claims.evidence`) and is privguard's own.
+needs more of the protocol (see ``privguard.watermark.claims.evidence``) and is privguard's own.
 """
 
 from collections.abc import Mapping, Sequence
@@ -57,7 +57,7 @@ def register_mark(kind: _Mark) -> _Mark:
     """Enter a kind of mark, so that commitments may name it and evidence of it is read.
 
     Guarantee: whoever reads evidence without having entered the kind gets *protocol invalid*, never a verdict. That the
-    null holds is for :func:`privguard.testing.check_answered_mark` to test.
+    null holds is for ``privguard.testing.check_answered_mark`` to test.
 
     Args:
         kind: a value without state.

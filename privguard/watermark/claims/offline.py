@@ -73,7 +73,7 @@ def read_weights(
     """The verifier's reading of the weight mark; the unmarked copy must be the committed one.
 
     Raises:
-        ProtocolInvalidError: through :func:`evidence.verify`, when its digest is another.
+        ProtocolInvalidError: through ``evidence.verify``, when its digest is another.
     """
     mark = standing.manifest.mark(leaves[0].mark)
     reading = weights.read(suspect, leaves, unmarked=unmarked, pulse=standing.pulse.output, plan=mark)
@@ -176,9 +176,9 @@ class Table:
     ) -> tuple[Envelope, evidence.Report]:
         """A whole challenge: draw leaves, ask the suspect among ``natural`` queries, read its weights, sign, verify.
 
-        ``tensors`` are the suspect's, which :mod:`privguard.watermark.model.lay` lays beside ``unmarked``. ``sizes``
+        ``tensors`` are the suspect's, which ``privguard.watermark.model.lay`` lays beside ``unmarked``. ``sizes``
         says how many leaves of each mark are opened, and burned. The report is what anybody gets from the file with
-        :attr:`trust`.
+        ``trust``.
         """
         digest = tensors_digest(name, tensors)
         plan = self.draw(digest, sizes, natural=len(natural))

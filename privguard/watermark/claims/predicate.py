@@ -1,6 +1,6 @@
 """What evidence holds, as JSON: written in one way, and read back only where it is exactly that.
 
-Format: ``docs/spec/claim-v1.md``, section 6. What it is worth is for :mod:`privguard.watermark.claims.evidence` to say.
+Format: ``docs/spec/claim-v1.md``, section 6. What it is worth is for ``privguard.watermark.claims.evidence`` to say.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -51,7 +51,7 @@ def write(
 
 
 def read(value: Mapping[str, Any]) -> tuple[Commitment, ChallengePlan, list[Opening], Findings, Extract | None]:
-    """What :func:`write` was given, from its predicate.
+    """What ``write`` was given, from its predicate.
 
     Raises:
         TamperedError: a field is missing, or of another type.

@@ -51,7 +51,7 @@ class Grid:
         return parts.swapaxes(1, 2).reshape(-1, BLOCK, BLOCK)
 
     def join(self, blocks: Reals, shape: tuple[int, ...]) -> Reals:
-        """The inverse of :meth:`cut`; zero outside the blocks."""
+        """The inverse of ``cut``; zero outside the blocks."""
         out = np.zeros(shape, np.float32)
         bottom, right = self.top + self.rows * BLOCK, self.left + self.columns * BLOCK
         parts = blocks.reshape(self.rows, self.columns, BLOCK, BLOCK).swapaxes(1, 2)

@@ -2,7 +2,7 @@
 
 The p-value pays for all sub-keys and all identifiers, because they share the evidence key; the search for the grid is
 free, because it uses another. What else was tested beside it is paid for by whoever tests it
-(:meth:`ImageDetections.verdict`).
+(``ImageDetections.verdict``).
 """
 
 from collections.abc import Iterable, Sequence
@@ -125,7 +125,7 @@ class ImageDetections:
 
     @property
     def log10_p_elsewhere(self) -> Floats:
-        """:attr:`Reading.log10_p_elsewhere` of each picture, (D,)."""
+        """``Reading.log10_p_elsewhere`` of each picture, (D,)."""
         return np.array([reading.log10_p_elsewhere for reading in self.readings])
 
     def accepted(self, *, log10_level: float) -> NDArray[np.bool_]:

@@ -111,7 +111,7 @@ def drill(
         detector: The reader of the same profile.
         rgb: The picture, uint8 of shape (H, W, 3).
         name: What the report calls it.
-        ways: The ways of handling; those of :func:`handlings` where none are given.
+        ways: The ways of handling; those of ``handlings`` where none are given.
         log10_level: log10 of the error probability for which a mark counts as attributed.
 
     Returns:

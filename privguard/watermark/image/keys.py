@@ -92,7 +92,7 @@ def oriented(array: NDArray[Any], orientation: int) -> NDArray[Any]:
 
 
 def undone(array: NDArray[Any], orientation: int) -> NDArray[Any]:
-    """The inverse of :func:`oriented`."""
+    """The inverse of ``oriented``."""
     back = np.rot90(array, -(orientation % 4))
     return back[:, ::-1] if orientation >= ORIENTATIONS // 2 else back
 

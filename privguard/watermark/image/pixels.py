@@ -67,7 +67,7 @@ def whitener(power: NDArray[Any], size: int) -> Reals:
 
 
 def irfft2(spectrum: Spectra, size: int) -> Reals:
-    """The inverse of :func:`~privguard.watermark.image.keys.rfft2` for size × size arrays."""
+    """The inverse of ``rfft2`` for size × size arrays."""
     return np.asarray(fft.irfft2(spectrum, s=(size, size)), np.float32)
 
 

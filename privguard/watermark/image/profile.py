@@ -53,7 +53,7 @@ class ImageProfile(Record):
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "ImageProfile":
-        """The inverse of :meth:`to_json`; law: ``ImageProfile.from_json(p.to_json()) == p``.
+        """The inverse of ``to_json``; law: ``ImageProfile.from_json(p.to_json()) == p``.
 
         Raises:
             ProfileMismatchError: a field or version that this release does not know.

@@ -54,7 +54,7 @@ class Looks:
 
     @classmethod
     def from_text(cls, text: str) -> "Looks":
-        """The inverse of :meth:`to_text`.
+        """The inverse of ``to_text``.
 
         Raises:
             TamperedError: it is none.

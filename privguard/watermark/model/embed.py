@@ -97,7 +97,7 @@ def embed(model: nn.Module, *, mark: Loss, keep: Loss, public: Loss, lesson: Les
 class Alongside:
     """Teaches a mark beside private training: one step on the mark's loss after each private step.
 
-    Make it before the model is made private, and call :meth:`step` after ``private.step()`` returned True. Guarantee:
+    Make it before the model is made private, and call ``step`` after ``private.step()`` returned True. Guarantee:
     the step uses the key and public data only, and comes after clipping and noise, so it is post-processing under
     adaptive composition: privacy events, sampling and noise are the same, bit for bit, with and without it.
     """

@@ -1,7 +1,7 @@
 """What a thief does to a stolen classifier, and to the marks in it.
 
 An attack takes the stolen model and the thief's means (own data, own chance) and returns a model that the thief can
-use; attacks compose with :func:`then`. Attacks at query time change the answers instead (:class:`Masked`). The cost of
+use; attacks compose with ``then``. Attacks at query time change the answers instead (``Masked``). The cost of
 an attack is what it trains on, as a share of the owner's training. The list follows the Watermark-Robustness-Toolbox's
 kinds of attack (Lukas et al. 2022), re-implemented.
 """
@@ -47,7 +47,7 @@ class Means:
         rate: float,
         kept: Sequence[tuple[Tensor, Tensor]] = (),
     ) -> None:
-        """As :meth:`train` over any number of examples; pruned weights stay zero."""
+        """As ``train`` over any number of examples; pruned weights stay zero."""
         chosen = [item for item in model.parameters() if item.requires_grad]
         optimizer = torch.optim.Adam(chosen, lr=rate)
         for _ in range(epochs):

@@ -66,9 +66,9 @@ def plan(
 ) -> MarkPlan:
     """A weight mark over these tensors; ``strength`` is the carrier's size in units of each tensor's RMS.
 
-    How suspects are laid beside them is fixed here (:mod:`.lay.beside`): as the transformer that ``structure``
+    How suspects are laid beside them is fixed here (``.lay.beside``): as the transformer that ``structure``
     describes, else as a chain of which ``order`` names the tensors front to back; by default in the order that
-    :func:`.lay.order.order` finds, and by name and shape where it finds none.
+    ``.lay.order.order`` finds, and by name and shape where it finds none.
     """
     return _plan("weights", shapes, leaves, strength, reading=_reading(shapes, order, structure))
 
@@ -81,7 +81,7 @@ def recipients_plan(
     order: Sequence[str] | None = None,
     structure: Structure | None = None,
 ) -> MarkPlan:
-    """One full-length carrier for each recipient of a copy, to trace which copy leaked; as :func:`plan` otherwise."""
+    """One full-length carrier for each recipient of a copy, to trace which copy leaked; as ``plan`` otherwise."""
     return _plan("recipients", shapes, recipients, strength, reading=_reading(shapes, order, structure))
 
 
@@ -117,7 +117,7 @@ def read(suspect: Tensors, leaves: Sequence[Leaf], *, unmarked: Tensors, pulse: 
 
     What is missing there, a tensor or an element that is no finite number, is left out of scale, dot and norm alike.
 
-    The result does not name the unmarked copy yet: :func:`dataclasses.replace` its ``unmarked`` with the digest.
+    The result does not name the unmarked copy yet: ``dataclasses.replace`` its ``unmarked`` with the digest.
 
     One pass over the tensors; beyond one tensor of each copy, memory is a few blocks of 2²⁰ elements.
     """

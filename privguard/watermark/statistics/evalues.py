@@ -151,7 +151,7 @@ def _move(weights: Floats) -> Floats:
 
 
 def _move_back(behind: Floats) -> Floats:
-    """The transpose of :func:`_move`."""
+    """The transpose of ``_move``."""
     begin, end = _rates()
     none, keys = behind[:, :1], behind[:, 1:]
     mean = keys.mean(1, keepdims=True)

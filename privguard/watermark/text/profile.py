@@ -46,7 +46,7 @@ def vocabulary_digest(tokenizer: Tokenizer) -> str:
 class Profile(Record):
     """What writer and detector of a text mark agree on.
 
-    ``vocabulary`` is the digest of the tokenizer (:func:`vocabulary_digest`), or a name of your own where there is
+    ``vocabulary`` is the digest of the tokenizer (``vocabulary_digest``), or a name of your own where there is
     none; ``logits_width`` is the width of the model's logits, which may exceed the vocabulary; ``context_width`` is
     how many tokens before a token choose its words (4 resists stealing, 1 or 2 survives editing); ``subkeys`` is M:
     each sequence is written under one of M sub-keys, and detection pays a factor M for trying them all; ``special_ids``
@@ -103,7 +103,7 @@ class Profile(Record):
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "Profile":
-        """The inverse of :meth:`to_json`; law: ``Profile.from_json(p.to_json()) == p``.
+        """The inverse of ``to_json``; law: ``Profile.from_json(p.to_json()) == p``.
 
         Raises:
             ProfileMismatchError: a field, scheme, statistic or version that this release does not know.
@@ -165,7 +165,7 @@ class Profile(Record):
         return self.stream_of_any(secret, subkey=subkey, user=user)
 
     def stream_of_any(self, secret: Secret, *, subkey: int, user: str | None = None) -> ContextStream:
-        """As :meth:`stream`, for a decoy: a secret that is not the profile's, to see what chance alone gives."""
+        """As ``stream``, for a decoy: a secret that is not the profile's, to see what chance alone gives."""
         _check.require(subkey in range(self.subkeys), "subkey", subkey, wanted=f"0 to {self.subkeys - 1}")
         owner = secret if user is None else secret.child("user", user)
         model = [self.vocabulary, self.logits_width, self.model]

@@ -1,7 +1,7 @@
 """The schemes of a text mark: what each token's secret word is worth, and what the sum looks like without a mark.
 
 A scheme is a frozen value. Its numbers are public and stand in the profile; its null is fixed with it. How a writer
-uses the same words to choose tokens is in :mod:`privguard.watermark.text.writing.choose`.
+uses the same words to choose tokens is in ``privguard.watermark.text.writing.choose``.
 """
 
 from dataclasses import dataclass
@@ -33,8 +33,8 @@ def exponential(words: Words) -> Floats:
 class TextScheme(Protocol):
     """What a scheme without a message is: a frozen dataclass of public numbers, and these names.
 
-    A package of its own enters one with :func:`privguard.watermark.text.writing.host.register_scheme` and shows with
-    :func:`privguard.testing.check_text_scheme` that it keeps what is promised here.
+    A package of its own enters one with ``privguard.watermark.text.writing.host.register_scheme`` and shows with
+    ``privguard.testing.check_text_scheme`` that it keeps what is promised here.
 
     Attributes:
         name: how a profile calls it; part of every key, so two schemes never read the same words.

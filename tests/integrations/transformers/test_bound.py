@@ -10,7 +10,7 @@ from privguard.records import Unit
 from privguard.runs.privacy_unit import ByUser
 from privguard.runs.privacy_unit import Unit as Whose
 from privguard.training.attach import attach
-from privguard.training.clip import OneByOne
+from privguard.training.one_by_one import OneByOne
 
 C = 0.05
 HEADS = [name for name in ZOO if name != "deberta-sequence"]  # that one goes one by one

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from privguard.training.clip import Clipper, OneByOne
+from privguard.training.clip import Clipper
+from privguard.training.one_by_one import OneByOne
 from privguard.training.probes.examples import choose
 from privguard.training.probes.fields import Field, Structure
 from tests.training.bookkeeping.compare import distance

@@ -15,7 +15,8 @@ from privguard.training.bookkeeping import BookKeeper
 from privguard.training.bookkeeping.gradients import KAPPA, ROUNDING, Product, SparseRows, Tied
 from privguard.training.bookkeeping.norms import example_norms
 from privguard.training.bookkeeping.precision import exact
-from privguard.training.clip import Clipper, OneByOne
+from privguard.training.clip import Clipper
+from privguard.training.one_by_one import OneByOne
 from tests.training.bookkeeping.compare import clipped, distance
 
 SPECIAL = [0.0, 1.0, -3.0, 1e4, 1e-20, -1e20, 3e38, float("nan"), float("inf"), -float("inf")]

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from benchmarks.models import bert, classify_text
 from privguard.training.bookkeeping import BookKeeper, factors
 from privguard.training.bookkeeping.idle import without_idle
-from privguard.training.clip import OneByOne
+from privguard.training.one_by_one import OneByOne
 from tests.training.bookkeeping.compare import clipped, distance
 
 SPECIAL = [1e-45, 1e-30, 1e38, float("nan"), float("inf"), -float("inf")]

@@ -15,7 +15,7 @@ from privguard.errors import SensitivityError, UnsupportedModelError
 from privguard.training.bookkeeping import BookKeeper
 from privguard.training.bookkeeping.layers.without_rule import by_repetition
 from privguard.training.bookkeeping.rules import listen_to
-from privguard.training.clip import OneByOne
+from privguard.training.one_by_one import OneByOne
 from privguard.training.probes.examples import choose
 from privguard.training.probes.fields import Field
 from tests.training.bookkeeping.compare import clipped, distance

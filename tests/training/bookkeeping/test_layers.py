@@ -10,7 +10,7 @@ from transformers.models.t5.modeling_t5 import T5LayerNorm
 from transformers.pytorch_utils import Conv1D
 
 from privguard.training.bookkeeping import BookKeeper
-from privguard.training.clip import OneByOne
+from privguard.training.one_by_one import OneByOne
 from tests.training.bookkeeping.compare import clipped, distance
 
 HUGE = 1e6  # a clipping norm that clips nothing

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from privguard.errors import UnsupportedModelError
 from privguard.training.bookkeeping import BookKeeper
 from privguard.training.bookkeeping.isolation.layout import SHARED, Layout
-from privguard.training.clip import Clipper, OneByOne
+from privguard.training.clip import Clipper
+from privguard.training.one_by_one import OneByOne
 from privguard.training.probes.examples import choose
 from privguard.training.probes.fields import Field
 from tests.training.bookkeeping.compare import clipped, distance

@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from benchmarks.models import CASES, Case
 from privguard.training.bookkeeping import BookKeeper
-from privguard.training.clip import OneByOne
+from privguard.training.one_by_one import OneByOne
 from tests.training.bookkeeping.compare import distance
 
 HUGE = 1e6

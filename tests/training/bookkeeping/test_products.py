@@ -10,7 +10,8 @@ from privguard.training.attach import attach
 from privguard.training.bookkeeping import products
 from privguard.training.bookkeeping.gradients import Instantiated, Product, square_lengths
 from privguard.training.bookkeeping.products import LONGEST, add_products, add_rows
-from privguard.training.clip import ROUNDING, OneByOne
+from privguard.training.clip import ROUNDING
+from privguard.training.one_by_one import OneByOne
 
 ROUND = 2.0**-24
 

@@ -10,7 +10,8 @@ from transformers import MixtralConfig, MixtralForCausalLM
 from privguard.errors import SensitivityError, UnsupportedModelError
 from privguard.training.attach import attach
 from privguard.training.bookkeeping import BookKeeper
-from privguard.training.clip import Clipper, OneByOne
+from privguard.training.clip import Clipper
+from privguard.training.one_by_one import OneByOne
 
 
 def here(rows: int) -> Tensor:

@@ -11,7 +11,7 @@ from torch.nn import functional
 from privguard.errors import UnsupportedModelError
 from privguard.training.attach import attach
 from privguard.training.bookkeeping import BookKeeper
-from privguard.training.clip import OneByOne
+from privguard.training.one_by_one import OneByOne
 from tests.training.bookkeeping.compare import distance
 
 transformers = pytest.importorskip("transformers")

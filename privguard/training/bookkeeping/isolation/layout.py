@@ -43,7 +43,7 @@ class Layout:
         self._learned = None
 
     def taken(self, leaves: int) -> list[int | None]:
-        """The examples' dimension of each of so many arguments, :data:`SHARED`, or None where nothing is known."""
+        """The examples' dimension of each of so many arguments, ``SHARED``, or None where nothing is known."""
         if any(len(taken) != leaves for calls in self._seen.values() for taken, _ in calls):
             return [None] * leaves  # called in another way
         return [self._axis(0, place) for place in range(leaves)]

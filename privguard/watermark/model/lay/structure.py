@@ -1,6 +1,6 @@
 """What a transformer is made of, as a weight mark's settings state it: which matrices read or write its stream.
 
-Each :class:`Part` is a list of vectors of the residual stream: rows or columns of one tensor, or some of them where
+Each ``Part`` is a list of vectors of the residual stream: rows or columns of one tensor, or some of them where
 tensors are fused. Only the owner's own *unmarked* model is described; a suspect's names are never believed.
 """
 
@@ -64,7 +64,7 @@ class Structure:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "Structure":
-        """The inverse of :meth:`to_json`."""
+        """The inverse of ``to_json``."""
         parts = tuple(Part(**part) for part in value["parts"])
         return cls(parts=parts, centred=bool(value["centred"]), offset=float(value["offset"]))
 

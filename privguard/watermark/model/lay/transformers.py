@@ -2,7 +2,7 @@
 
 No name, order or fusion of the suspect's tensors is believed: each part of ours takes the matrix whose vectors lie
 nearest, read along either axis and with any of its gains. The residual stream's turn is fitted on all of them together
-(:mod:`.stream`), units are assigned, heads compared by their spaces, tokens by place (:mod:`.matching`). As with
+(``.stream``), units are assigned, heads compared by their spaces, tokens by place (``.matching``). As with
 ``lay-1``, it is a function of suspect and unmarked copy alone, without chance: exp(−z²/2) bounds p as it stands.
 """
 

@@ -1,7 +1,7 @@
 """Reading along a text: evidence where the sub-key changes from piece to piece, and who wrote which stretch.
 
 A chat, a stitched or an edited text is written in pieces, each under a sub-key of its own, and the best sub-key of the
-whole then says little. The e-process of :mod:`privguard.watermark.statistics.evalues` follows the pieces. Once a text
+whole then says little. The e-process of ``privguard.watermark.statistics.evalues`` follows the pieces. Once a text
 is found, each sub-key is tested alone for having written any of it, at a family-wise rate of its own, and the stretches
 of those that did are marked out.
 """
@@ -91,7 +91,7 @@ def _long_runs(owner: NDArray[np.int64], document: NDArray[np.int64]) -> NDArray
 
 
 def _heads(document: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Where the blocks of :func:`evalues.blocks` begin."""
+    """Where the blocks of ``evalues.blocks`` begin."""
     starts = np.flatnonzero(np.diff(document, prepend=-1))
     within = np.arange(len(document)) - np.repeat(starts, np.diff(starts, append=len(document)))
     return within % evalues.BLOCK == 0

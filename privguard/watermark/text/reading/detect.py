@@ -2,7 +2,7 @@
 
 Documents are scored together: one sort removes repeated n-grams, one AES call per sub-key makes all words, and one
 vectorised tail makes all p-values. The p-value already pays for the sub-keys; ``keys`` and ``documents`` tested beside
-it are paid for by whoever tests them (:meth:`Detections.verdict`).
+it are paid for by whoever tests them (``Detections.verdict``).
 """
 
 from collections.abc import Mapping, Sequence
@@ -125,7 +125,7 @@ class Detector:
 
     Raises:
         ProfileMismatchError: the secret is not the profile's.
-        MarkError: the profile carries a payload, which :mod:`privguard.watermark.text.reading.message` reads.
+        MarkError: the profile carries a payload, which ``privguard.watermark.text.reading.message`` reads.
     """
 
     def __init__(self, profile: Profile, secret: Secret, *, user: str | None = None) -> None:
@@ -146,7 +146,7 @@ class Detector:
         return self.judge(scored_ngrams(self.profile, documents, corpus=True).as_one())
 
     def detect_text(self, texts: Sequence[str], tokenizer: Any) -> Detections:
-        """Tokenize with the profile's tokenizer (no special tokens added), then :meth:`detect`.
+        """Tokenize with the profile's tokenizer (no special tokens added), then ``detect``.
 
         Raises:
             ProfileMismatchError: another tokenizer.
@@ -236,7 +236,7 @@ def decoy_ranks(profile: Profile, secret: Secret, documents: Documents, *, decoy
 
     Whatever the text looks like, the true key is exchangeable with the decoys where there is no mark, so over secrets
     the rank is uniform. For one given secret it is not: a template that all documents share gives all of them the same
-    rank, as it gives them the same p-value; only :meth:`Detector.detect_corpus` counts a template once. Its smallest
+    rank, as it gives them the same p-value; only ``Detector.detect_corpus`` counts a template once. Its smallest
     value is 1/(decoys+1). The decoys come from the secret, so the result is repeatable.
     """
     _check.count("decoys", decoys)

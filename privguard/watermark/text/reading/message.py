@@ -70,7 +70,7 @@ def expect(
     """The exact verdict on one message that was named before looking; only the sub-keys are paid for.
 
     The null is "nobody with the secret wrote this". Text that carries another message refutes it too where the two
-    share a 16-bit piece: to tell messages apart, compare with :func:`read`.
+    share a 16-bit piece: to tell messages apart, compare with ``read``.
     """
     scheme = _scheme(profile)
     _check.require(0 <= message < 1 << scheme.bits, "message", message, wanted=f"a number of {scheme.bits} bits")

@@ -172,7 +172,7 @@ def unique_ngrams(documents: Documents, *, width: int) -> Ngrams:
 
 
 def unique_in_corpus(documents: Documents, *, width: int) -> Ngrams:
-    """As :func:`unique_ngrams`, each n-gram once over all documents; it stays with the document that has it first."""
+    """As ``unique_ngrams``, each n-gram once over all documents; it stays with the document that has it first."""
     return _unique(documents, width, owner=np.zeros(len(documents.tokens), np.int64))
 
 

@@ -35,7 +35,7 @@ class Report(Record):
 
     ``tokens`` holds (text, quantile): the share of chance scores below this token's, or ``None`` where the token was
     not scored (first tokens, prompt, padding, special tokens, repetitions). ``accepted`` is the attribution rule of
-    :meth:`~privguard.watermark.text.reading.detect.Detections.accepted`.
+    ``accepted``.
     """
 
     verdict: Verdict

@@ -48,7 +48,7 @@ def open_access(
 
     The documents may be marked or not; most evidence is in marked texts like those that it may have learnt from.
     Predictions that complete an n-gram standing earlier in the same document are left out: the suspect may just repeat
-    it. :func:`predict` makes the predictions of a transformers model.
+    it. ``predict`` makes the predictions of a transformers model.
 
     Guarantee: the p-value is exact where the documents were written without the secret. In marked documents each
     prediction is still made before its own token is seen, but which predictions follow can depend on how earlier ones
@@ -91,7 +91,7 @@ def open_access(
 
 
 def predict(model: Any, documents: Sequence[ArrayLike]) -> list[NDArray[np.int64]]:
-    """The likeliest next tokens of a causal transformers model, aligned as :func:`open_access` wants them."""
+    """The likeliest next tokens of a causal transformers model, aligned as ``open_access`` wants them."""
     import torch
 
     out: list[NDArray[np.int64]] = []

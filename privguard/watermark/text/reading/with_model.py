@@ -45,7 +45,7 @@ def read_with_model(detector: Detector, documents: Documents, log_probabilities:
     """Read with the log-probability (T,) that a model gave each token after those before it (natural logarithm).
 
     Choose model, temperature and use of a prompt before looking; each further choice that is tried is paid for with
-    ``tails.bonferroni``. :func:`log_probabilities_of` makes the numbers; they may be kept and used for every secret.
+    ``tails.bonferroni``. ``log_probabilities_of`` makes the numbers; they may be kept and used for every secret.
 
     Raises:
         MarkError: the profile's scheme is not Gumbel.

@@ -46,7 +46,7 @@ def mark(
     """Marked rows of (B, V) final logits: green tokens raised, or one-hot rows of the tokens that the mark chose.
 
     ``contexts`` (B, h) are the tokens before, ``repeated`` (B,) the rows that ordinary chance decides (see
-    :func:`left_to_chance`). ``generator``, on the device of the scores, is that chance; torch's own by default.
+    ``left_to_chance``). ``generator``, on the device of the scores, is that chance; torch's own by default.
     """
     if isinstance(profile.scheme, GreenList):
         raised = _raise_green(scores, contexts, pens, scheme=profile.scheme)
@@ -75,7 +75,7 @@ def repeats(ids: NDArray[np.int64], *, prompt: int, width: int) -> NDArray[np.bo
 
 
 def left_to_chance(profile: Profile, ids: NDArray[np.int64], *, prompt: int) -> NDArray[np.bool_]:
-    """Rows whose next token the mark leaves alone: at a free start, and where :func:`repeats` says so.
+    """Rows whose next token the mark leaves alone: at a free start, and where ``repeats`` says so.
 
     ``ids`` (B, width + T) and ``prompt`` as there. The green list chooses nothing, so its repetitions are marked alike.
     """

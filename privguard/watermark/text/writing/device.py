@@ -1,4 +1,4 @@
-"""The choosers of :mod:`privguard.watermark.text.writing.host` in torch, for logits that live on another device.
+"""The choosers of ``privguard.watermark.text.writing.host`` in torch, for logits that live on another device.
 
 Under ``aes256-v1`` the words are made on the host and copied, B × V × 4 bytes a step; under ``aes256-chacha8-v1`` only
 32 bytes a row are copied and the words are made where the logits are. Both give the bytes that the detector reads.

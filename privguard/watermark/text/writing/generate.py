@@ -1,7 +1,7 @@
 """Writing the mark with transformers: ``model.generate(..., custom_generate=MarkedGeneration(profile, secret))``.
 
 A plain logits processor runs before temperature, top-k and top-p and cannot see beams, so the mark enters as a
-``custom_generate`` object, which :mod:`~privguard.watermark.text.writing.hooks` puts behind all of them. For the
+``custom_generate`` object, which ``hooks`` puts behind all of them. For the
 sampling schemes it takes the token itself and hands on a one-hot row, so transformers' argmax keeps it; caches, left
 padding, streaming, stopping and scores stay transformers' own. Its state is ``input_ids`` alone.
 """
@@ -55,7 +55,7 @@ class MarkedGeneration:
         """What transformers calls where a model brings a ``generate`` of its own: its sampling loop, marked.
 
         Raises:
-            MarkError: as :meth:`run`.
+            MarkError: as ``run``.
         """
         return self.run(model._sample, input_ids, **options)  # noqa: SLF001 — the loop generate() would call here
 

@@ -93,10 +93,10 @@ def register_scheme(kind: type[_SchemeType], *, chooser: Callable[[_SchemeType],
     """Enter a scheme of one's own, so that profiles may name it, detectors read it and writers on the CPU write it.
 
     Guarantee: nothing is guessed. A profile that names a scheme which is not entered where it is read is refused, and
-    so are logits on another device. What its null promises is for :func:`privguard.testing.check_text_scheme` to test.
+    so are logits on another device. What its null promises is for ``privguard.testing.check_text_scheme`` to test.
 
     Args:
-        kind: a frozen dataclass that is a :class:`~privguard.watermark.text.scheme.TextScheme`; ``samples`` is true.
+        kind: a frozen dataclass that is a ``TextScheme``; ``samples`` is true.
         chooser: from a scheme to what picks a token from a row of logits.
 
     Raises:

@@ -75,7 +75,7 @@ class Text:
         """Become the prompt and ``written``, of which the part known so far is not read again.
 
         Raises:
-            MarkError: as :meth:`extend`.
+            MarkError: as ``extend``.
         """
         known = min(len(written), len(self) - self.prompt)
         self._end = self._width + self.prompt + known
