@@ -33,6 +33,7 @@ from privguard.runs import folder as names
 from privguard.runs import manifest, start
 from privguard.runs.data_commitment import commitment
 from privguard.runs.options import RunOptions, as_list
+from privguard.runs.outlook import outlook_of
 from privguard.runs.run import write_snapshot
 from privguard.runs.seeds import Streams
 from privguard.training import rng_state
@@ -153,6 +154,7 @@ def take_over(  # noqa: PLR0913 — Opacus' four objects, and what a person deci
         recipients=audience.to,
         insecure=False,
         commitment=commitment(loader.dataset, streams.salt),
+        outlook=outlook_of(plan, bare),
         mechanism=mechanism(plan, trainable(bare), processes=1, noise="exact"),  # of the steps to come
     )
     facts = _honest(described, engine, optimizer, taken)
