@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Run every benchmark in turn, each in a process of its own, and write ``docs/benchmarks.md`` from what they left.
 
 python -m benchmarks                 hours: every figure that a page claims

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the audits reach: false refutations, power, attacks on Location-30, reference training, times.
 
     python -m benchmarks.audit                       # every section

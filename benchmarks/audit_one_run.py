@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What one run shows from below, by how the guesses are placed, and how often each bound is wrong.
 
 python -m benchmarks.audit_one_run            # both sections, some minutes

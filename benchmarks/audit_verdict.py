@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a membership verdict is worth: false alarms, leaks missed, and shifted splits with and without a leak.
 
 python -m benchmarks.audit_verdict                 # every section, about half an hour

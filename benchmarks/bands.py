@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Plans with bands: what a row of correlated noise costs, how long a plan takes, and how much noise is left at one ε.
 
 ``python -m benchmarks.bands [cost|plans] [--coordinates D] [--rounds N]``

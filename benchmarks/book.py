@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Random kills of eight competing processes on the budget book: does it balance, always, and how fast is it?
 
     python -m benchmarks.book                      # 1,000 kills on SQLite

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How long calibration takes, how much of the budget it spends, and how the odd corners compare with finer grids.
 
     python -m benchmarks.calibrate

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What time and memory mean: on the host, process CPU time of one thread; on a GPU, CUDA events.
 
 A clock makes *marks* and tells the seconds between two of them. On a GPU a mark is an event in the queue: making it

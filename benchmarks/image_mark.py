@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The image mark: false positives, survival, identifiers, forgeries, honest marks, time. Ten photographs from packages.
 
 python -m benchmarks.image_mark            every part, about twenty minutes on one core

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Photographs that come inside packages: scikit-learn's two, and those of scikit-image's wheel."""
 
 from functools import lru_cache

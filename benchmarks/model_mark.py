@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Model marks against thieves and against false claims: ``python -m benchmarks.model_mark [PART ...]``.
 
 Parts: digits, mnist (survival tables), null (false alarms over independent models and keys), false (false claims),

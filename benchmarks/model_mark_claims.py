@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The claims part of ``benchmarks.model_mark``: false alarms, false claims, honest claims."""
 
 import dataclasses

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The copies part of ``benchmarks.model_mark``: extraction through the API, recipients, a private model, reading."""
 
 import sys

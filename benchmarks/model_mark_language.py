@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The language part of ``benchmarks.model_mark``: a small Llama on tinyshakespeare with 64 fingerprints."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The survival part of ``benchmarks.model_mark``: what is left of the marks after every theft, and what it cost."""
 
 import sys

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The models that the model-mark benchmarks mark and steal: digits and MNIST, split for owner, attacker and test."""
 
 import dataclasses

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The models that step time and memory are measured on; random weights, random data of the right shapes.
 
 There are two of BERT. The classifier reads one position, so most of its last block has a gradient at that position

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The exact noise: what it costs, whether it is right, what an attacker gets, how far one record moves a sum.
 
 ``python -m benchmarks.noise [cost|right|attack|sums] [--coordinates D …] [--trials N]``

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One Markdown page from the results: each benchmark's machine, versions, tables, ratios and their spread."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How long the index of a thousand runs takes: signed runs, so that no ledger is priced again, and a budget book.
 
     python -m benchmarks.report_index                  # 1,000 runs of 4 plans on 10 data sets of 5 teams

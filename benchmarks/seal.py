@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Sealed checkpoints against plain ones and against other encrypting writers: ``python -m benchmarks.seal``.
 
 Every writer writes a temporary file, syncs it where the table says so, and renames it over the file of the round

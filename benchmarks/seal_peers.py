@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The other encrypting writers of ``benchmarks.seal``; each is left out where it is not installed."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What sealed storage costs where the content is small: ``python -m benchmarks.seal_small``.
 
 Three figures of CPU time over all threads, the best or the median of several rounds: opening a sealed folder of 4,000

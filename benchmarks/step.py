@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a private step costs: time and peak memory over ordinary training of the same model.
 
 ``python -m benchmarks.step [--device cpu|cuda] [--mode MODE] [--rounds N] [--model NAME] [--skip-opacus]

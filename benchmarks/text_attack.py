@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Attacks on the text marks: key recovery, and forging by list stealing.
 
 Key recovery runs three attacks on a million marked n-grams: the Fourier correlation with the public g-table that finds

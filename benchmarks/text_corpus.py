@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Texts and synthetic language models that the text-mark benchmarks share.
 
 Null texts: prose (tiny Shakespeare), program code (the standard library of the running Python), templated text, and a

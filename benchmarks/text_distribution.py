@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Do marked tokens follow the model's own distribution? Fresh runs of a million draws each, the test stated first.
 
 Over random keys the Gumbel and tournament schemes promise not to distort any one token. An early single run gave KS

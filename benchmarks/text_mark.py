@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Speed of the text marks against transformers' own processors and detectors, on the same work, in one process.
 
 Medians of process CPU time, one thread, alternating between the two sides of each ratio. Detection takes token ids in

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """False positives of the text marks on text without a mark: ten million trials in each of twelve cells.
 
 A trial is one document under one random key. For each document the critical score of each level is computed once, so a

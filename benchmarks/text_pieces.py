@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Chats and stitched texts: pieces, each under a sub-key of its own, found and attributed; and the null along a text.
 
 Pieces of 1 nat per token with four unmarked tokens between them, sixteen sub-keys. "Found" is p ≤ 10⁻⁶; "best sub-key"

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How many tokens a text mark needs: power by entropy, under edits, for a 32-bit payload, and for tracing.
 
 The writer is the product's own torch chooser over synthetic steps (benchmarks/text_corpus.py); the test is the exact

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tokens to detection when the model is at hand: power at 10⁻⁶ under sixteen sub-keys, and what a wrong model costs.
 
 Steps and writer as in benchmarks/text_power; p of each token is the step's own, or that of the steps at another

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The writer of the text benchmarks: the product's own choosers over rows of logits, under one fixed secret."""
 
 from collections.abc import Sequence

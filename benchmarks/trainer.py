@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a step costs: PrivateTrainer over Trainer, and the private step by hand over the plain step by hand.
 
 python -m benchmarks.trainer [--device cpu|cuda] [--mode MODE] [--rounds N] [--tiny]

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The ways of taking one training step that are measured against each other, and the modes in which they take it."""
 
 import tempfile

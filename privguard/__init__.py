@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """privguard: private training with an honest ε, sealed checkpoints, marks that hold up, audits that try to refute.
 
 The public names live here; each is brought in when it is first used (PEP 562), so ``import privguard`` costs neither

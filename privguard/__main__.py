@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``python -m privguard`` is the command ``privguard``."""
 
 from privguard.cli import main

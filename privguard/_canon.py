@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The one way to hash anything: record → canonical JSON (RFC 8785) → SHA-256.
 
 Canonical JSON is the same bytes in every language, so a digest that privguard prints can be checked without privguard.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Argument checks that say ``name=value: expected …; do this``.
 
 They raise ``ValueError`` and return the value, so that a constructor can check and keep in one line.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One layer over what operating systems and file systems do differently; nothing else calls these functions directly.
 
 Linux has all of it. macOS has no ``sched_getaffinity``, ``posix_fadvise`` or huge pages, and its ``fsync`` stops at the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where chance comes from: keys from the operating system's entropy, expanded by AES-256-CTR.
 
 A ``Stream`` is a 256-bit key with a name. Two different labels give two independent streams (HKDF-Expand, RFC

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Frozen values that cross borders between the parts, and between privguard and its readers.
 
 A record holds plain numbers and text, so it can be hashed (``privguard._canon``), printed, signed and read without
@@ -209,6 +210,9 @@ class Manifest(Record):
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "Manifest":
         """The manifest that ``Record.to_json`` wrote.
+
+        Args:
+            value: JSON values, as they were read.
 
         Raises:
             ValueError: a field is missing or unknown.

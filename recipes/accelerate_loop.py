@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A loop for accelerate on scikit-learn's digits, made private; the changed lines are marked with #.
 
 python recipes/accelerate_loop.py --run runs/digits

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What an attacker learns from a classifier, with and without differential privacy.
 
     python recipes/audit_a_classifier.py --out runs/classifier

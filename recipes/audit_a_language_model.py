@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a small language model gives away of its fine-tuning texts, and of secrets planted in them.
 
     python recipes/audit_a_language_model.py --text tinyshakespeare.txt

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Audit a private training in the run itself: coins before training, a verdict after it.
 
     python recipes/audit_in_one_run.py --run runs/audited

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Audit a claim for whole users in the run itself: the canaries are users, each with several records.
 
     python recipes/audit_users_in_one_run.py --run runs/users

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Detect a mark in every row of a data set, in several processes.
 
 ``detect_columns`` is a pure function of a batch and two file names, so Ray Data (``map_batches``) and Spark

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """An Opacus loop on scikit-learn's digits, taken over: ledger, claim, sealed state, report; then some more steps.
 
 python recipes/from_opacus.py --run runs/digits

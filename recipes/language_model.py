@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A causal language model with LoRA under ε, on Tiny Shakespeare; the changed lines are marked with #.
 
 python recipes/language_model.py --data ../shared/data/tinyshakespeare --run runs/lm    (a small GPT-2 over bytes)

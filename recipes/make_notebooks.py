@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Write the notebooks beside this file from the recipes they retell, so that the two cannot drift apart.
 
 python recipes/make_notebooks.py

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Teach a small language model 64 fingerprints on tinyshakespeare, then fine-tune it as a thief would.
 
 PRIVGUARD_DATA=../shared/data python recipes/mark_a_language_model.py          (some minutes on one core)

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Mark a digits classifier, let thieves work on it, and see what is left of the mark.
 
 python recipes/mark_a_model.py            (about a minute)

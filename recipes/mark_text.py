@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Write marked text with a causal language model, read the mark back, and make a report page.
 
 ``--tiny`` needs nothing: it makes a small random model. Otherwise give the folder of a transformers model.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A plain PyTorch loop on scikit-learn's digits, made private by four changed lines (marked with #).
 
 python recipes/plain_loop.py --run runs/digits

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The whole story in one file: commit, mark, release, theft, challenge, evidence, and a stranger who checks it.
 
 python recipes/prove_theft.py --out theft          (half a minute)

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A private run that is stopped, and goes on: after a clean stop, and after a crash; the line that does it has a #.
 
 python recipes/resume.py --run runs/digits

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Train, seal, resume, read one tensor, let an auditor in, and shut somebody out again.
 
     python recipes/seal_a_checkpoint.py [--tiny] [--out FOLDER]

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Three people train on one data set; the budget book composes their runs and stops the one that would go too far.
 
 python recipes/team_budget.py --out runs/team

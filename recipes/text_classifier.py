@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Fine-tune a sentence classifier on SST-2 under ε, with transformers' Trainer; the changed lines are marked with #.
 
 python recipes/text_classifier.py --model FacebookAI/roberta-base --run runs/sst2     (weights from the hub)

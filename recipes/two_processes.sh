@@ -1,4 +1,5 @@
 #!/bin/sh
+# SPDX-License-Identifier: Apache-2.0
 # The accelerate recipe on two processes of one machine: one Poisson sample shared out, one noise, one ledger.
 #
 #   sh recipes/two_processes.sh runs/two [--tiny]

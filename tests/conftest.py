@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Shared by all tests: what is left to chance, and where the real data is."""
 
 import os

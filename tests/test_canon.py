@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One form for every value, whatever it was made of."""
 
 import json

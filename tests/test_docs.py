@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every code block of the documentation runs, in order, page by page, in an empty folder.
 
 Python blocks of a page share one namespace; ``console`` blocks go through the command line. What a page shows beneath a

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The notebooks are their recipes, and run from top to bottom with smaller arguments."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Each capability of the operating system taken away: what is only speed is done without, what a promise rests on is
 kept by a fallback or refused by name."""
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Streams: equal names give equal bytes, different names share nothing, keys stay inside."""
 
 import pickle

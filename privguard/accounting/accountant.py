@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A history of events in, what it cost out: ε by privacy-loss distributions, refined until the grid no longer matters.
 
 The arithmetic is Google's ``dp-accounting``: its privacy-loss distributions (PLD) round every loss up (Doroshenko et
@@ -57,6 +58,12 @@ def spent(
     discretisation is pessimistic, and halving its interval once more would change ε by less than 0.1 %. Histories
     that differ only in order or grouping get the same figure, to the last bit. Noise of zero costs ε = ∞.
 
+    Args:
+        history: a ledger, its history, or pairs of an event and how often it happened.
+        delta: δ of the claim, in [0, 1].
+        relation: which data sets count as neighbours.
+        unit: whom the claim protects, an example or a user.
+
     Raises:
         UnknownEventError: an event that cannot be priced under this relation; the message names it.
         ValueError: delta outside [0, 1].
@@ -78,7 +85,13 @@ def spent(
 
 
 def epsilon(history: Spending, *, delta: float, relation: Relation = Relation.ADD_OR_REMOVE_ONE) -> float:
-    """The ε of ``spent`` alone, without cross-check and replace-one figure."""
+    """The ε of ``spent`` alone, without cross-check and replace-one figure.
+
+    Args:
+        history: a ledger, its history, or pairs of an event and how often it happened.
+        delta: δ of the claim, in [0, 1].
+        relation: which data sets count as neighbours.
+    """
     return price(_folded(history), delta=delta, relation=relation).epsilon
 
 
@@ -89,6 +102,12 @@ def epsilon_curve(
 
     Every ε is an upper bound. All but the last are computed on one grid, twice as wide as the whole history's, so they
     may lie above what ``spent`` would give by up to about a percent.
+
+    Args:
+        history: a ledger, its history, or pairs of an event and how often it happened.
+        delta: δ of the claim, in [0, 1].
+        relation: which data sets count as neighbours.
+        points: how many points at most.
     """
     events = pairs(history)
     figure = price(fold(events), delta=delta, relation=relation)
@@ -104,6 +123,11 @@ def privacy_profile(history: Spending, *, claim: Claim, points: int = 61) -> lis
 
     The best test of an attacker is bounded by every pair, so the smallest of those bounds is the one to report.
     Where the claim was not priced on a grid, its own pair is the only one.
+
+    Args:
+        history: a ledger, its history, or pairs of an event and how often it happened.
+        claim: the claim whose trade-off is wanted.
+        points: how many points at most.
     """
     pair = (claim.epsilon, claim.delta)
     if claim.method != "pld" or claim.interval == 0 or not math.isfinite(claim.epsilon):
@@ -164,7 +188,13 @@ class Figure:
 
 
 def price(events: Events, *, delta: float, relation: Relation) -> Figure:
-    """The smallest upper bound on the ε of folded events that the accountants here can give."""
+    """The smallest upper bound on the ε of folded events that the accountants here can give.
+
+    Args:
+        events: folded pairs of an event and how often it happened.
+        delta: δ of the claim, in [0, 1].
+        relation: which data sets count as neighbours.
+    """
     _check.probability("delta", delta, zero=True, one=True)
     from privguard.accounting.grid import first_interval as grid_interval
 
@@ -182,7 +212,14 @@ def price(events: Events, *, delta: float, relation: Relation) -> Figure:
 
 
 def rough_size(events: Events, *, delta: float, relation: Relation, rdp: float | None = None) -> float:
-    """An ε of the right order of magnitude, to choose a grid by; never a claim."""
+    """An ε of the right order of magnitude, to choose a grid by; never a claim.
+
+    Args:
+        events: folded pairs of an event and how often it happened.
+        delta: δ of the claim, in [0, 1].
+        relation: which data sets count as neighbours.
+        rdp: ε by Rényi accounting, where it is known; None otherwise.
+    """
     if rdp is None:
         rdp = _rdp(events, delta=delta, relation=relation)
     if rdp is None:
@@ -203,12 +240,23 @@ def _refined(events: Events, delta: float, relation: Relation, interval: float) 
 
 
 def first_interval(size: float) -> float:
-    """A coarse start, a sixteenth of a rough ε as a power of two: the last, finest grid costs most of the time."""
+    """A coarse start, a sixteenth of a rough ε as a power of two: the last, finest grid costs most of the time.
+
+    Args:
+        size: a rough ε.
+    """
     return 2.0 ** math.floor(math.log2(min(max(size / 16, _NARROWEST), _WIDEST)))
 
 
 def on_grid(events: Events, *, delta: float, relation: Relation, like: Figure) -> float:
-    """ε by the same method and on the same grid as another figure: an upper bound, in one evaluation."""
+    """ε by the same method and on the same grid as another figure: an upper bound, in one evaluation.
+
+    Args:
+        events: folded pairs of an event and how often it happened.
+        delta: δ of the claim, in [0, 1].
+        relation: which data sets count as neighbours.
+        like: the figure whose method and grid are used.
+    """
     events = fold(events)
     if like.method == "rdp":
         rdp = _rdp(events, delta=delta, relation=relation)
@@ -244,7 +292,11 @@ def _rounding(events: Events) -> float:
 
 
 def hidden_by_rounding(steps: int) -> float:
-    """What rounding in the composition of as many sampled steps may hide of δ; ε is infinite at or below it."""
+    """What rounding in the composition of as many sampled steps may hide of δ; ε is infinite at or below it.
+
+    Args:
+        steps: sampled steps composed.
+    """
     return steps * _ROUNDING
 
 
@@ -357,7 +409,11 @@ def _costs(event: "DpEvent") -> bool:
 
 
 def pairs(history: Spending) -> Events:
-    """The (event, times) pairs of a ledger, a history or a sequence of them."""
+    """The (event, times) pairs of a ledger, a history or a sequence of them.
+
+    Args:
+        history: a ledger, its history, or pairs of an event and how often it happened.
+    """
     return history if isinstance(history, Sequence) else history.spent()
 
 

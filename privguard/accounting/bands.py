@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Coefficients of banded noise: how much of each earlier step's noise a step takes back, and what error that leaves.
 
 A plan of b bands adds noise D·T⁻¹z in place of z, where T is the lower triangular Toeplitz matrix of ``strategy`` =
@@ -79,7 +80,7 @@ def choose(budget: Budget, schedule: Schedule, *, bands: "int | str") -> Choice:
 
 
 def least_error(budget: Budget, schedule: Schedule) -> tuple[int, float]:
-    """The number of :data:`TRIED` with the least expected error, and its noise multiplier to about 1 %.
+    """The number of ``TRIED`` with the least expected error, and its noise multiplier to about 1 %.
 
     Raises:
         BudgetExceededError: no amount of noise fits.

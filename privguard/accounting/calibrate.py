@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Budget in, mechanism out: the least noise, the most steps or the highest sampling rate that a budget allows.
 
 Guarantee: the ε that ``spent`` finds for the answer never exceeds the budget, and
@@ -43,7 +44,12 @@ class Budget:
 
 
 def dp_sgd(*, sample_rate: float, noise_multiplier: float) -> "DpEvent":
-    """The event of one private step: Poisson sampling at ``sample_rate``, then Gaussian noise of deviation σ·C."""
+    """The event of one private step: Poisson sampling at ``sample_rate``, then Gaussian noise of deviation σ·C.
+
+    Args:
+        sample_rate: the chance that a record is in one step, in (0, 1].
+        noise_multiplier: σ, dimensionless: the noise's deviation over the clipping norm.
+    """
     from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent
 
     return PoissonSampledDpEvent(sample_rate, GaussianDpEvent(noise_multiplier))
@@ -53,6 +59,11 @@ def least_noise(budget: Budget, *, sample_rate: float, steps: int) -> float:
     """The least noise multiplier whose ``steps`` private steps fit the budget.
 
     The ε spent at the answer lies between 99.5 % and 100 % of the budget.
+
+    Args:
+        budget: the ε and δ that may be spent, and the relation.
+        sample_rate: the chance that a record is in one step, in (0, 1].
+        steps: how many private steps.
 
     Raises:
         BudgetExceededError: no amount of noise fits.
@@ -69,6 +80,12 @@ def rough_noise(budget: Budget, *, sample_rate: float, steps: int, near: float |
     """The least noise multiplier to about 1 %, on the safe side mostly, in a tenth of the time: to compare plans by.
 
     ``near`` is one that it is expected close to.
+
+    Args:
+        budget: the ε and δ that may be spent, and the relation.
+        sample_rate: the chance that a record is in one step, in (0, 1].
+        steps: how many private steps.
+        near: a noise multiplier that it is expected close to; None where none is known.
 
     Raises:
         BudgetExceededError: no amount of noise fits.
@@ -91,6 +108,11 @@ def _precision(budget: Budget, sample_rate: float, steps: int) -> tuple["_Family
 def highest_rate(budget: Budget, *, noise_multiplier: float, steps: int) -> float:
     """The highest sampling rate, at most 1, whose ``steps`` private steps fit the budget.
 
+    Args:
+        budget: the ε and δ that may be spent, and the relation.
+        noise_multiplier: σ, dimensionless: the noise's deviation over the clipping norm.
+        steps: how many private steps.
+
     Raises:
         BudgetExceededError: no rate above zero fits.
     """
@@ -109,6 +131,12 @@ def most_steps(budget: Budget, event: "DpEvent", *, after: "accountant.Spending"
     """The largest number of ``event`` that fits the budget after a history already spent; 0 where none does.
 
     The accountant prices the answer within the budget, and one step more beyond it. At most ``limit`` is returned.
+
+    Args:
+        budget: the ε and δ that may be spent, and the relation.
+        event: the event to be repeated.
+        after: what was spent already.
+        limit: the most that is wanted.
     """
     before = list(accountant.pairs(after))
 

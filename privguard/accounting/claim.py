@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The one claim of a run: what its ledger costs, with all that the figure rests on.
 
 Everything that shows a run's ε asks here (the run itself, Trainer's result and log, the report), so that a run that

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Privacy events as canonical JSON, and the list of those that can be priced.
 
 An event is a ``dp_accounting.DpEvent``, or one of ``privguard.accounting.releases``: what happened to the data,
@@ -26,6 +27,9 @@ _MODULES = {"dp_accounting.dp_event", "privguard.accounting.releases"}
 def to_json(event: "DpEvent") -> dict[str, Any]:
     """The event as plain JSON, its fields checked.
 
+    Args:
+        event: an event of dp_accounting.
+
     Raises:
         UnknownEventError: no accountant here can price it; the message names the class.
         ValueError: a field is not a finite number in its range.
@@ -38,6 +42,9 @@ def to_json(event: "DpEvent") -> dict[str, Any]:
 
 def check_json(value: object) -> dict[str, Any]:
     """The JSON of an event with its fields checked; needs no dp_accounting.
+
+    Args:
+        value: JSON values, as they were read.
 
     Raises:
         UnknownEventError: the name is not in the table of priced events.
@@ -53,7 +60,11 @@ def check_json(value: object) -> dict[str, Any]:
 
 
 def from_json(value: object) -> "DpEvent":
-    """The event that ``to_json`` wrote; raises what ``check_json`` raises."""
+    """The event that ``to_json`` wrote; raises what ``check_json`` raises.
+
+    Args:
+        value: JSON values, as they were read.
+    """
     return _build(check_json(value))
 
 
@@ -61,6 +72,9 @@ def fold(events: Events) -> "list[tuple[DpEvent, int]]":
     """Equal events counted together, in the order of their JSON: one history has one form, whatever its order.
 
     Privacy loss composes commutatively, so the order of the steps carries no information about ε.
+
+    Args:
+        events: pairs of an event and how often it happened.
     """
     counts: dict[bytes, int] = {}
     kept: dict[bytes, DpEvent] = {}

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Privacy-loss distributions of whatever a history holds: Google's, and those that its accountant lacks.
 
 Added here are a stated (ε, δ) and ρ-zCDP, the discrete Gaussian, Laplace noise under replacement, and randomised

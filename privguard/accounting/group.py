@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a history costs a person who gave several records: ε for a group, from the mechanism's own loss distribution.
 
 (ε, δ) for one record implies (kε, δ·(e^{kε} − 1)/(e^ε − 1)) for k of them (Dwork & Roth 2014, Theorem 2.2 with Lemma

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a ledger says: its lines replayed and checked, as a frozen value.
 
 Each line is canonical JSON (RFC 8785) of one record with the RFC 6962 head over all records so far, itself included.
@@ -135,16 +136,28 @@ class History:
         return [(events.from_json(entry.event), entry.times) for entry in self.entries]
 
     def extends(self, head: str, size: int) -> bool:
-        """Whether the first ``size`` lines are those that ``head`` stands for."""
+        """Whether the first ``size`` lines are those that ``head`` stands for.
+
+        Args:
+            head: digest of a ledger's last line, in hexadecimal.
+            size: how many lines it had then.
+        """
         return 0 < size <= self.size and self.heads[size - 1] == head
 
     def growth(self, size: int) -> list[str]:
-        """Proof that the first ``size`` lines are a prefix of these (RFC 6962, 2.1.2), hashes in hexadecimal."""
+        """Proof that the first ``size`` lines are a prefix of these (RFC 6962, 2.1.2), hashes in hexadecimal.
+
+        Args:
+            size: how many lines it had then.
+        """
         return [node.hex() for node in merkle.consistency_proof(self.leaves, size)]
 
 
 def read(path: "str | os.PathLike[str]") -> History:
     """Replay a ledger file without writing to it.
+
+    Args:
+        path: the ledger file.
 
     Raises:
         LedgerError: missing, empty, edited, reordered or cut in the middle; the message names the line.
@@ -154,7 +167,11 @@ def read(path: "str | os.PathLike[str]") -> History:
 
 
 def replay(path: Path) -> "Replay":
-    """Replay the whole lines of the file; an unfinished last line is left aside and its bytes counted."""
+    """Replay the whole lines of the file; an unfinished last line is left aside and its bytes counted.
+
+    Args:
+        path: the ledger file.
+    """
     try:
         data = path.read_bytes()
     except FileNotFoundError:
@@ -226,13 +243,20 @@ class Replay:
         return max(self.position, self.entries[-1].end) if self.entries else self.position
 
     def line(self, record: Mapping[str, Any]) -> bytes:
-        """The next line (without its newline) that would carry this record; changes nothing."""
+        """The next line (without its newline) that would carry this record; changes nothing.
+
+        Args:
+            record: one line's content, as JSON values.
+        """
         frontier = copy.deepcopy(self._frontier)
         frontier.append(merkle.leaf_hash(_canon.canonical(record)))
         return _canon.canonical({**record, "head": frontier.root().hex()})
 
     def apply(self, line: bytes) -> None:
         """Check one line against all before it, then take it in.
+
+        Args:
+            line: one line without its newline.
 
         Raises:
             ValueError, KeyError, TypeError: the line is not the one that may stand here.

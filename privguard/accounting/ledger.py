@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The append-only history of a run: every private step is reserved here, on disk, before it may take effect.
 
 Write-ahead: ``Ledger.reserve`` returns only after the reservation is durable, so a step without its event cannot
@@ -44,6 +45,10 @@ class Ledger:
     def create(cls, path: "str | os.PathLike[str]", facts: Mapping[str, Any]) -> "Ledger":
         """Begin a new ledger that opens with ``facts``: run, relation, unit, delta, plan; plain JSON values, public.
 
+        Args:
+            path: the ledger file.
+            facts: what the run is, as public JSON values.
+
         Raises:
             FileExistsError: there is a file already; a ledger is never overwritten.
             TypeError, ValueError: the facts are not plain JSON.
@@ -63,6 +68,9 @@ class Ledger:
 
         An unfinished last line, left by a crash or a full disk, is cut off and its size recorded: the reservation in
         it was never acknowledged, so no step can have used it.
+
+        Args:
+            path: the ledger file.
 
         Raises:
             LedgerError: the file is missing, edited, reordered or cut in the middle.
@@ -85,6 +93,9 @@ class Ledger:
     @staticmethod
     def read(path: "str | os.PathLike[str]") -> History:
         """The history in a ledger file, checked line by line; the file is not touched.
+
+        Args:
+            path: the ledger file.
 
         Raises:
             LedgerError: missing, empty, edited, reordered or cut in the middle; the message names the line.
@@ -132,7 +143,12 @@ class Ledger:
         return self.history.spent()
 
     def extends(self, head: str, size: int) -> bool:
-        """Whether the first ``size`` lines are those that ``head`` stands for."""
+        """Whether the first ``size`` lines are those that ``head`` stands for.
+
+        Args:
+            head: digest of a ledger's last line, in hexadecimal.
+            size: how many lines it had then.
+        """
         return 0 < size <= self.size and self._state.heads[size - 1] == head
 
     def key(self, label: str, nonce: str) -> None:
@@ -150,7 +166,12 @@ class Ledger:
         self._record({"kind": "stream", "label": label, "nonce": nonce, "first": self._state.position})
 
     def data(self, commitment: str, reason: str) -> None:
-        """Record that from the next position on the run reads another data set than before, and why."""
+        """Record that from the next position on the run reads another data set than before, and why.
+
+        Args:
+            commitment: the salted digest of the new data set.
+            reason: one sentence, which goes into the ledger.
+        """
         _check.require(_canon.is_digest(commitment), "commitment", commitment, wanted="64 hexadecimal characters")
         first = self._state.position
         self._record({"kind": "data", "commitment": commitment, "reason": reason, "first": first})
@@ -160,6 +181,14 @@ class Ledger:
 
         An event may cover ``span`` positions, as one that prices a whole block of steps does. The first of them is
         begun by this call, and each of the others by ``begin``.
+
+        Args:
+            event: a privacy event that the accountants here can price.
+            times: how many equal events, at least 1.
+            span: how many positions one event covers.
+
+        Returns:
+            The positions, in order.
 
         Raises:
             UnknownEventError: no accountant here can price the event.
@@ -187,7 +216,12 @@ class Ledger:
         return position
 
     def advance(self, event: "DpEvent", *, span: int) -> None:
-        """Begin the next position: inside what is paid for, or the first of a new ``event`` over ``span`` positions."""
+        """Begin the next position: inside what is paid for, or the first of a new ``event`` over ``span`` positions.
+
+        Args:
+            event: a privacy event that the accountants here can price.
+            span: how many positions one event covers.
+        """
         if self.position < self.paid:
             self.begin()
         else:
@@ -199,6 +233,9 @@ class Ledger:
         Only what this writer reserved since it opened or last settled can be given back, and of an event that covers
         several positions nothing once the first of them is begun.
 
+        Args:
+            used: the first position that did not take effect.
+
         Raises:
             ValueError: ``used`` would give back what an earlier writer reserved, or counts more than was reserved.
         """
@@ -208,11 +245,19 @@ class Ledger:
         self._record({"kind": "settle", "used": used})
 
     def void(self, reason: str) -> None:
-        """Record why nothing in this ledger has a claim, whatever it cost; the report prints no ε."""
+        """Record why nothing in this ledger has a claim, whatever it cost; the report prints no ε.
+
+        Args:
+            reason: one sentence, which goes into the ledger.
+        """
         self._record({"kind": "void", "reason": reason})
 
     def note_checks(self, checked: int) -> None:
-        """Record how many more steps were checked for examples that interact."""
+        """Record how many more steps were checked for examples that interact.
+
+        Args:
+            checked: steps checked since the last note.
+        """
         self._record({"kind": "checks", "checked": checked})
 
     def close(self) -> None:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Whether a private run can learn, from public numbers alone: how far noise moves the weights, and how far records can.
 
 A step adds noise of deviation σC to each of d trained coordinates, so T steps of it move the weights by σC·√(Td), times

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What other tools released: a guarantee as they state it, or the mechanism itself; and what a person types for it.
 
 A known mechanism says more than its guarantee, and composes better: type ``laplace 2``, not ``dp 0.5``. A stated
@@ -41,7 +42,11 @@ class ApproximateDp(DpEvent):
     relation: Relation
 
     def under(self, relation: Relation) -> "tuple[float, float] | None":
-        """(ε, δ) for neighbours by ``relation``: a replaced record is one removed and one added. None where unknown."""
+        """(ε, δ) for neighbours by ``relation``: a replaced record is one removed and one added. None where unknown.
+
+        Args:
+            relation: which data sets count as neighbours.
+        """
         if relation is self.relation:
             return self.epsilon, self.delta
         if self.relation is Relation.REPLACE_ONE:
@@ -58,7 +63,11 @@ class ZeroConcentratedDp(DpEvent):
     relation: Relation
 
     def under(self, relation: Relation) -> float | None:
-        """ρ for neighbours by ``relation``, fourfold for a replaced record (Prop. 1.9); None where unknown."""
+        """ρ for neighbours by ``relation``, fourfold for a replaced record (Prop. 1.9); None where unknown.
+
+        Args:
+            relation: which data sets count as neighbours.
+        """
         if relation is self.relation:
             return self.rho
         return None if self.relation is Relation.REPLACE_ONE else 4 * self.rho
@@ -90,7 +99,11 @@ def parse(texts: Sequence[str], *, relation: Relation | None = None) -> "list[tu
 
 
 def one_event(pairs: "Sequence[tuple[DpEvent, int]]") -> DpEvent:
-    """All of it as one event, for a book to take in whole or not at all."""
+    """All of it as one event, for a book to take in whole or not at all.
+
+    Args:
+        pairs: events, and how often each happened.
+    """
     return dp_event.ComposedDpEvent([dp_event.SelfComposedDpEvent(event, times) for event, times in pairs])
 
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What makes a faint run learn, with numbers: the same budget spent on larger batches, more passes or fewer weights."""
 
 from dataclasses import dataclass

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Hyper-parameter sweeps that cost about as much as two or three runs: random stopping.
 
 Train a *random* number of candidates and release only the best (Papernot & Steinke 2022, arXiv 2110.03620): the cost
@@ -40,7 +41,11 @@ class RandomStopping:
         )
 
     def event(self, run: "DpEvent") -> "DpEvent":
-        """The event of the whole sweep, where ``run`` is the event of one whole candidate run."""
+        """The event of the whole sweep, where ``run`` is the event of one whole candidate run.
+
+        Args:
+            run: the event of one whole candidate run.
+        """
         from dp_accounting import dp_event
 
         return dp_event.RepeatAndSelectDpEvent(run, self.mean, self.shape)
@@ -51,7 +56,11 @@ class RandomStopping:
         return self._quantile(uniform)
 
     def probability(self, trials: int) -> float:
-        """The chance of exactly so many trials."""
+        """The chance of exactly so many trials.
+
+        Args:
+            trials: how many candidates were tried.
+        """
         if self.shape == math.inf:
             return math.exp(trials * math.log(self.mean) - self.mean - math.lgamma(trials + 1)) if trials >= 0 else 0.0
         if trials < 1:

@@ -1,1 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
 """Proof for outsiders: Merkle trees, signed statements, timestamps, beacon pulses and the access journal."""

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The few forms of DER (X.690) that a timestamp answer is made of: each function gives one encoded value."""
 
 from collections.abc import Sequence

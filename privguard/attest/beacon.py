@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Public randomness: NIST Randomness Beacon 2.0 pulses, verified offline.
 
 A pulse is 512 bits that nobody knew before its time, signed by the beacon. What is derived from a secret committed
@@ -47,7 +48,11 @@ class Beacon:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "Beacon":
-        """The inverse of ``to_json``."""
+        """The inverse of ``to_json``.
+
+        Args:
+            value: JSON values, as they were read.
+        """
         certificate = base64.b64decode(value["certificate"], validate=True)
         return cls(
             name=value["name"], certificate=certificate, chain=int(value["chain"]), external=bool(value["external"])
@@ -55,7 +60,13 @@ class Beacon:
 
     @classmethod
     def from_pem(cls, name: str, pem: bytes, *, chain: int) -> "Beacon":
-        """An outside beacon from its published PEM certificate."""
+        """An outside beacon from its published PEM certificate.
+
+        Args:
+            name: how the beacon is called.
+            pem: its certificate in PEM form.
+            chain: number of its chain.
+        """
         return cls(name=name, certificate=x509.load_pem_x509_certificate(pem).public_bytes(Encoding.DER), chain=chain)
 
 
@@ -74,6 +85,10 @@ class Pulse:
 
 def verify(published: Mapping[str, Any], *, beacon: Beacon) -> Pulse:
     """The pulse in a beacon's JSON, once its certificate, signature and output value hold.
+
+    Args:
+        published: the beacon's JSON of one pulse.
+        beacon: whose pulse it has to be.
 
     Raises:
         TamperedError: a field is missing or changed, or another beacon or chain signed it.
@@ -100,7 +115,11 @@ def verify(published: Mapping[str, Any], *, beacon: Beacon) -> Pulse:
 
 
 def signed_bytes(fields: Mapping[str, Any]) -> bytes:
-    """The fields of a pulse in the order and layout in which they are signed; text and hashes carry a 4-byte length."""
+    """The fields of a pulse in the order and layout in which they are signed; text and hashes carry a 4-byte length.
+
+    Args:
+        fields: fields of the pulse by name.
+    """
     external, links = fields["external"], {item["type"]: item["value"] for item in fields["listValues"]}
     if tuple(item["type"] for item in fields["listValues"]) != LINKS:
         raise ValueError(f"listValues: expected {', '.join(LINKS)}")
@@ -129,6 +148,10 @@ def output_value(message: bytes, signature: bytes) -> bytes:
     """SHA-512 over the signed bytes and the signature: the pulse's 64 public random bytes.
 
     NIST's chain hashes the signature without a length before it, whatever the draft says; a real pulse decides.
+
+    Args:
+        message: the signed bytes.
+        signature: the signature over them.
     """
     return hashlib.sha512(message + signature).digest()
 

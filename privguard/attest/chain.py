@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The file behind a chain of lines: it grows by whole lines that are on disk when an append returns, or not at all.
 
 The run's ledger and the access journal are such files. What a line says of the lines before it is theirs: the ledger

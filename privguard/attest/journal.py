@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Who sealed, opened, re-wrapped, marked or granted what: a chain of signed lines that can only grow.
 
 Keys decide who can open a file; the journal lets others see that it was done. Every line carries the SHA-256 of the
@@ -94,6 +95,10 @@ class Journal:
     def around(self, action: str, subject: str) -> Generator[Act]:
         """Record that ``action`` begins, let it happen, and record how it ended.
 
+        Args:
+            action: what is done, one word.
+            subject: to which file or thing.
+
         Raises:
             OSError: ``strict`` and the beginning cannot be recorded; the act does not happen.
         """
@@ -107,7 +112,15 @@ class Journal:
         self._try(action, subject, act, "done")
 
     def record(self, action: str, subject: str, *, role: str = "", sha256: str = "", result: str = "done") -> Entry:
-        """Append one signed line, and return when it is on disk."""
+        """Append one signed line, and return when it is on disk.
+
+        Args:
+            action: what is done, one word.
+            subject: to which file or thing.
+            role: in which role, such as ``resume``; empty for none.
+            sha256: digest of the content, in hexadecimal; empty for none.
+            result: how it ended.
+        """
         _check.require(action in ACTIONS, "action", action, wanted=f"one of {', '.join(ACTIONS)}")
         with _named(self.path), ChainFile.open(self.path, wait=True, create_mode=0o600) as file:
             last = _last_line(file)
@@ -155,7 +168,11 @@ def current() -> Journal | None:
 
 @contextlib.contextmanager
 def recorded_in(journal: Journal | None) -> Generator[None]:
-    """Record what is sealed, opened, re-wrapped and marked until the block ends, in this thread and those it starts."""
+    """Record what is sealed, opened, re-wrapped and marked until the block ends, in this thread and those it starts.
+
+    Args:
+        journal: where it is recorded; None for nowhere.
+    """
     token = _JOURNAL.set(journal)
     if journal is not None:
         _blocks.append(journal)
@@ -169,7 +186,12 @@ def recorded_in(journal: Journal | None) -> Generator[None]:
 
 @contextlib.contextmanager
 def acting(action: str, subject: object) -> Generator[Act]:
-    """One act on one file or thing, in the journal of the block around it; without one nothing is recorded."""
+    """One act on one file or thing, in the journal of the block around it; without one nothing is recorded.
+
+    Args:
+        action: what is done, one word.
+        subject: to which file or thing.
+    """
     journal = current()
     if journal is None:
         yield Act()
@@ -181,6 +203,9 @@ def acting(action: str, subject: object) -> Generator[Act]:
 def read(path: str | os.PathLike[str]) -> Iterator[Entry]:
     """The entries of a journal, nothing verified.
 
+    Args:
+        path: the journal's file.
+
     Raises:
         TamperedError: a line that is no entry.
     """
@@ -191,6 +216,11 @@ def verify(
     path: str | os.PathLike[str], *, trusted: Sequence[Identity], anchor: tuple[int, str] | None = None
 ) -> JournalCheck:
     """Check every line's signature and place; ``anchor`` is a size and head noted earlier, which must still be there.
+
+    Args:
+        path: the journal's file.
+        trusted: who may have signed lines.
+        anchor: size and head noted earlier; None for none.
 
     Raises:
         TamperedError: a line was changed, dropped, reordered or signed by somebody who is not trusted, or the anchor is

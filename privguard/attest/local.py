@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A timestamp server and a beacon on the team's own machine: for tests, and for teams without a network.
 
 They speak the same formats as the outside ones, so everything downstream runs for real, but they prove nothing against

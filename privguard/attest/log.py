@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A witnessed append-only log: how often has this identity claimed?
 
 Whoever may claim a thousand times will be right by chance a thousand times as often. So commitments and challenges go
@@ -37,7 +38,11 @@ class Entry:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "Entry":
-        """Read an entry; what is none raises ``TamperedError``."""
+        """Read an entry; what is none raises ``TamperedError``.
+
+        Args:
+            value: JSON values, as they were read.
+        """
         try:
             return cls(
                 identity=str(value["identity"]),
@@ -83,7 +88,11 @@ class Trusted:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "Trusted":
-        """The inverse of ``to_json``."""
+        """The inverse of ``to_json``.
+
+        Args:
+            value: JSON values, as they were read.
+        """
         return cls(
             origin=str(value["origin"]),
             operator=Identity.from_json(value["operator"]),
@@ -107,7 +116,11 @@ class Extract:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "Extract":
-        """Read an extract; what is none raises ``TamperedError``."""
+        """Read an extract; what is none raises ``TamperedError``.
+
+        Args:
+            value: JSON values, as they were read.
+        """
         try:
             entries = tuple(Entry.from_json(item) for item in value["entries"])
             return cls(entries=entries, head=Envelope.from_json(value["head"]))
@@ -124,12 +137,20 @@ class Log:
         self.entries = list(entries)
 
     def append(self, entry: Entry) -> int:
-        """Add one entry at the end and return its index."""
+        """Add one entry at the end and return its index.
+
+        Args:
+            entry: the line to be added.
+        """
         self.entries.append(entry)
         return len(self.entries) - 1
 
     def head(self, *, at: datetime | None = None) -> Envelope:
-        """The present head with the time, signed by the operator alone."""
+        """The present head with the time, signed by the operator alone.
+
+        Args:
+            at: the time; None for now.
+        """
         moment = (at or datetime.now(UTC)).astimezone(UTC)
         root = merkle.root([entry.leaf() for entry in self.entries])
         said = Statement(
@@ -140,12 +161,21 @@ class Log:
         return statement.sign(said, by=self._key)
 
     def consistency(self, earlier: int) -> list[bytes]:
-        """The proof that the first ``earlier`` entries are still what they were; empty for an empty beginning."""
+        """The proof that the first ``earlier`` entries are still what they were; empty for an empty beginning.
+
+        Args:
+            earlier: how many entries there were.
+        """
         leaves = [entry.leaf() for entry in self.entries]
         return merkle.consistency_proof(leaves, earlier) if earlier else []
 
     def extract(self, *witnesses: "Witness", at: datetime | None = None) -> Extract:
-        """All entries with a head that these witnesses have countersigned."""
+        """All entries with a head that these witnesses have countersigned.
+
+        Args:
+            at: the time; None for now.
+            *witnesses: who countersigns.
+        """
         head = self.head(at=at)
         for witness in witnesses:
             head = witness.cosign(head, proof=self.consistency(witness.size), at=at)
@@ -170,6 +200,11 @@ class Witness:
 
     def cosign(self, head: Envelope, *, proof: Sequence[bytes], at: datetime | None = None) -> Envelope:
         """The head with one more signature; ``at`` is the witness's own time, by default the present.
+
+        Args:
+            head: a signed head.
+            proof: hashes that the witness checks growth by.
+            at: the time; None for now.
 
         Raises:
             TamperedError: the head is not the operator's, does not extend what was signed, or tells a wrong time.
@@ -196,6 +231,10 @@ class Witness:
 def verify(extract: Extract, *, log: Trusted) -> tuple[Entry, ...]:
     """All entries of a trusted log up to the extract's head.
 
+    Args:
+        extract: all entries under a head.
+        log: operator and witnesses that are believed.
+
     Raises:
         TamperedError: a wrong operator, too few witnesses, or entries that are not the ones under the head.
     """
@@ -207,6 +246,10 @@ def verify(extract: Extract, *, log: Trusted) -> tuple[Entry, ...]:
 
 def verify_head(head: Envelope, *, log: Trusted) -> tuple[bytes, int, datetime]:
     """Root, size and time of a head, once the operator and enough witnesses signed it.
+
+    Args:
+        head: a signed head.
+        log: operator and witnesses that are believed.
 
     Raises:
         TamperedError: they did not, or it is another log's.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Merkle trees (RFC 6962): one hash stands for an append-only list, short proofs show membership and growth.
 
 Leaves are hashed with a 0x00 prefix, nodes with 0x01, so a leaf can never pass for a node. Sizes are in leaves, hashes
@@ -11,12 +12,20 @@ EMPTY_ROOT = hashlib.sha256(b"").digest()
 
 
 def leaf_hash(data: bytes) -> bytes:
-    """Hash of one leaf (RFC 6962, 2.1)."""
+    """Hash of one leaf (RFC 6962, 2.1).
+
+    Args:
+        data: the leaf's content.
+    """
     return hashlib.sha256(b"\0" + data).digest()
 
 
 def root(leaves: Sequence[bytes]) -> bytes:
-    """Head of the tree over these leaf hashes; the empty tree has SHA-256 of nothing."""
+    """Head of the tree over these leaf hashes; the empty tree has SHA-256 of nothing.
+
+    Args:
+        leaves: leaf hashes, in order.
+    """
     head = Frontier()
     for leaf in leaves:
         head.append(leaf)
@@ -24,7 +33,12 @@ def root(leaves: Sequence[bytes]) -> bytes:
 
 
 def inclusion_proof(leaves: Sequence[bytes], index: int) -> list[bytes]:
-    """The audit path of leaf ``index`` (RFC 6962, 2.1.1): the hashes from which the head can be recomputed."""
+    """The audit path of leaf ``index`` (RFC 6962, 2.1.1): the hashes from which the head can be recomputed.
+
+    Args:
+        leaves: leaf hashes, in order.
+        index: the leaf's number, from 0.
+    """
     if not 0 <= index < len(leaves):
         raise ValueError(f"index={index}: expected 0 to {len(leaves) - 1}")
     if len(leaves) == 1:
@@ -36,7 +50,15 @@ def inclusion_proof(leaves: Sequence[bytes], index: int) -> list[bytes]:
 
 
 def verify_inclusion(leaf: bytes, *, index: int, size: int, proof: Sequence[bytes], head: bytes) -> bool:
-    """Whether the leaf hash stands at ``index`` of ``size`` leaves under this ``head`` (RFC 9162, 2.1.3.2)."""
+    """Whether the leaf hash stands at ``index`` of ``size`` leaves under this ``head`` (RFC 9162, 2.1.3.2).
+
+    Args:
+        leaf: a leaf hash.
+        index: the leaf's number, from 0.
+        size: how many leaves the later tree has.
+        proof: hashes, in the order of the RFC.
+        head: head of the later tree.
+    """
     if not 0 <= index < size:
         return False
     node, last, current = index, size - 1, leaf
@@ -56,14 +78,27 @@ def verify_inclusion(leaf: bytes, *, index: int, size: int, proof: Sequence[byte
 
 
 def consistency_proof(leaves: Sequence[bytes], earlier: int) -> list[bytes]:
-    """Hashes which show that the tree of the first ``earlier`` leaves is a prefix of this one (RFC 6962, 2.1.2)."""
+    """Hashes which show that the tree of the first ``earlier`` leaves is a prefix of this one (RFC 6962, 2.1.2).
+
+    Args:
+        leaves: leaf hashes, in order.
+        earlier: how many leaves the earlier tree has.
+    """
     if not 0 < earlier <= len(leaves):
         raise ValueError(f"earlier={earlier}: expected 1 to {len(leaves)}")
     return _subproof(leaves, earlier, whole=True)
 
 
 def verify_consistency(*, earlier: int, earlier_head: bytes, size: int, head: bytes, proof: Sequence[bytes]) -> bool:
-    """Whether the tree of ``size`` leaves only appended to the tree of ``earlier`` leaves (RFC 9162, 2.1.4.2)."""
+    """Whether the tree of ``size`` leaves only appended to the tree of ``earlier`` leaves (RFC 9162, 2.1.4.2).
+
+    Args:
+        earlier: how many leaves the earlier tree has.
+        earlier_head: head of the earlier tree.
+        size: how many leaves the later tree has.
+        head: head of the later tree.
+        proof: hashes, in the order of the RFC.
+    """
     if not 0 < earlier <= size:
         return False
     if earlier == size:
@@ -101,7 +136,11 @@ class Frontier:
         self.size = 0
 
     def append(self, leaf: bytes) -> None:
-        """Add one leaf hash at the end."""
+        """Add one leaf hash at the end.
+
+        Args:
+            leaf: a leaf hash.
+        """
         carry, level = leaf, 0
         while level < len(self._levels) and (left := self._levels[level]) is not None:
             carry = _node(left, carry)

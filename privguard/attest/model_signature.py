@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """OpenSSF model signatures: a sigstore bundle (v0.3) over a folder, as ``model_signing verify key`` reads it.
 
 The statement lists each file's SHA-256; its subject is the SHA-256 over all of them, in the order of their names. The
@@ -21,6 +22,11 @@ BUNDLE_TYPE = "application/vnd.dev.sigstore.bundle.v0.3+json"
 
 def sign_folder(folder: Path, *, by: SigningKey, signature: Path) -> None:
     """Write a bundle over all files below ``folder`` to ``signature``, which itself is left out.
+
+    Args:
+        folder: the model's folder.
+        by: who signs, or has signed.
+        signature: the bundle's file.
 
     Raises:
         ValueError: the key is not ECDSA P-256, or the folder has no file.
@@ -48,6 +54,11 @@ def sign_folder(folder: Path, *, by: SigningKey, signature: Path) -> None:
 
 def verify_folder(folder: Path, *, by: Identity, signature: Path) -> Statement:
     """The statement in a bundle, once ``by`` signed it and the files below ``folder`` are exactly those that it lists.
+
+    Args:
+        folder: the model's folder.
+        by: who signs, or has signed.
+        signature: the bundle's file.
 
     Raises:
         TamperedError: another signer, or a file changed, added or missing.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A notary on one machine: timestamp server, beacon, log and witness together, for tests and offline teams.
 
 Everything runs through the same formats and checks as with outside authorities, and everything is labelled as local:
@@ -35,7 +36,11 @@ class LocalNotary:
 
     @classmethod
     def generate(cls, *, bits: int = 3072) -> "LocalNotary":
-        """Fresh keys and an empty log; ``bits`` is the size of the beacon's RSA key."""
+        """Fresh keys and an empty log; ``bits`` is the size of the beacon's RSA key.
+
+        Args:
+            bits: size of the beacon's RSA key.
+        """
         keys = (SigningKey.generate(), SigningKey.generate())
         return cls._build(TimestampServer.generate(), LocalBeacon.generate(bits=bits), keys, ())
 
@@ -57,16 +62,30 @@ class LocalNotary:
         return cls(server=server, beacon=beacon, log=log, witness=witness, operator=operator, trusted=trusted)
 
     def record(self, entry: Entry, *, at: datetime | None = None) -> Extract:
-        """Append one entry and return the whole log under a fresh witnessed head."""
+        """Append one entry and return the whole log under a fresh witnessed head.
+
+        Args:
+            entry: the line to be added.
+            at: the time; None for now.
+        """
         self.log.append(entry)
         return self.log.extract(self.witness, at=at)
 
     def pulse_after(self, moment: datetime) -> Mapping[str, Any]:
-        """The local beacon's first pulse after ``moment``, at once, even when it lies ahead."""
+        """The local beacon's first pulse after ``moment``, at once, even when it lies ahead.
+
+        Args:
+            moment: a time.
+        """
         return self.beacon.pulse_after(moment)
 
     def stamp(self, request: bytes, *, at: datetime | None = None) -> bytes:
-        """The local server's answer to a timestamp request."""
+        """The local server's answer to a timestamp request.
+
+        Args:
+            request: a timestamp request, DER.
+            at: the time; None for now.
+        """
         return self.server.answer(request, at=at or datetime.now(UTC))
 
     def to_json(self) -> dict[str, Any]:
@@ -81,7 +100,11 @@ class LocalNotary:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "LocalNotary":
-        """The inverse of ``to_json``; the witness remembers the log as it stands there."""
+        """The inverse of ``to_json``; the witness remembers the log as it stands there.
+
+        Args:
+            value: JSON values, as they were read.
+        """
         keys = (SigningKey.from_pem(value["operator"]), SigningKey.from_pem(value["witness"]))
         entries = tuple(Entry.from_json(item) for item in value["log"])
         return cls._build(
@@ -89,12 +112,19 @@ class LocalNotary:
         )
 
     def write(self, path: Path) -> None:
-        """Write everything to one private file (mode 0600), replacing it at once."""
+        """Write everything to one private file (mode 0600), replacing it at once.
+
+        Args:
+            path: the notary's file.
+        """
         _private(path, _canon.canonical(self.to_json()))
 
     @classmethod
     def read(cls, path: Path) -> "LocalNotary":
         """Read what ``write`` wrote.
+
+        Args:
+            path: the notary's file.
 
         Raises:
             ValueError: the file is no notary's.

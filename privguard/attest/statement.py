@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Signed statements: in-toto v1 inside a DSSE envelope, under an Ed25519 or ECDSA P-256 key.
 
 What is signed is never bare bytes but their DSSE pre-authentication encoding, so a signature made for one kind of
@@ -57,7 +58,12 @@ class Identity:
         return "ed25519" if isinstance(_public_key(self.der), ed25519.Ed25519PublicKey) else "ecdsa-p256-sha256"
 
     def verify(self, signature: bytes, message: bytes) -> None:
-        """Return when ``signature`` is this identity's over ``message``; raise ``TamperedError`` when it is not."""
+        """Return when ``signature`` is this identity's over ``message``; raise ``TamperedError`` when it is not.
+
+        Args:
+            signature: the signature's bytes.
+            message: the bytes that are signed.
+        """
         key = _public_key(self.der)
         try:
             if isinstance(key, ed25519.Ed25519PublicKey):
@@ -74,12 +80,19 @@ class Identity:
         return _public_key(self.der).public_bytes(serialization.Encoding.PEM, _SPKI).decode("ascii")
 
     def write(self, path: Path) -> None:
-        """Write the PEM form to ``path``."""
+        """Write the PEM form to ``path``.
+
+        Args:
+            path: the file.
+        """
         path.write_text(self.pem(), encoding="ascii")
 
     @classmethod
     def from_pem(cls, text: str) -> "Identity":
         """Read a public key in PEM form.
+
+        Args:
+            text: what to_pem or to_json gave.
 
         Raises:
             ValueError: when the text is no PEM public key of a supported kind.
@@ -93,6 +106,9 @@ class Identity:
     @classmethod
     def read(cls, path: Path) -> "Identity":
         """Read the PEM public key in ``path``.
+
+        Args:
+            path: the file.
 
         Raises:
             ValueError: when it is no PEM public key of a supported kind; the message names the file.
@@ -108,7 +124,11 @@ class Identity:
 
     @classmethod
     def from_json(cls, text: str) -> "Identity":
-        """The inverse of ``to_json``; a key that cannot be read raises ``ValueError``."""
+        """The inverse of ``to_json``; a key that cannot be read raises ``ValueError``.
+
+        Args:
+            text: what to_pem or to_json gave.
+        """
         return cls(base64.b64decode(text, validate=True))
 
     def __str__(self) -> str:
@@ -135,7 +155,11 @@ class SigningKey:
 
     @classmethod
     def from_seed(cls, seed: bytes) -> "SigningKey":
-        """The Ed25519 key of a secret seed of 32 bytes (RFC 8032, section 5.1.5), for keys that are derived."""
+        """The Ed25519 key of a secret seed of 32 bytes (RFC 8032, section 5.1.5), for keys that are derived.
+
+        Args:
+            seed: 32 secret bytes.
+        """
         return cls(ed25519.Ed25519PrivateKey.from_private_bytes(seed))
 
     @classmethod
@@ -144,13 +168,20 @@ class SigningKey:
         return cls(ec.generate_private_key(ec.SECP256R1()))
 
     def sign(self, message: bytes) -> bytes:
-        """Signature over ``message``: 64 bytes for Ed25519, DER for ECDSA with SHA-256."""
+        """Signature over ``message``: 64 bytes for Ed25519, DER for ECDSA with SHA-256.
+
+        Args:
+            message: the bytes that are signed.
+        """
         if isinstance(self._key, ed25519.Ed25519PrivateKey):
             return self._key.sign(message)
         return self._key.sign(message, ec.ECDSA(SHA256()))
 
     def write(self, path: Path) -> None:
         """Write the key as PEM (PKCS #8, in clear) that only its owner may read (mode 0600); never over a file.
+
+        Args:
+            path: the file.
 
         Raises:
             FileExistsError: when ``path`` is there already, because a lost signing key cannot be got back.
@@ -171,6 +202,9 @@ class SigningKey:
     def read(cls, path: Path) -> "SigningKey":
         """Read the PEM key in ``path``.
 
+        Args:
+            path: the file.
+
         Raises:
             ValueError: when it is no unencrypted PEM private key of a supported kind; the message shows nothing of it.
         """
@@ -181,7 +215,11 @@ class SigningKey:
 
     @classmethod
     def from_pem(cls, text: str) -> "SigningKey":
-        """The inverse of ``to_pem``; what is no such key raises ``ValueError``, which shows nothing of it."""
+        """The inverse of ``to_pem``; what is no such key raises ``ValueError``, which shows nothing of it.
+
+        Args:
+            text: what to_pem or to_json gave.
+        """
         try:
             key = serialization.load_pem_private_key(text.encode(), password=None)
         except (ValueError, TypeError, UnsupportedAlgorithm):
@@ -221,7 +259,11 @@ class Statement:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "Statement":
-        """Read a statement; what is no in-toto v1 statement raises ``TamperedError``."""
+        """Read a statement; what is no in-toto v1 statement raises ``TamperedError``.
+
+        Args:
+            value: JSON values, as they were read.
+        """
         try:
             if value["_type"] != STATEMENT_TYPE:
                 raise TamperedError(f"_type={value['_type']!r}: expected {STATEMENT_TYPE}")
@@ -251,7 +293,11 @@ class Envelope:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "Envelope":
-        """Read an envelope; what is none raises ``TamperedError``. Both alphabets of base64 are read, as DSSE asks."""
+        """Read an envelope; what is none raises ``TamperedError``. Both alphabets of base64 are read, as DSSE asks.
+
+        Args:
+            value: JSON values, as they were read.
+        """
         try:
             signatures = tuple((str(item.get("keyid", "")), _from_base64(item["sig"])) for item in value["signatures"])
             payload = _from_base64(value["payload"])
@@ -264,12 +310,20 @@ class Envelope:
         return _canon.digest(self.to_json())
 
     def write(self, path: Path) -> None:
-        """Write the envelope's canonical JSON to ``path``."""
+        """Write the envelope's canonical JSON to ``path``.
+
+        Args:
+            path: the file.
+        """
         path.write_bytes(_canon.canonical(self.to_json()) + b"\n")
 
     @classmethod
     def read(cls, path: Path) -> "Envelope":
-        """Read the envelope in ``path``; nothing in it is verified yet."""
+        """Read the envelope in ``path``; nothing in it is verified yet.
+
+        Args:
+            path: the file.
+        """
         data = path.read_bytes()
         if not data.startswith(b"{"):
             raise UnrecognisedError(f"{path}: expected a DSSE envelope in JSON; this is another file")
@@ -284,18 +338,32 @@ def pae(payload_type: str, payload: bytes) -> bytes:
 
     >>> pae("http://example.com/HelloWorld", b"hello world")
     b'DSSEv1 29 http://example.com/HelloWorld 11 hello world'
+
+    Args:
+        payload_type: the payload's media type.
+        payload: the payload's bytes.
     """
     kind = payload_type.encode()
     return b"DSSEv1 %d %b %d %b" % (len(kind), kind, len(payload), payload)
 
 
 def sign(statement: Statement, *, by: SigningKey) -> Envelope:
-    """The statement's canonical JSON, signed ``by`` this key."""
+    """The statement's canonical JSON, signed ``by`` this key.
+
+    Args:
+        statement: the statement to be signed.
+        by: the key that signs.
+    """
     return countersign(Envelope(payload=_canon.canonical(statement.to_json())), by=by)
 
 
 def countersign(envelope: Envelope, *, by: SigningKey) -> Envelope:
-    """The same envelope with one more signature over the same payload."""
+    """The same envelope with one more signature over the same payload.
+
+    Args:
+        envelope: a signed statement.
+        by: the key that signs.
+    """
     signature = by.sign(pae(envelope.payload_type, envelope.payload))
     pairs = (*envelope.signatures, (by.identity.key_id, signature))
     return Envelope(payload=envelope.payload, payload_type=envelope.payload_type, signatures=pairs)
@@ -305,6 +373,10 @@ def verify(envelope: Envelope, *, by: Identity) -> Statement:
     """The statement inside, once it is certain that ``by`` signed exactly these bytes.
 
     Nothing of the payload is parsed before the signature holds. Signatures by others are ignored.
+
+    Args:
+        envelope: a signed statement.
+        by: who has to have signed.
 
     Raises:
         TamperedError: no valid signature of ``by``, another payload type, or a payload that is no statement.
@@ -323,7 +395,12 @@ def verify(envelope: Envelope, *, by: Identity) -> Statement:
 
 
 def verify_any(envelope: Envelope, *, by: Sequence[Identity]) -> tuple[Statement, Identity]:
-    """The statement and the first of these identities that signed it; raises ``TamperedError`` when none did."""
+    """The statement and the first of these identities that signed it; raises ``TamperedError`` when none did.
+
+    Args:
+        envelope: a signed statement.
+        by: who may have signed.
+    """
     for identity in by:
         try:
             return verify(envelope, by=identity), identity

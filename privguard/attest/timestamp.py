@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """RFC 3161 timestamps: what an outside authority says about when some bytes already existed.
 
 The request goes to the authority by whatever means the user has (``curl -H 'Content-Type:
@@ -41,7 +42,11 @@ class Authority:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "Authority":
-        """The inverse of ``to_json``."""
+        """The inverse of ``to_json``.
+
+        Args:
+            value: JSON values, as they were read.
+        """
         chain = tuple(base64.b64decode(item, validate=True) for item in value["intermediates"])
         root = base64.b64decode(value["root"], validate=True)
         return cls(name=str(value["name"]), root=root, intermediates=chain, external=bool(value["external"]))
@@ -49,6 +54,10 @@ class Authority:
     @classmethod
     def from_pem(cls, name: str, pem: bytes) -> "Authority":
         """An outside authority from its published PEM bundle: the self-signed certificate is the root.
+
+        Args:
+            name: how the authority is called.
+            pem: certificates in PEM form.
 
         Raises:
             ValueError: the bundle does not hold exactly one self-signed certificate.
@@ -64,13 +73,22 @@ class Authority:
 
 
 def request(data: bytes) -> bytes:
-    """A timestamp request (DER) for the SHA-256 of ``data``, with a nonce, asking for the authority's certificate."""
+    """A timestamp request (DER) for the SHA-256 of ``data``, with a nonce, asking for the authority's certificate.
+
+    Args:
+        data: the bytes that are stamped.
+    """
     builder = rfc3161_client.TimestampRequestBuilder().data(data)
     return builder.hash_algorithm(rfc3161_client.HashAlgorithm.SHA256).build().as_bytes()
 
 
 def verify(response: bytes, *, data: bytes, authority: Authority) -> datetime:
     """The time (UTC) at which ``authority`` saw ``data``.
+
+    Args:
+        response: the authority's answer, DER.
+        data: the bytes that are stamped.
+        authority: whose answer it has to be.
 
     Raises:
         TamperedError: the response is malformed, not signed under the authority's root, or over other bytes.
@@ -88,6 +106,10 @@ def verify(response: bytes, *, data: bytes, authority: Authority) -> datetime:
 
 def stated_time(response: bytes, *, data: bytes) -> datetime:
     """The time (UTC) in an answer over ``data``, whoever gave it; only ``verify`` says whether to believe it.
+
+    Args:
+        response: the authority's answer, DER.
+        data: the bytes that are stamped.
 
     Raises:
         ValueError: no answer of a timestamp authority, one that grants nothing, or one over other bytes.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What an attacker learns: audits that try to refute a claim, and never confirm one.
 
 * Against an ε: ``Design`` → coins → train →

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Model inversion: what a record of a class looks like to the model, and whether it looks like a member.
 
 A picture and a comparison, never a bound: gradient ascent finds an input that the model likes (Fredrikson et al.

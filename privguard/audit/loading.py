@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Files and names that a command line gives: models by ``module:name``, records and designs from files."""
 
 import importlib

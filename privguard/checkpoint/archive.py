@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A sealed file or folder: named members, a ledger and a manifest behind one head.
 
 A file is the head, the members, the index of their names and sizes, the ledger and the manifest, in this order. A

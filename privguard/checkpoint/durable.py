@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Files and folders that are there whole or not at all, also after a crash or a power cut.
 
 The order is always the same: write under a temporary name in the same folder, sync the file, rename it, sync the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The head of a sealed file: what it is, who may open it, and the two MACs that hold that together.
 
 ::

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Any file or folder, sealed and opened again: checkpoints of other tools, data sets, whatever should not lie in clear.
 
 A file becomes a sealed file; a folder becomes a sealed folder, in which names and layout are hidden too.
@@ -39,12 +40,20 @@ class FileContent:
 
     @classmethod
     def of(cls, path: Path) -> "FileContent":
-        """With the size that the file has now."""
+        """With the size that the file has now.
+
+        Args:
+            path: a file in clear.
+        """
         facts = path.stat()
         return cls(path, facts.st_size, facts.st_mtime_ns)
 
     def views(self, start: int, stop: int) -> Iterator[memoryview]:
         """The bytes from ``start`` up to ``stop``.
+
+        Args:
+            start: the first byte.
+            stop: the byte after the last.
 
         Raises:
             OSError: the file became shorter, longer or was written to meanwhile.
@@ -85,6 +94,13 @@ def seal(
     What has no size of its own (a pipe of the shell, a file of ``/proc``) is read to its end. Inside a folder, links to
     files are followed and links to folders are refused; a named source may be a link.
 
+    Args:
+        source: a file or folder in clear.
+        target: where the result is to appear.
+        to: who may open all of it: recipients, keys or paths of their files.
+        auditors: who may read ledger and manifest alone.
+        advance: called with each number of bytes done; None for nobody.
+
     Raises:
         NoRecipientError: nobody could open it.
         SealError: ``target`` lies inside ``source``, the folder holds something that is no file or has a name that is
@@ -121,6 +137,14 @@ def seal_stream(
 ) -> None:
     """Seal all that comes out of ``file`` into ``target``, without a copy in clear; ``name`` is its name in there.
 
+    Args:
+        file: an open file or pipe, read to its end.
+        target: where the result is to appear.
+        to: who may open all of it: recipients, keys or paths of their files.
+        auditors: who may read ledger and manifest alone.
+        name: the name that the content has inside.
+        advance: called with each number of bytes done; None for nobody.
+
     Raises:
         NoRecipientError: nobody could open it.
         FileExistsError: ``target`` is something in clear.
@@ -143,6 +167,12 @@ def open_into(
     A sealed file of one member becomes the file ``target``; anything else becomes a folder of that name. Until all tags
     of all members were checked, everything lies under a hidden name beside ``target``, which is removed when anything
     is wrong; then it gets its name by one rename. Nothing that is there is written over or written through.
+
+    Args:
+        path: the sealed file or folder.
+        target: where the result is to appear.
+        key: what opens it.
+        advance: called with each number of bytes done; None for nobody.
 
     Raises:
         TamperedError: the key does not open it, or it is not what was written.
@@ -167,6 +197,12 @@ def open_stream(path: str | os.PathLike[str], out: IO[bytes], *, key: Key, membe
     """Write one member **in clear** to ``out``, such as a pipe, after all of its tags were checked.
 
     It is decrypted twice: once to be sure of its end, which a stream cannot take back, and once to be written.
+
+    Args:
+        path: the sealed file or folder.
+        out: an open file or pipe, written to.
+        key: what opens it.
+        member: which file of a sealed folder; None where there is one.
 
     Raises:
         TamperedError: the key does not open it, or it is not what was written; nothing was written.
@@ -221,6 +257,12 @@ def weights_into(
     What a snapshot holds besides is not to be handed on: with the keys of a private run's streams anybody could take
     the noise off its gradients.
 
+    Args:
+        path: the sealed file or folder.
+        target: where the result is to appear.
+        key: what opens it.
+        advance: called with each number of bytes done; None for nobody.
+
     Raises:
         TamperedError: the key does not open it, or it is not what was written.
         SealError: it is no snapshot.
@@ -239,6 +281,11 @@ def weights_into(
 def audit_into(path: str | os.PathLike[str], target: str | os.PathLike[str], *, key: Key) -> list[Path]:
     """Write what an auditor may know into the new folder ``target``: ``manifest.json``, and ``ledger.jsonl`` if any.
 
+    Args:
+        path: the sealed file or folder.
+        target: where the result is to appear.
+        key: what opens it.
+
     Raises:
         TamperedError: the key does not open it, or it is not what was written.
         FileExistsError: ``target`` is there already.
@@ -255,12 +302,20 @@ def audit_into(path: str | os.PathLike[str], target: str | os.PathLike[str], *, 
 
 
 def is_snapshot(paths: Iterable[Path]) -> bool:
-    """Whether these are the files of a snapshot that was opened as a whole."""
+    """Whether these are the files of a snapshot that was opened as a whole.
+
+    Args:
+        paths: paths of files in clear.
+    """
     return {WEIGHTS, STATE} <= {path.name for path in paths}
 
 
 def manifest(content: str) -> dict[str, str]:
-    """What an auditor may know of a file that is no snapshot."""
+    """What an auditor may know of a file that is no snapshot.
+
+    Args:
+        content: the kind of content, ``file`` or ``folder``.
+    """
     created = datetime.now(UTC).isoformat(timespec="seconds")
     return {"content": content, "created": created, "privguard": privguard.__version__}
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What others may write down of a sealed file, so that it can be recognised later: without a key, and without torch.
 
 Two digests, because a re-wrap is no new content: one over all bytes, one over all but the slots, which a re-wrap

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Opening a sealed file or folder: the head first, then only what is asked for."""
 
 import contextlib
@@ -59,7 +60,11 @@ class Head:
 
     @classmethod
     def read(cls, descriptor: int) -> "Head":
-        """Read preamble and slots; a file that is longer or shorter than its preamble says is malformed."""
+        """Read preamble and slots; a file that is longer or shorter than its preamble says is malformed.
+
+        Args:
+            descriptor: an open file descriptor.
+        """
         preamble = Preamble.unpack(_os.read_all_at(descriptor, PREAMBLE_BYTES, 0))
         data = _os.read_all_at(descriptor, preamble.head_bytes, 0)
         cuts = [PREAMBLE_BYTES + number * preamble.slot_bytes for number in range(preamble.slots + 1)]
@@ -210,36 +215,64 @@ class Sealed:
         return list(self._members)
 
     def size(self, name: str) -> int:
-        """Bytes of plaintext of a member."""
+        """Bytes of plaintext of a member.
+
+        Args:
+            name: the member's name.
+        """
         self._for_resume()
         return self._members[name][1]
 
     def read(self, name: str) -> bytearray:
-        """A whole member."""
+        """A whole member.
+
+        Args:
+            name: the member's name.
+        """
         into = bytearray(self.size(name))
         self.read_into(name, memoryview(into))
         return into
 
     def read_into(self, name: str, into: memoryview, *, advance: Advance | None = None) -> None:
-        """Decrypt a whole member into ``into``; when this raises, what is in there is worthless."""
+        """Decrypt a whole member into ``into``; when this raises, what is in there is worthless.
+
+        Args:
+            name: the member's name.
+            into: memory of the member's size.
+            advance: called with each number of bytes done; None for nobody.
+        """
         self._for_resume()
         number, _ = self._members[name]
         archive.member(self._secrets, number).open(self._place(number), into, advance=advance)
 
     def decrypt(self, name: str, descriptor: int, *, advance: Advance | None = None) -> None:
-        """Decrypt a whole member into an open file; when this raises, what is in there is worthless."""
+        """Decrypt a whole member into an open file; when this raises, what is in there is worthless.
+
+        Args:
+            name: the member's name.
+            descriptor: an open file descriptor.
+            advance: called with each number of bytes done; None for nobody.
+        """
         self._for_resume()
         number, size = self._members[name]
         archive.member(self._secrets, number).open_file(self._place(number), descriptor, size, advance=advance)
 
     def check(self, name: str) -> None:
-        """Return when every byte of a member was authenticated; nothing is kept of it."""
+        """Return when every byte of a member was authenticated; nothing is kept of it.
+
+        Args:
+            name: the member's name.
+        """
         self._for_resume()
         number, size = self._members[name]
         archive.member(self._secrets, number).check(self._place(number), size)
 
     def reader(self, name: str) -> Reader:
-        """Random access to a member."""
+        """Random access to a member.
+
+        Args:
+            name: the member's name.
+        """
         self._for_resume()
         number, size = self._members[name]
         return archive.member(self._secrets, number).reader(self._place(number), size)
@@ -354,13 +387,21 @@ def _open_again(folder: Directory, name: str) -> int:
 
 
 def left_over(path: Path) -> bool:
-    """Whether something stays in the slot that does not count, once whoever re-wraps the file has ended."""
+    """Whether something stays in the slot that does not count, once whoever re-wraps the file has ended.
+
+    Args:
+        path: the sealed file or folder.
+    """
     wait_for_writer(path)
     return head_of(path).leftover
 
 
 def wait_for_writer(path: Path) -> None:
-    """Return when nobody re-wraps the file, after two seconds at the latest; at once where nobody did."""
+    """Return when nobody re-wraps the file, after two seconds at the latest; at once where nobody did.
+
+    Args:
+        path: the sealed file or folder.
+    """
     for _ in range(_PATIENCE):
         try:
             with _os.locked_path(path, flags=os.O_RDONLY, wait=False):
@@ -372,7 +413,11 @@ def wait_for_writer(path: Path) -> None:
 
 
 def leftover_text(path: Path) -> str:
-    """What to tell of a slot that holds something and does not count."""
+    """What to tell of a slot that holds something and does not count.
+
+    Args:
+        path: the sealed file or folder.
+    """
     return (
         f"{path}: holds bytes in the slot of its head that does not count: a re-wrap was cut short, or somebody wrote "
         "there; the content is whole. Envelopes of removed recipients may be among them; `privguard rewrap` clears it"
@@ -393,6 +438,10 @@ def _json_object(text: bytearray) -> dict[str, Any]:
 def open_sealed(path: str | os.PathLike[str], key: Key) -> Sealed:
     """Open a sealed file or folder: ``open_sealed(path, key)["layer.weight"]`` reads that tensor and no other.
 
+    Args:
+        path: the sealed file or folder.
+        key: what opens it.
+
     Raises:
         TamperedError: the key opens nothing here, or the file is not what was written.
         PlainCheckpointError: the file holds a checkpoint in clear.
@@ -402,6 +451,9 @@ def open_sealed(path: str | os.PathLike[str], key: Key) -> Sealed:
 
 def head_of(path: Path) -> Head:
     """The head of a sealed file or folder; without a key nothing of it is authenticated.
+
+    Args:
+        path: the sealed file or folder.
 
     Raises:
         TamperedError: no sealed file of privguard, or a damaged one.
@@ -423,6 +475,9 @@ def head_of(path: Path) -> Head:
 def head_path(path: Path) -> Path:
     """The file with the head: the file itself, or ``privguard.seal`` in a folder.
 
+    Args:
+        path: the sealed file or folder.
+
     Raises:
         PlainCheckpointError: a folder without one.
     """
@@ -437,6 +492,10 @@ def head_path(path: Path) -> Path:
 
 def refuse_other(descriptor: int, path: Path) -> None:
     """Refuse a file that does not begin as a sealed one does.
+
+    Args:
+        descriptor: an open file descriptor.
+        path: the sealed file or folder.
 
     Raises:
         PlainCheckpointError: a checkpoint in clear.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Sealed folders: saved, saved again and taken away so that every reader sees one whole state, whoever else writes.
 
 A new folder is filled under a hidden name beside its own and appears by one rename. A folder that is there is saved

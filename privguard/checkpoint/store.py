@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A training state at one step, sealed whole, and loaded whole or not at all."""
 
 import os
@@ -73,6 +74,14 @@ def save(
     Guarantee: no byte of the state is written in clear, not even for a moment, and after a crash at any point ``path``
     is the old file or the new one.
 
+    Args:
+        snapshot: the state to be sealed.
+        path: the sealed file.
+        to: who may open all of it: recipients, keys or paths of their files.
+        auditors: who may read ledger and manifest alone.
+        signer: the key that signs; None for no signature.
+        advance: called with each number of bytes done; None for nobody.
+
     Raises:
         NoRecipientError: nobody could open it.
         TypeError: a value in the state that cannot be stored without code.
@@ -95,6 +104,14 @@ def load(
     ``signer`` is who must have sealed it, an identity or several key ids: anybody can seal to a public key.
     ``Trust`` tells whom a run believes. ``expect`` gives the head of the ledger
     at hand when it had so many entries; a snapshot whose head is another one does not belong to that ledger.
+
+    Args:
+        path: the sealed file.
+        key: what opens it.
+        signer: who must have sealed it: an identity or key ids; None for anybody.
+        min_step: the least step that is taken.
+        expect: from a number of entries to the head of the ledger at hand; None where there is no ledger.
+        advance: called with each number of bytes done; None for nobody.
 
     Raises:
         TamperedError: the key does not open it, it is not what was written, or ``signer`` did not seal it.

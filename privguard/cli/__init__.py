@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The command line: arguments → one library call → a record on stdout, talk and progress on stderr.
 
 Exit codes, the same for every command: 0 done · 1 refused, not proven, not found or refuted · 2 cannot be done as

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How commands speak: records to stdout, everything for people to stderr, and one rule for exit codes."""
 
 import json

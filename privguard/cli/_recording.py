@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How commands keep the access journal: where the environment names one, strictly."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``privguard demo``: the whole story on real data, in less than a minute."""
 
 from pathlib import Path

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``privguard doctor``: whether this machine can train, seal and report, and what to do where it cannot."""
 
 import os

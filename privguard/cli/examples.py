@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What to type: at least one use of every command, shown at the end of its ``--help``; a test holds them to the app."""
 
 import typer

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``privguard init``: a starting script for the way in which somebody trains."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``privguard journal``: who sealed, opened, re-wrapped, marked and granted."""
 
 from pathlib import Path

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``privguard key``: make keys, show who they are. Secrets go into files of mode 0600 and nowhere else."""
 
 from pathlib import Path

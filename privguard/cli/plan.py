@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``privguard plan``: a budget in, the noise that meets it out."""
 
 from enum import StrEnum

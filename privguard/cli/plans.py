@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``privguard plans``: which plan to take, from public numbers; and two plans side by side."""
 
 import json

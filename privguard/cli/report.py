@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``privguard report``: a run folder as JSON, Markdown and a page; signed, verified and compared."""
 
 import sys

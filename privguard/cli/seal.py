@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``privguard seal | open | inspect | rewrap``: keys come from files or a prompt, never from the command line."""
 
 import sys

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The one place where the parts meet: the demonstration, from data to a report that can be read and checked.
 
 ``settings`` says what can be chosen, ``digits`` makes data, network and canaries, ``chapters`` holds what a team would

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The chapters of the demonstration, each a few calls of the library: what a team would write for its own model."""
 
 import tempfile

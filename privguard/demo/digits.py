@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Data and network of the demonstration: scikit-learn's digits, cut in four, and canaries that ride along."""
 
 from dataclasses import dataclass

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What can be chosen about the demonstration, by a TOML file for instance, and what follows from it beforehand."""
 
 import tomllib

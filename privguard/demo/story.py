@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The demonstration: train, seal, commit, mark, release, steal, challenge, audit, report, in this order."""
 
 import json

@@ -1,1 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
 """Drop-in wrappers for plain loops, transformers, accelerate and existing opacus runs."""

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``accelerate.Accelerator``, made private by its class name and a plan.
 
 >>> accelerator = PrivateAccelerator(plan=plan, run="runs/a", seal_to=["team.key"])               # doctest: +SKIP

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Content credentials (C2PA) for marked pictures: signed and verified offline, the mark's identifier in them.
 
 A manifest says who signed which bytes; any later save of the file drops it, and the mark is what stays. Only *Trusted*

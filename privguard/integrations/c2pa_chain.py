@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A root and a signer's certificate for trials of content credentials, as C2PA's profile of X.509 wants them.
 
 Nobody but you trusts this root: it proves nothing to others. What makes a chain pass: a root that may sign

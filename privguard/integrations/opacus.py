@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A run of Opacus' ``PrivacyEngine``, taken over: its history in our ledger, priced by PLD, its state sealed.
 
 >>> taken = take_over(engine, model, optimizer, loader, delta=1e-5, run="runs/a", seal_to=[key])  # doctest: +SKIP

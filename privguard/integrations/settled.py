@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Settings that come from around a script: what ``accelerate launch`` puts into the environment, and how it settles.
 
 They never pass through a constructor's arguments, so they are read twice: from the environment before anything starts,

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The plain PyTorch loop, made private by four changed lines.
 
 >>> plan = Plan.for_budget(...)                                                             # doctest: +SKIP

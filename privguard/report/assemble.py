@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Run folder → one report: records in, a record out. Nothing here touches a model or a key."""
 
 import json
@@ -52,7 +53,12 @@ class Priced:
 
 
 def price(folder: Path, *, judge: Judge | None = None) -> Priced:
-    """Price the ledger of a run folder and hold its evidence against it; raises as ``assemble`` does."""
+    """Price the ledger of a run folder and hold its evidence against it; raises as ``assemble`` does.
+
+    Args:
+        folder: a run folder.
+        judge: what gives the verdict on a claim's evidence; None where it is not read.
+    """
     manifest, history = run_of(folder)
     claim = None if manifest.insecure or history.void else claim_of(manifest, history)
     files, inside = holdings.covered(folder), EVIDENCE + "/"
@@ -69,6 +75,10 @@ def price(folder: Path, *, judge: Judge | None = None) -> Priced:
 
 def assemble(folder: str | os.PathLike[str], *, sources: Sources | None = None) -> Report:
     """Read a run folder and price its ledger.
+
+    Args:
+        folder: a run folder.
+        sources: files besides those of the folder; None for none.
 
     Raises:
         TamperedError: the ledger is not what was written, or belongs to another run than the manifest; evidence, the
@@ -111,7 +121,11 @@ def assemble(folder: str | os.PathLike[str], *, sources: Sources | None = None) 
 
 
 def run_of(folder: Path) -> tuple[Manifest, History]:
-    """The manifest and the ledger of a run folder, checked to belong together; raises as ``assemble`` does."""
+    """The manifest and the ledger of a run folder, checked to belong together; raises as ``assemble`` does.
+
+    Args:
+        folder: a run folder.
+    """
     path = folder / MANIFEST
     try:
         manifest = Manifest.from_json(json.loads(path.read_text(encoding="utf-8")))

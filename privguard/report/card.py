@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Report → model card: the essentials in Markdown, under the metadata that the Hugging Face hub reads.
 
 Only what the report knows is written; what the model is for, and how well it does, is for its makers to add. The fields

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Two reports side by side. Two ε can be compared only at one relation, one unit and one δ; that is said first."""
 
 from dataclasses import dataclass
@@ -35,7 +36,12 @@ class Comparison(Measurement):
 
 
 def compare(first: Report, second: Report) -> Comparison:
-    """Every fact of both reports, in the order of the report's sections; the figures that decide come first."""
+    """Every fact of both reports, in the order of the report's sections; the figures that decide come first.
+
+    Args:
+        first: one report.
+        second: the other.
+    """
     both = [dict(_facts(report)) for report in (first, second)]
     names = list(dict.fromkeys([*both[0], *both[1]]))
     return Comparison(
@@ -47,12 +53,20 @@ def compare(first: Report, second: Report) -> Comparison:
 
 
 def to_html(comparison: Comparison) -> str:
-    """The comparison as one self-contained page; rows that differ are set apart."""
+    """The comparison as one self-contained page; rows that differ are set apart.
+
+    Args:
+        comparison: what compare gave.
+    """
     return page("compare.html.j2", comparison=comparison)
 
 
 def to_table(comparison: Comparison) -> "Table":
-    """The comparison for a terminal; rows that differ are in bold."""
+    """The comparison for a terminal; rows that differ are in bold.
+
+    Args:
+        comparison: what compare gave.
+    """
     from rich.markup import escape
     from rich.table import Table
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The rows of the report's tables: what another accountant needs to price the run again, and what its ε rests on."""
 
 import math

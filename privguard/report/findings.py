@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What others left in a run's ``evidence`` folder and in the access journal, read as records."""
 
 import json

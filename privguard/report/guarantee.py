@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The guarantee in sentences: what was spent, what an attacker can gain, what is not covered.
 
 Each sentence follows from the claim and the manifest alone. The attacker's odds come from the definition of

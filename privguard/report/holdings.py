@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What lies in a run folder and belongs to its report: manifest, ledger, evidence and sealed checkpoints."""
 
 import hashlib

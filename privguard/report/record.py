@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The report as a record, and the records it is made of: plain numbers and text, written to JSON and read back."""
 
 from collections.abc import Mapping
@@ -176,6 +177,9 @@ class Report(Record):
     def from_json(cls, value: Mapping[str, Any]) -> "Report":
         """The report that ``Record.to_json`` wrote.
 
+        Args:
+            value: JSON values, as they were read.
+
         Raises:
             TamperedError: a field is missing, unknown or of another kind.
         """
@@ -186,7 +190,11 @@ class Report(Record):
 
 
 def finding(value: Mapping[str, Any]) -> Finding:
-    """A finding from its JSON; what is none raises ``KeyError``, ``TypeError`` or ``ValueError``."""
+    """A finding from its JSON; what is none raises ``KeyError``, ``TypeError`` or ``ValueError``.
+
+    Args:
+        value: JSON values, as they were read.
+    """
     numbers = {name: _real(value[name]) for name in ("epsilon_low", "delta", "confidence", "cap")}
     if any(number != number for number in numbers.values()):  # noqa: PLR0124 — NaN; it would compare with no claim
         raise ValueError("a figure is not a number")
@@ -195,12 +203,21 @@ def finding(value: Mapping[str, Any]) -> Finding:
 
 
 def sensitivity(value: Mapping[str, Any]) -> Sensitivity:
-    """A measured sensitivity from its JSON; raises as ``finding`` does."""
+    """A measured sensitivity from its JSON; raises as ``finding`` does.
+
+    Args:
+        value: JSON values, as they were read.
+    """
     return _build(Sensitivity, value, moved=_real(value["moved"]))
 
 
 def membership(name: str, value: Mapping[str, Any]) -> Membership:
-    """A membership audit from the JSON that it left; raises as ``finding`` does."""
+    """A membership audit from the JSON that it left; raises as ``finding`` does.
+
+    Args:
+        name: the file that it was in.
+        value: JSON values, as they were read.
+    """
     return Membership(
         name=name,
         leak=str(value["leak"]),
@@ -219,7 +236,11 @@ def membership(name: str, value: Mapping[str, Any]) -> Membership:
 
 
 def verdict(value: Mapping[str, Any]) -> Verdict:
-    """A verdict from its JSON; what is none raises ``KeyError``, ``TypeError`` or ``ValueError``."""
+    """A verdict from its JSON; what is none raises ``KeyError``, ``TypeError`` or ``ValueError``.
+
+    Args:
+        value: JSON values, as they were read.
+    """
     numbers = {name: _real(value[name]) for name in ("log10_p", "matches", "multiplicity")}
     return _build(Verdict, value, **numbers)
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Report → JSON, Markdown, and one self-contained page that needs no network."""
 
 import json
@@ -12,12 +13,21 @@ from privguard.runs.folder import REPORT_JSON, REPORT_MARKDOWN, REPORT_PAGE
 
 
 def to_json(report: Report) -> str:
-    """The whole report as indented JSON, in the form of the schema that ``privguard report schema`` prints."""
+    """The whole report as indented JSON, in the form of the schema that ``privguard report schema`` prints.
+
+    Args:
+        report: the report.
+    """
     return json.dumps(report.to_json(), indent=2, ensure_ascii=False, sort_keys=True) + "\n"
 
 
 def to_markdown(report: Report, *, signer: str | None = None) -> str:
-    """The report as Markdown, for a pull request or a repository; ``signer`` is the id of the key that signs it."""
+    """The report as Markdown, for a pull request or a repository; ``signer`` is the id of the key that signs it.
+
+    Args:
+        report: the report.
+        signer: key id of who signs; None for nobody.
+    """
     return page("report.md.j2", report=report, signed=guarantee.signed(signer), **facts.sentences(report))
 
 
@@ -25,6 +35,10 @@ def to_html(report: Report, *, signer: str | None = None) -> str:
     """The report as one page: style and plots inside, prints well, light and dark; it runs and fetches nothing.
 
     ``signer`` is the id of the key that signs it, which the page then names.
+
+    Args:
+        report: the report.
+        signer: key id of who signs; None for nobody.
     """
     return page(
         "report.html.j2",
@@ -41,6 +55,11 @@ def write(report: Report, folder: Path, *, signer: str | None = None) -> list[Pa
 
     The pages say that nobody has signed them, or who is about to: ``privguard.report.signed.sign.sign`` writes them
     anew.
+
+    Args:
+        report: the report.
+        folder: where it is written.
+        signer: key id of who signs; None for nobody.
     """
     made = {
         REPORT_JSON: to_json(report),
@@ -53,7 +72,12 @@ def write(report: Report, folder: Path, *, signer: str | None = None) -> list[Pa
 
 
 def page(name: str, **values: Any) -> str:
-    """A template of this package with its values; what goes into HTML is escaped."""
+    """A template of this package with its values; what goes into HTML is escaped.
+
+    Args:
+        name: the template's name.
+        **values: what the template shows.
+    """
     pages = Environment(
         loader=PackageLoader("privguard.report"),
         autoescape=select_autoescape(["html.j2"], default_for_string=False),

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The JSON Schema of ``report.json``, published with the package (draft 2020-12)."""
 
 import json

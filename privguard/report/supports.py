@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which duties of four frameworks the evidence in a report supports, and what it leaves to the organisation.
 
 The table says *supports* and never *complies*: whether a duty is met depends on the organisation, its purpose and its

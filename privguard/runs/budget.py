@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A private run in a team's budget book: reserved whole before it starts, watched while it runs, settled at the end.
 
 The run has a key of its own, in its folder, that signs its rows in the book. The book is told of steps before they take

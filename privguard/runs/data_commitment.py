@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A salted digest of the records of a run: it tells whether a resumed run reads the same ones, and nothing else.
 
 The salt stays in the sealed snapshots: a plain digest would let whoever knows all records but one test a guess at it.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a wrapper does with each physical batch of a private run: draw it, check it, announce it, send it backward."""
 
 from collections.abc import Callable, Iterator, Mapping

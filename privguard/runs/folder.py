@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The run folder: what each file in it is called, and what audits and marks leave there for the ε report."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a run can say about itself in public, gathered before its first step."""
 
 import platform

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a private run is given besides plan and data: ``RunOptions``, the same value for every entry point."""
 
 import os

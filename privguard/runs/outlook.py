@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Before step 1: is this run expected to learn? The number and its limits: ``privguard.accounting.outlook``."""
 
 from typing import Any

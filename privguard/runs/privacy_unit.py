@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Whose contribution is protected: an example, or all of a user's examples together."""
 
 from collections.abc import Callable, Hashable, Iterable, Sequence

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The bar of a private run: steps, time left and ε so far. Nothing un-noised shows unless it was asked for by name."""
 
 import contextlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a run that goes on must be: the same plan, book, data and ledger; its newest copy, where that matters."""
 
 import logging

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One private run: plan, ledger, clipper, noise and sealed snapshots, kept in step with each other.
 
 Every wrapper (the plain loop, accelerate, transformers) is a thin shell around a ``PrivateRun``, which

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where a run's samples and noise come from: one key that lasts, for what a run may not renew, and one key at a time.
 
 Every start and every resume draws 32 new bytes from the operating system. No file in the run folder could do as much: a

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How a private run begins: ``start`` in a new folder, or ``resume`` from a sealed snapshot.
 
 With several ranks, all of them call these functions. What writes to the folder runs on the leading rank alone, and its

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Conformance suites: what an extension has to keep, as functions that any test runner can call.
 
 Each raises ``AssertionError`` with the promise that does not hold. They use the real engine, detector, verifier and

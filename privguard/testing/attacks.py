@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Whether a membership attack ranks records by what they show, and by nothing else."""
 
 from dataclasses import replace

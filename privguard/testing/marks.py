@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Whether a kind of model mark is a function of its leaves, and its verdict exact."""
 
 import hashlib

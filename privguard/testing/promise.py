@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How a conformance suite says that a promise does not hold."""
 
 from collections.abc import Generator

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Whether a key service wraps file keys as the envelope needs it."""
 
 import io

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Whether a rule for a layer gives the clipped sum that one backward pass for each example gives."""
 
 import copy

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Whether a scheme of a text mark keeps its null, writes without distortion, and is found again."""
 
 import numpy as np

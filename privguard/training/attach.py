@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """From a model to its clipper: book-keeping, with an exact rule for every trainable module."""
 
 from torch import nn

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Per-example gradients, clipped and summed: the one number in a private run whose size is bounded.
 
 A ``Clipper`` goes through *begin → forward → backward* once for every physical batch and hands the sum over with

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The clipper for any model at all: physical batches of one example, and an ordinary backward pass for each."""
 
 from collections.abc import Generator, Hashable, Iterable

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Plan and Performance: what touches privacy, and what touches only speed.
 
 Sampler, clipping bound, noise and ledger event all derive from one frozen plan, so they cannot disagree. Every field is
@@ -143,7 +144,7 @@ class Plan(Record):
         max_grad_norm: float,
         **options: Any,
     ) -> "Plan":
-        """The plan that leaves the least noise over signal in the weights, by :func:`recommend`, which has the table.
+        """The plan that leaves the least noise over signal in the weights, by ``recommend``, which has the table.
 
         Args:
             epsilon: ε that may be spent.
@@ -152,7 +153,7 @@ class Plan(Record):
             parameters: number of trained parameters.
             epochs: passes over the data that can be afforded.
             max_grad_norm: the clipping norm.
-            options: ``momentum`` and ``start``, as for :func:`privguard.accounting.planning.recommend.recommend`.
+            options: ``momentum`` and ``start``, as for ``privguard.accounting.planning.recommend.recommend``.
 
         Raises:
             ValueError: an argument is out of range.
@@ -239,7 +240,10 @@ class Plan(Record):
 
     @classmethod
     def from_facts(cls, facts: "Mapping[str, Any]") -> "Plan":
-        """The plan that :meth:`facts` gave, for instance out of a manifest.
+        """The plan that ``facts`` gave, for instance out of a manifest.
+
+        Args:
+            facts: the fields of a plan, as JSON values.
 
         Raises:
             ValueError: a field is missing, unknown or out of range.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Several processes, one private step: one sample shared out, clipped sums added up once, one noise.
 
 Rank 0 leads: it alone owns the ledger and draws the noise, which it adds to its own part of the sum before the parts

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The global random generators, which dropout and augmentation draw from: their states, read and put back.
 
 A run that is resumed puts them where its snapshot found them, so that it goes on exactly. Sampler and noise never draw

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Parameters that are cut over ranks, as torch's ``fully_shard`` (FSDP2) leaves them: tensors of type ``DTensor``.
 
 Clipping needs nothing of this: an example's gradient is formed, and its norm taken, on the one rank that has the

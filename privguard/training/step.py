@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One private step: reserve, clip, noise, move.
 
 This is the only writer of the ledger and the only door to the optimizer: a clipped sum becomes a noisy sum on an event

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The structure of batches and state dictionaries: what they are made of, whatever classes hold it.
 
 ``torch.utils._pytree`` takes dictionaries, lists, tuples, named tuples and transformers' outputs apart. Added here:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The owner's secret: 256 bits from the operating system, HKDF children for every purpose, AES-256 as keyed function.
 
 A mark is as strong as its key is hidden. So the secret never signs, marks or encrypts anything itself: each scheme,
@@ -54,6 +55,9 @@ class Secret:
     def read(cls, path: str | Path) -> "Secret":
         """Read what ``write`` wrote.
 
+        Args:
+            path: the secret's file.
+
         Raises:
             TamperedError: the file is not a secret, or a character of it changed (the key id stands beside it).
         """
@@ -71,6 +75,9 @@ class Secret:
         """Write the secret to a new file that only its owner may read (mode 0600); an existing file is never replaced.
 
         Law: ``Secret.read(path)`` equals the secret written there.
+
+        Args:
+            path: the secret's file.
         """
         line = f"{_HEADER} {base64.urlsafe_b64encode(self._key).decode()} {self.key_id}\n"
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -99,6 +106,9 @@ class Secret:
 
     def commitment(self, salt: bytes) -> str:
         """SHA-256(secret ‖ salt) in hexadecimal: binds the owner before release, reveals nothing until opened.
+
+        Args:
+            salt: at least 16 random bytes, kept until the secret is opened.
 
         Raises:
             ValueError: the salt is shorter than 16 bytes.
@@ -138,6 +148,9 @@ class Prf:
     def blocks(self, inputs: NDArray[np.uint32]) -> NDArray[np.uint32]:
         """Encrypt (..., 4) little-endian 32-bit words, block by block, to an array of the same shape.
 
+        Args:
+            inputs: (..., 4) words of 32 bits: one block of AES in the last axis.
+
         Raises:
             ValueError: the last axis is not 4.
         """
@@ -151,7 +164,11 @@ class Prf:
         return out[: plain.nbytes].view("<u4").reshape(plain.shape)
 
     def words(self, indices: NDArray[np.integer[Any]]) -> NDArray[np.uint32]:
-        """One uniform 32-bit word for each 32-bit index, any shape."""
+        """One uniform 32-bit word for each 32-bit index, any shape.
+
+        Args:
+            indices: 32-bit whole numbers, of any shape.
+        """
         inputs = np.zeros((*np.shape(indices), 4), "<u4")
         inputs[..., 0] = indices
         return self.blocks(inputs)[..., 0]
@@ -161,6 +178,10 @@ class Prf:
 
         Source: Lemire 2019, multiply and keep the high word (here of 64 bits, so the bias is below 2⁻³² for any
         ``bound`` up to 2³²).
+
+        Args:
+            bound: how many values there are, in [1, 2³²].
+            indices: 32-bit whole numbers, of any shape.
 
         Raises:
             ValueError: ``bound`` is not in [1, 2³²].

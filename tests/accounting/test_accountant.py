@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """ε from above: equal to closed forms and finest grids, lawful, never negative, never NaN, never an endless loop."""
 
 import math

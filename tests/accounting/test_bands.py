@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Bands: the price against two other products, the coefficients against a dense solve, the choice against a table."""
 
 import numpy as np

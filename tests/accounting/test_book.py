@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The budget book: limits hold over all runs and people, only a signature raises them, and a changed row is found."""
 
 import hashlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Ways to lower what a run has spent: by a stranger who can write the book, and by whoever holds the run's key.
 
 Every way is refused, or found by the next reader, or against a head that was kept; none lowers what is shown.

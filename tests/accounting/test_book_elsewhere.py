@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a budget book is told of besides runs: releases of other tools, sweeps, and parts that share no person."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Who may do what on PostgreSQL: the table of roles and actions in docs/budget.md, cell by cell, on a real server."""
 
 import re

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Terms of a grant: last day, window, teams, quorum; a person's total; and who did what, when and what for."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``privguard ledger budget``: what ends a crashed run's reservation, what brings an older run in, and lineage."""
 
 import json

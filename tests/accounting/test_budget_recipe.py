@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The recipe for a team: the third run would pass the limit, and is stopped before it starts."""
 
 import re

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Calibration: what comes back spends nearly all of the budget, and never more."""
 
 import math

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Releases of other tools in a budget book: priced as an independent composition prices them, whatever their mixture.
 
 The reference shares no code with the accountant: every mechanism's losses from its own formula, rounded down to a fine

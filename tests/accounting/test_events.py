@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Events as JSON: what is written is read back equal, and nothing else is let in."""
 
 import json

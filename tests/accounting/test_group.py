@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """ε for a person with several records, against the definition of (ε, δ) worked out by integration."""
 
 import math

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Killed at any moment: what took effect was reserved, nothing is handed out twice, and the books balance."""
 
 import os

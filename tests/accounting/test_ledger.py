@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The ledger: what is reserved is on disk, what is on disk is what was reserved, and nothing is handed out twice."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The commands: one library call each, JSON for programs, sentences for people, exit codes that mean something."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Whether a run can learn: the figure against a simulation, and what helps against plans made for it."""
 
 import math

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Trade-off curves against closed forms and riskcal's figures; the row that is taken; what commands say."""
 
 import json

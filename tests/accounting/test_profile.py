@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The privacy profile against the closed form of the Gaussian mechanism, and against the claim it belongs to."""
 
 import math

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Does rounding inside the library's Fourier transform ever hide privacy loss? Compared with sums that cannot cancel.
 
 Composing by direct convolution adds non-negative numbers only, so each probability keeps nearly all its digits, far

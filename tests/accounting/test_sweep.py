@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Random stopping: the number of trials has the law that its price assumes."""
 
 import math

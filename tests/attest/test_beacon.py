@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Beacon pulses: two real ones of NIST's chain 1, and local ones with one field changed."""
 
 import copy

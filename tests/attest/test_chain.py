@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The file behind ledger and journal: whole lines or none, whatever the disk does."""
 
 import resource

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The journal finds every change of itself, and with a strict one nothing happens unrecorded."""
 
 import json

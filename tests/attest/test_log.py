@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The witnessed log: entries are counted, history cannot be rewritten, and a head needs its witnesses."""
 
 import json

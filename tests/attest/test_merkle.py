@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The tree against RFC 6962's own recursive definition, and its proofs against every wrong neighbour."""
 
 import hashlib

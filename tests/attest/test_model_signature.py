@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Model signatures: ours are believed by ``model_signing``, and a changed folder is believed by nobody."""
 
 import importlib.util

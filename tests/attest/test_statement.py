@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Signed statements: the round trip, and everything that must not pass."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """RFC 3161: our local server answers so that rfc3161-client and OpenSSL believe it, and nothing else passes."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Attacks on references whose law is known, and the choices that must not see the target."""
 
 import numpy as np

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The audit commands: a record on stdout, talk on stderr, and exit codes that a script can rely on."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``privguard audit model``: a sound model moves by C at most, and the report says so; an unsound one is refused."""
 
 import json

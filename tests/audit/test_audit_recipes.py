@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The audit recipes run as they are written, in their tiny form."""
 
 import os

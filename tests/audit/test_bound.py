@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Bounds against another implementation, against their own laws, and against mechanisms whose ε is known."""
 
 import json

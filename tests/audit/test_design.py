@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Designs, coins and verdicts: caps before training, one error shared, and the three words."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What an audit is given, taken for what it is: probabilities, one logit, estimators, tokens, labels, whole numbers."""
 
 import numpy as np

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Language attacks against their formulas, written out the slow way on a real small transformer."""
 
 import math

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Whole audits: what is said, what is withheld, and that a random split is not called a leak."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Bugs that privacy code really has, planted one by one in the real step, and each caught by its own check.
 
 Every bug is run with six seeds and caught in all of them; the correct step is examined with the same seeds and passes

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Stacked training against one model at a time, and the promise that every member is seen."""
 
 import numpy as np

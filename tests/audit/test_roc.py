@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Rates with the counts behind them, and areas whose intervals hold what they say."""
 
 import math

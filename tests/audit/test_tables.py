@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Scores and records from CSV and Parquet files: the same audit as from arrays, and one clear line for all else."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The words of a membership verdict: what is found, what is withheld, and how often chance alone says anything."""
 
 import numpy as np

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Benchmarks of training on the device that was asked for: measured there, or refused in one line."""
 
 import argparse

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The page of benchmarks is made from the results, and from nothing else."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Runs every command on sealed files with every system call failing once: ``LD_PRELOAD=faults.so python -m …``.
 
 Prints a JSON list of what went wrong, and how many cells were run. After a fault a command has done its work, or raised

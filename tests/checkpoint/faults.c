@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /* Makes the n-th call of one system function fail, or be short, in the process that loads it: LD_PRELOAD. */
 #define _GNU_SOURCE
 #include <dlfcn.h>

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Coverage-guided fuzzing of the reader: head, stanzas, index, payload, tensor headers and trees.
 
     pip install atheris && python -m tests.checkpoint.fuzz -max_total_time=1800 -rss_limit_mb=2048 CORPUS

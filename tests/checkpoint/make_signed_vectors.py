@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Makes tests/vectors/checkpoint-v1-signed: one file for each signature that holds, and each that does not.
 
     python -m tests.checkpoint.make_signed_vectors tests/vectors/checkpoint-v1-signed

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Makes tests/vectors/checkpoint-v1: one file for each way to open a sealed file, and each way not to.
 
     python -m tests.checkpoint.make_vectors tests/vectors/checkpoint-v1

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What two processes under DDP do in ``test_ranks.py``; each function runs in both, with a rank and a folder."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A process that saves over and over until it is killed, and says after each save which step it was."""
 
 from multiprocessing.connection import Connection

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Runs actors that share files in every order of their system calls, with a bound on how often one is interrupted.
 
 Each actor is a thread that stops before every system call by which others could see what it does, or it what they do.

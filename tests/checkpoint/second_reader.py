@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A second reader of sealed files, written from docs/spec/checkpoint-v1.md alone: no code of privguard, no speed.
 
 It opens single files and folders with symmetric keys, X25519, the hybrid and passphrases, gives back all parts, and

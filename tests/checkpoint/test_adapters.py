@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Trainer, accelerate and from_pretrained on sealed folders: they go on exactly, and nothing lies in clear."""
 
 import json

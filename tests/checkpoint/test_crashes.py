@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Kills, full disks and power cuts: afterwards the old checkpoint opens or the new one does, and never neither."""
 
 import contextlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Distributed checkpoints: sealed data and metadata, no names in clear, no pickle trusted, crash-safe."""
 
 import pickle

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every system call of every command fails once, and whole capabilities are absent: old or new content, one clear
 error, nothing in clear."""
 

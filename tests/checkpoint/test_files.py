@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Any file or folder, sealed and opened; recipients changed without touching the content."""
 
 import contextlib

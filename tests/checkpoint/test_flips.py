@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One bit flipped anywhere: refused, and nothing written; in the idle slot, told and without effect."""
 
 import hashlib

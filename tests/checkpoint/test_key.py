@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Keys: what opens what, what prints, and what a file of a key looks like."""
 
 import pickle

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Odd names, sizes, types, links and sources: what is sealed opens, and what cannot be sealed is refused by name."""
 
 import hashlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every byte that a Trainer, an accelerate and a DCP run write is traced and searched for weights, names and figures.
 
 The runs are processes of their own under strace; each write to a file or a pipe is looked at, deleted temporary files

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Two processes under DDP, joined by gloo: what they seal together comes back to each, also after one of them died."""
 
 import multiprocessing

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Two and three processes on one sealed file or folder, in every order of their system calls with up to two
 interruptions: nothing is lost, nobody is told of tampering that was not there, and a kill leaves nothing in clear."""
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Data sets sealed at rest are read as they were, in pieces, and a flipped bit is found where it is read."""
 
 import numpy as np

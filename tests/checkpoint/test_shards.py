@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A model's folder gives the tensors that transformers gives, whatever other copies lie beside them."""
 
 import json

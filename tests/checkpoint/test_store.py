@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A snapshot comes back whole or not at all, and nothing of it is on disk in clear."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tensors and trees come back bit for bit, and the layout is safetensors' own."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Whose snapshots are resumed from: the run's own, without anything to set up, and no stranger's."""
 
 import hmac

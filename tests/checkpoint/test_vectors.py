@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every vector ends as it says, here and in the second reader, which was written from the specification alone."""
 
 import base64

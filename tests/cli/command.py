@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A command as ``main`` runs it, in this process: exit code and all."""
 
 import sys

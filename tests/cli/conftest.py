@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The command line in this process: what it prints and exits with, through the same ``main`` that a shell calls."""
 
 import subprocess

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One rule for all commands: help that teaches, ``--json``, exit codes, and no traceback unless it was asked for."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The demonstration tells the whole story, and what it leaves can be checked by the other commands."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One table of what commands exit with: a wrong name is 2, a refusal 1, and only what was changed is 3."""
 
 from pathlib import Path

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The newcomer's hour: a starting script runs as it was written, and the doctor says what is missing."""
 
 import ast

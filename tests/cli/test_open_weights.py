@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What leaves a seal to be handed on: a snapshot's weights, and none of the keys that its noise came from."""
 
 from pathlib import Path

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Commands act on the record: an entry for each seal, open, re-wrap and grant, or nothing is done."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the commands around sealed files refuse, in words that say what to do, and without leaving anything behind."""
 
 import errno

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a command needs is looked at before it writes, and what it could not read is named."""
 
 from pathlib import Path

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A private run in a process of its own, which the tests kill, interrupt or starve of disk.
 
 python crashing_run.py FOLDER KEY [resume] [disk BYTES] [hold STEP] [slow STEP]

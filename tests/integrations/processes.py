@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Scripts in processes of their own, alone or as the ranks of one run.
 
 Each is forked from a server that has imported, once for all tests, what the scripts need: Trainer alone takes nine

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A small private run to take apart."""
 
 from dataclasses import fields

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Who may audit a run reads its ledger and manifest out of the checkpoints, and not one weight."""
 
 import pytest

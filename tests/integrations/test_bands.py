@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A private run with bands: what it costs, who takes part when, and what becomes of rows when it ends or crashes."""
 
 import numpy as np

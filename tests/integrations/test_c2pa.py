@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Content credentials, offline: only a root of one's own is trusted, and a changed byte of the picture is seen."""
 
 import io

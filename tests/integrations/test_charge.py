@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Runs that are charged to a budget book: nothing leaks, nothing is spent twice, whatever ends a run."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Records that meet in the collate function, or in the padding that it makes, are refused before step 1."""
 
 import random

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Examples that interact in some later batch: the run stops, its claim is void, and ledger and report say so."""
 
 import pytest

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Whatever becomes of a run folder, no noise is drawn twice; and only a head kept outside lets a run go on exactly."""
 
 import random

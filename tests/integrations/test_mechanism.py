@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a run says of its sum and noise, which noise it takes, and noise that is made ahead."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A real Opacus run becomes one of ours: priced, sealed, reported, gone on with. What has no price is refused."""
 
 import pytest

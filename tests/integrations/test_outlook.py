@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A run that will learn nothing says so before its first step; one that can learn says nothing."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The plain private loop: what a step computes, what the ledger says, what is refused."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Before step 1: leaks between examples are refused, slow models are announced, and the report says what was probed."""
 
 import pytest

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The recipes of the wrappers, tiny, as a user starts them."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Stopping and going on: cleanly, killed, interrupted, out of disk, and with the wrong files."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What an operator says in the environment, and what is refused: engines at their start, requests on arrival."""
 
 import subprocess

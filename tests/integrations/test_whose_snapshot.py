@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A run goes on from snapshots of its own signer alone: who knows the public recipient can make all the rest."""
 
 import shutil

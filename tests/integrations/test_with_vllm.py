@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The processors in vLLM's own samplers and batches; skipped where vLLM is not installed.
 
 ``pip install vllm`` brings all that is asked here; no engine is started and no GPU needed.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A headless Chromium over its debugging pipe: opens a page as a person would, and says what they would see.
 
 The DevTools protocol needs no driver and no port: messages are JSON, each ended by a zero byte, on file descriptors 3

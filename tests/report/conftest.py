@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Run folders to report on: a small private run with an audit, a journal and a signature."""
 
 import os

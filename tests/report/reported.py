@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the report's tests do to run folders: leave evidence, report, sign."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A run that crashed, went on and stopped cleanly: the report does not say that every step took effect."""
 
 from privguard.accounting.calibrate import dp_sgd

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What other tools read: the JSON Schema, the model card, the comparison; and the commands that print them."""
 
 import json

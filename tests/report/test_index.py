@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The index: what it believes of a run, and its page in a real browser: sorted, filtered, saved, on a phone, by ear."""
 
 import csv

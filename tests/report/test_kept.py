@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A signed report stays until a newer one is signed, and is kept even then."""
 
 import json

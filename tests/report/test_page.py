@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The page in a real browser: what a person sees, on a screen, on a phone, in the dark, on paper, by ear."""
 
 import shutil

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The ε report: true to its records, and to the definitions its sentences come from."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A signed report: whatever is altered afterwards is found, and named."""
 
 import json

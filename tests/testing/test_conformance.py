@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The conformance suites pass what privguard brings, and fail a planted bug in each kind of extension."""
 
 import hashlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Bugs that break the guarantee, planted one by one in the source, and the tests of their own module that must fail.
 
 ``python -m tests.training.planted [NAME …]``. Each is one exchanged piece of text in a copy of the package; the copy's

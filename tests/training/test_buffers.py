@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """No tensor outside the parameters takes the records in: looked at in the probe, and in the forwards of the run."""
 
 from typing import Any

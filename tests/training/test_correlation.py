@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Noise that is correlated over steps: on the integers as its formula says, white once it is uncorrelated again."""
 
 import math

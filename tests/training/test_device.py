@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A step away from the host: nothing on the wrong device, few waits; and, where there is a GPU, the guarantee itself.
 
 Torch's ``meta`` device stands in for an accelerator where there is none: its tensors have no values, so every

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The sampler itself: known answers, 200-bit arithmetic on the same words, NumPy and torch, and its error bounds."""
 
 import itertools

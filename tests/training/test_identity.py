@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Each record once: through every view of torch's and of datasets', and none that is also evaluated on."""
 
 import datasets

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One record's gradient depends on no other record and not on their number, in every type of number."""
 
 from collections.abc import Callable

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The noise: integers of the stated law and no other, the same for every thread and library, never the same twice."""
 
 import itertools

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Each planted bug makes the tests of its own module fail, and each still fits the source."""
 
 import pytest

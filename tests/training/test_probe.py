@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The probe finds every way in which examples meet, says so by name, and leaves no trace."""
 
 import random

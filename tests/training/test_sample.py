@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Poisson sampling: every record on its own coin, every position on its own words, nothing lost in the cut."""
 
 from collections import Counter

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Parameters cut by ``fully_shard``, on a mesh of one rank; ``tests/integrations/accelerate/test_ranks.py`` has two."""
 
 import copy

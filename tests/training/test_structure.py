@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Batches of every structure keep their classes and their order."""
 
 import dataclasses

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The traps that private trainers are known to fall into, one test a row: refused by name, or harmless.
 
 Most are silent in the tools where they were found: the run goes on and its ε is wrong.

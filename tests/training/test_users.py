@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Users as units: how many records of each enter a step, and which."""
 
 from collections import Counter

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Lines that have to be type errors: if one stops being an error, its ignore comment becomes one (pyright, strict)."""
 
 from torch import nn

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The secret: children apart, files that notice damage, AES and HKDF as the standards say."""
 
 import pickle

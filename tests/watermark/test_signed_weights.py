@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The exact tail of a signed sum against brute force, exact convolution and long arithmetic."""
 
 import math

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tails against exact arithmetic in fractions, super-uniformity, e-values against Ville, multiplicity."""
 
 import math

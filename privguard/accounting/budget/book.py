@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The budget book: every run of everybody on a data set, composed, under limits that only officers' keys can raise.
 
 The book is one append-only table of an SQL database (SQLite unless told otherwise), so it can be shared by a team. Each
@@ -48,6 +49,11 @@ class Book:
     def create(cls, place: "str | os.PathLike[str]", *, officers: Sequence[Identity], quorum: int = 1) -> "Book":
         """Begin a book whose limits are set by ``quorum`` of these officers' signatures.
 
+        Args:
+            place: a path of a SQLite file, or the address of a database.
+            officers: who may sign grants.
+            quorum: how many of their signatures a grant takes, at least 1.
+
         Raises:
             ValueError: there is a book already, or nobody could ever grant anything.
             OSError: the database cannot be written.
@@ -63,6 +69,9 @@ class Book:
     def open(cls, place: "str | os.PathLike[str]") -> "Book":
         """Take up an existing book; every row is checked.
 
+        Args:
+            place: a path of a SQLite file, or the address of a database.
+
         Raises:
             LedgerError: there is no book, or a row was changed, moved or taken out.
             UnrecognisedError: a book of another format.
@@ -76,11 +85,22 @@ class Book:
         return book
 
     def add(self, data_set: DataSet) -> None:
-        """Enter a data set; a derived one after its parent. It has no budget before a grant."""
+        """Enter a data set; a derived one after its parent. It has no budget before a grant.
+
+        Args:
+            data_set: digest, name, lineage and population of a data set.
+        """
         self._append(lambda _: {"kind": "data set", "data_set": data_set.to_json()})
 
     def draft(self, sha256: str, budget: Budget, *, reason: str, terms: Terms | None = None) -> Grant:
-        """The next grant for a data set, for officers to sign; it is worth nothing unsigned."""
+        """The next grant for a data set, for officers to sign; it is worth nothing unsigned.
+
+        Args:
+            sha256: digest of the data set, in hexadecimal.
+            budget: the limit: ε, δ and relation.
+            reason: one sentence, which stands in the signed row.
+            terms: last day, window and team of the grant; None for no terms.
+        """
         account = self._fresh()
         account.known(sha256)
         serial = account.serials.get(sha256, 0) + 1
@@ -89,11 +109,22 @@ class Book:
         )
 
     def grant(self, sha256: str, budget: Budget, *, by: SigningKey, reason: str, terms: Terms | None = None) -> None:
-        """Set the limit of a data set, signed on the spot; see ``enter`` for a grant signed elsewhere."""
+        """Set the limit of a data set, signed on the spot; see ``enter`` for a grant signed elsewhere.
+
+        Args:
+            sha256: digest of the data set, in hexadecimal.
+            budget: the limit: ε, δ and relation.
+            by: the key that signs.
+            reason: one sentence, which stands in the signed row.
+            terms: last day, window and team of the grant; None for no terms.
+        """
         self.enter(self.draft(sha256, budget, reason=reason, terms=terms).sign(by))
 
     def enter(self, envelope: Envelope) -> None:
         """Enter a signed grant; its limit holds from here on.
+
+        Args:
+            envelope: the signed statement.
 
         Raises:
             TamperedError: not signed by enough officers of this book, or changed since.
@@ -102,11 +133,20 @@ class Book:
         self._append(lambda _: {"kind": "grant", "envelope": envelope.to_json()})
 
     def draft_partition(self, parent: str, parts: Sequence[str], *, reason: str) -> Partition:
-        """That no person is in two of these parts of a data set, for officers to sign."""
+        """That no person is in two of these parts of a data set, for officers to sign.
+
+        Args:
+            parent: digest of the data set that has the parts.
+            parts: digests of the parts.
+            reason: one sentence, which stands in the signed row.
+        """
         return Partition(book=self._fresh().id, parent=parent, parts=tuple(parts), reason=reason)
 
     def partition(self, envelope: Envelope) -> None:
         """Enter a signed partition: what is spent on its parts from here on counts for the worst of them only.
+
+        Args:
+            envelope: the signed statement.
 
         Raises:
             TamperedError: not signed by enough officers of this book, or changed since.
@@ -116,6 +156,11 @@ class Book:
 
     def cap(self, sha256: str, epsilon: float, *, reason: str) -> None:
         """Lower a limit without a signature.
+
+        Args:
+            sha256: digest of the data set, in hexadecimal.
+            epsilon: the new, lower ε.
+            reason: one sentence, which stands in the signed row.
 
         Raises:
             BudgetExceededError: it would raise the limit, or there is none; that takes a grant.
@@ -139,6 +184,13 @@ class Book:
         counts as begun, so that nothing of it is given back without an officer, unless ``by`` says that the run will
         name what it begins. Returns the run's positions in this book, durable when this returns.
 
+        Args:
+            run: the run's identity.
+            sha256: digest of the data set, in hexadecimal.
+            event: the event that the run repeats.
+            times: how many of it.
+            by: who writes, where the run names what it begins; None counts it all as begun.
+
         Raises:
             BudgetExceededError: some limit of the data set's family would be passed, or nothing was granted.
             UnknownEventError: the event cannot be priced.
@@ -160,6 +212,12 @@ class Book:
 
         Whatever becomes of the ledger, they stay spent.
 
+        Args:
+            run: the run's identity.
+            upto: the first event that does not take effect.
+            by: the key that signs.
+            ledger: the run's ledger, replayed.
+
         Raises:
             ValueError: more than the run reserved.
             PrivacyError: the run is another key's.
@@ -178,6 +236,12 @@ class Book:
         Where that is less than it reserved, the run's key signs, and what was begun is spent. Anybody settles a lost
         run at everything that it reserved. See ``release`` for what an officer gives back.
 
+        Args:
+            run: the run's identity.
+            used: the first event that did not take effect.
+            by: the run's key; None for a lost run, settled at all that it reserved.
+            ledger: the evidence; None where there is none.
+
         Raises:
             ValueError: unknown run, more than it reserved, or less than its ledger shows, it began or settled before.
             PrivacyError: not the run's key, or no ledger.
@@ -195,12 +259,21 @@ class Book:
         return self._account.runs[run].balance()
 
     def draft_release(self, run: str, used: int, *, reason: str) -> Release:
-        """A release of what a run reserved beyond its first ``used`` events, for officers to sign."""
+        """A release of what a run reserved beyond its first ``used`` events, for officers to sign.
+
+        Args:
+            run: the run's identity.
+            used: the first event that did not take effect.
+            reason: one sentence, which stands in the signed row.
+        """
         account = self._fresh()
         return Release(book=account.id, run=run, serial=account.run(run).rows, used=used, reason=reason)
 
     def release(self, envelope: Envelope) -> Balance:
         """Give back what officers signed for; never below what the run began.
+
+        Args:
+            envelope: the signed statement.
 
         Raises:
             TamperedError: not signed by enough officers of this book, or changed since.
@@ -230,6 +303,13 @@ class Book:
         ``exactly`` has to be it, as the run left it when it settled. Two writers that go on from one state come one
         after the other, and the second finds the first one's note.
 
+        Args:
+            run: the run's identity.
+            ledger: the run's ledger, replayed.
+            by: the run's key, where it has one.
+            after: the ledger as this writer found it; None where it began the run.
+            exactly: whether ``after`` has to be what the book noted last.
+
         Raises:
             LedgerError: a later ledger of this run was noted, so this one is a copy, or was put back from a backup.
         """
@@ -245,17 +325,30 @@ class Book:
         self._append(row, by=by)
 
     def held(self, run: str) -> int:
-        """Events that a run holds here, spent or open; 0 for a run that the book does not know."""
+        """Events that a run holds here, spent or open; 0 for a run that the book does not know.
+
+        Args:
+            run: the run's identity.
+        """
         runs = self._fresh().runs
         return runs[run].position if run in runs else 0
 
     def knows(self, run: str, ledger: History) -> bool:
-        """Whether this very ledger is the newest one of the run that was noted here."""
+        """Whether this very ledger is the newest one of the run that was noted here.
+
+        Args:
+            run: the run's identity.
+            ledger: the run's ledger, replayed.
+        """
         runs = self._fresh().runs
         return run in runs and runs[run].ledger == (ledger.head, ledger.size)
 
     def least(self, run: str) -> int:
-        """The least that a run can be settled at: what it began, or settled before."""
+        """The least that a run can be settled at: what it began, or settled before.
+
+        Args:
+            run: the run's identity.
+        """
         return self._fresh().run(run).floor
 
     def require_within(self, sha256: str, *, unless: str = "") -> str:
@@ -263,6 +356,10 @@ class Book:
 
         A limit can be lowered while runs hold reservations. ``unless`` is a head known to be fine: while neither limit
         nor spend has changed since, nothing is priced again.
+
+        Args:
+            sha256: digest of the data set, in hexadecimal.
+            unless: a head at which everything fitted; empty for none.
 
         Raises:
             BudgetExceededError: it does not fit any more.
@@ -277,6 +374,11 @@ class Book:
 
         It has happened, so it is never refused; whatever comes after is. What the book holds of the run already is not
         counted again, so a second call, and a call after a broken one, add only what is new. Nothing is given back.
+
+        Args:
+            run: the run's identity.
+            sha256: digest of the data set, in hexadecimal.
+            ledger: the run's ledger, replayed.
 
         Raises:
             ValueError: the run stands in the book under another data set.
@@ -323,7 +425,11 @@ class Book:
         self.settle(name, 1)
 
     def standing(self, sha256: str) -> Standing:
-        """Where a data set stands now; ε is at its own limit's δ and relation, or its nearest granted ancestor's."""
+        """Where a data set stands now; ε is at its own limit's δ and relation, or its nearest granted ancestor's.
+
+        Args:
+            sha256: digest of the data set, in hexadecimal.
+        """
         return limits.standing(self._fresh(), sha256)
 
     def data_sets(self) -> tuple[DataSet, ...]:
@@ -331,11 +437,19 @@ class Book:
         return tuple(self._fresh().data_sets.values())
 
     def balance(self, run: str) -> Balance:
-        """A run's events, by what became of them."""
+        """A run's events, by what became of them.
+
+        Args:
+            run: the run's identity.
+        """
         return self._fresh().run(run).balance()
 
     def verify(self, *, head: str = "", size: int = 0) -> Account:
         """Read every row again, and check that the first ``size`` rows are those that ``head`` stands for.
+
+        Args:
+            head: digest that stands for the first rows, in hexadecimal; empty for none.
+            size: how many rows it stands for.
 
         Raises:
             LedgerError: a row was changed, moved or taken out; the message names the first one that does not follow.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where a budget book is kept: one append-only table, of which a writer needs INSERT and SELECT and nothing more.
 
 Writers take turns: SQLite locks its file, PostgreSQL an advisory lock, which needs no right on the table. Elsewhere the

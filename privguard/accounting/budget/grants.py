@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What officers sign: grants on data sets, releases of what a run reserved, and which data sets share no person.
 
 A *data set* is known by the digest of its content and, where it was derived, by its parent. Two data sets with one
@@ -87,12 +88,22 @@ class Grant(Record):
     terms: Terms = field(default_factory=Terms)
 
     def sign(self, key: SigningKey) -> Envelope:
-        """The grant as a signed statement about the data set."""
+        """The grant as a signed statement about the data set.
+
+        Args:
+            key: an officer's signing key.
+        """
         return _signed(GRANT, "data set", self.sha256, self, key)
 
     @classmethod
     def verify(cls, envelope: Envelope, officers: tuple[Identity, ...], *, quorum: int = 1) -> "Grant":
-        """The grant inside, once that many officers are known to have signed it; raises ``TamperedError``."""
+        """The grant inside, once that many officers are known to have signed it; raises ``TamperedError``.
+
+        Args:
+            envelope: the signed statement.
+            officers: whose signatures count.
+            quorum: how many of them it takes.
+        """
         given = _agreed(envelope, officers, quorum, wanted=GRANT)
         limit, terms = given["budget"], given["terms"]
         budget = Budget(epsilon=limit["epsilon"], delta=limit["delta"], relation=Relation(limit["relation"]))
@@ -119,12 +130,22 @@ class Release(Record):
     reason: str
 
     def sign(self, key: SigningKey) -> Envelope:
-        """The release as a signed statement about the run."""
+        """The release as a signed statement about the run.
+
+        Args:
+            key: an officer's signing key.
+        """
         return _signed(RELEASE, "run", _canon.digest(self.run), self, key)
 
     @classmethod
     def verify(cls, envelope: Envelope, officers: tuple[Identity, ...], *, quorum: int = 1) -> "Release":
-        """The release inside, once that many officers are known to have signed it; raises ``TamperedError``."""
+        """The release inside, once that many officers are known to have signed it; raises ``TamperedError``.
+
+        Args:
+            envelope: the signed statement.
+            officers: whose signatures count.
+            quorum: how many of them it takes.
+        """
         given = _agreed(envelope, officers, quorum, wanted=RELEASE)
         return cls(**{name: given[name] for name in ("book", "run", "serial", "used", "reason")})
 
@@ -146,12 +167,22 @@ class Partition(Record):
         _check.require(bool(self.reason), "reason", self.reason, wanted="how it is known that they share no person")
 
     def sign(self, key: SigningKey) -> Envelope:
-        """The partition as a signed statement about the parent."""
+        """The partition as a signed statement about the parent.
+
+        Args:
+            key: an officer's signing key.
+        """
         return _signed(PARTITION, "data set", self.parent, self, key)
 
     @classmethod
     def verify(cls, envelope: Envelope, officers: tuple[Identity, ...], *, quorum: int = 1) -> "Partition":
-        """The partition inside, once that many officers are known to have signed it; raises ``TamperedError``."""
+        """The partition inside, once that many officers are known to have signed it; raises ``TamperedError``.
+
+        Args:
+            envelope: the signed statement.
+            officers: whose signatures count.
+            quorum: how many of them it takes.
+        """
         given = _agreed(envelope, officers, quorum, wanted=PARTITION)
         return cls(book=given["book"], parent=given["parent"], parts=tuple(given["parts"]), reason=given["reason"])
 

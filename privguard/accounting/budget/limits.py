@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Whether something more fits: lifetime limits of a family, windows, last days and teams, and where a data set stands.
 
 Privacy loss does not expire. A window limits how fast it is spent, and a last day what is reserved after it; the total
@@ -45,7 +46,12 @@ class Standing(Record):
 
 
 def standing(account: Account, sha256: str) -> Standing:
-    """Where a data set stands; ε is at its own limit's δ and relation, or its nearest granted ancestor's."""
+    """Where a data set stands; ε is at its own limit's δ and relation, or its nearest granted ancestor's.
+
+    Args:
+        account: the book's state.
+        sha256: digest of the data set, in hexadecimal.
+    """
     data_set, grant, family = account.known(sha256), account.limit(sha256), account.family(sha256)
     budget = grant.budget if grant is not None else None
     runs, population = account.runs_on(set(family)), account.population(sha256)
@@ -75,6 +81,11 @@ def course(account: Account, sha256: str, *, points: int) -> list[tuple[str, flo
     """(time, ε) pairs of how a granted data set's spending grew, at no more than so many times of its reservations.
 
     What was given back since is left out: a pair says what of today's total was reserved by then, the last is today's.
+
+    Args:
+        account: the book's state.
+        sha256: digest of the data set, in hexadecimal.
+        points: how many pairs at most.
     """
     grant, runs = account.limit(sha256), account.runs_on(set(account.family(sha256)))
     times = sorted({block.time for run in runs for block in run.blocks})
@@ -101,6 +112,12 @@ def require_room(account: Account, sha256: str, more: "list[tuple[DpEvent, int]]
     """Raise ``BudgetExceededError`` unless everything, with ``more``, keeps every limit of the data set's family.
 
     Without ``more``, only the lifetime limits are asked: what is reserved already may be used after the last day.
+
+    Args:
+        account: the book's state.
+        sha256: digest of the data set, in hexadecimal.
+        more: pairs of an event and how often it is to happen.
+        team: whose share pays; empty for none.
     """
     account.known(sha256)
     if account.limit(sha256) is None:
@@ -121,7 +138,13 @@ def require_room(account: Account, sha256: str, more: "list[tuple[DpEvent, int]]
 
 
 def require_priced(account: Account, sha256: str, event: "DpEvent") -> None:
-    """Raise ``UnknownEventError`` where some limit of the data set's family cannot price the event."""
+    """Raise ``UnknownEventError`` where some limit of the data set's family cannot price the event.
+
+    Args:
+        account: the book's state.
+        sha256: digest of the data set, in hexadecimal.
+        event: the event to be priced.
+    """
     for grant in _grants(account, sha256).values():
         _epsilon([(event, 1)], grant.budget)
 

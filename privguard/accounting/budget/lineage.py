@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which version of a data set lies at a path, as the team's data versioning wrote it down beside the data.
 
 DVC keeps ``NAME.dvc`` with the MD5 of what it stored; ``lakectl local`` keeps ``.lakefs_ref.yaml`` with the lakeFS
@@ -24,7 +25,11 @@ class Lineage:
 
     @classmethod
     def beside(cls, path: Path) -> "Lineage":
-        """What DVC or lakeFS say about the file or folder at ``path``."""
+        """What DVC or lakeFS say about the file or folder at ``path``.
+
+        Args:
+            path: a data file or folder.
+        """
         return _dvc(path) or _lakefs(path) or cls()
 
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Parallel composition: what one person can be in, where officers declared that data sets share no person.
 
 A person who is in one part of a partition is in none of the others, so what was spent on the parts does not add up for
@@ -36,7 +37,13 @@ def memberships(account: "Account", data_sets: Iterable[str], *, within: str = "
 
 
 def count(account: "Account", root: str, partitions: Mapping[str, Sequence[str]]) -> int:
-    """How many combinations of parts there would be in a family with these partitions, by parent."""
+    """How many combinations of parts there would be in a family with these partitions, by parent.
+
+    Args:
+        account: the book's state.
+        root: digest of the family's root, in hexadecimal.
+        partitions: parts that share no person, by parent.
+    """
     parts = partitions.get(root, ())
     rest = [count(account, child, partitions) for child in account.children(root) if child not in parts]
     return math.prod(rest) * (sum(count(account, part, partitions) for part in parts) if parts else 1)

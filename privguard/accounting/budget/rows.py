@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Rows of a budget book as they are built and as they are read back."""
 
 import json

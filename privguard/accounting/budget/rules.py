@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The rules of a budget book, apart from where it is kept: rows are replayed, and a row that breaks a rule is refused.
 
 All data sets with one root are a *family*, and what was spent on one of them was spent on the family, because a derived
@@ -71,11 +72,20 @@ class Account:
         return self.heads[-1] if self.heads else FIRST_HEAD
 
     def next_head(self, body: bytes) -> str:
-        """The head that the next row must carry: a chain over all rows before it."""
+        """The head that the next row must carry: a chain over all rows before it.
+
+        Args:
+            body: the row's canonical JSON, without its head.
+        """
         return hashlib.sha256(bytes.fromhex(self.head) + hashlib.sha256(body).digest()).hexdigest()
 
     def apply(self, body: bytes, row: Mapping[str, Any]) -> None:
-        """Take in the next row, or raise ``ValueError`` or a refusal and change nothing."""
+        """Take in the next row, or raise ``ValueError`` or a refusal and change nothing.
+
+        Args:
+            body: the row's canonical JSON, without its head.
+            row: the row's fields.
+        """
         kinds = {
             "open": self._open,
             "data set": self._data_set,
@@ -102,47 +112,83 @@ class Account:
             self.priced = self.head
 
     def known(self, sha256: str) -> DataSet:
-        """The data set of this digest; raises ``ValueError`` when the book does not know it."""
+        """The data set of this digest; raises ``ValueError`` when the book does not know it.
+
+        Args:
+            sha256: digest of the data set, in hexadecimal.
+        """
         _check.require(
             sha256 in self.data_sets, "data set", sha256, wanted="one of this book", remedy="add it to the book first"
         )
         return self.data_sets[sha256]
 
     def run(self, name: str) -> Run:
-        """The run of this name; raises ``ValueError`` when the book does not know it."""
+        """The run of this name; raises ``ValueError`` when the book does not know it.
+
+        Args:
+            name: the run's identity.
+        """
         _check.require(name in self.runs, "run", name, wanted="one of this book")
         return self.runs[name]
 
     def ancestors(self, sha256: str) -> list[str]:
-        """The data set, its parent, and so on up to the root."""
+        """The data set, its parent, and so on up to the root.
+
+        Args:
+            sha256: digest of the data set, in hexadecimal.
+        """
         line = [sha256]
         while (parent := self.data_sets[line[-1]].parent) is not None:
             line.append(parent)
         return line
 
     def family(self, sha256: str) -> list[str]:
-        """All data sets with the same root, this one among them."""
+        """All data sets with the same root, this one among them.
+
+        Args:
+            sha256: digest of the data set, in hexadecimal.
+        """
         root = self.ancestors(sha256)[-1]
         return [other for other in self.data_sets if self.ancestors(other)[-1] == root]
 
     def children(self, sha256: str) -> list[str]:
-        """The data sets that were made from this one."""
+        """The data sets that were made from this one.
+
+        Args:
+            sha256: digest of the data set, in hexadecimal.
+        """
         return [other for other, data_set in self.data_sets.items() if data_set.parent == sha256]
 
     def population(self, sha256: str) -> str:
-        """The population that the data set declares, or else its nearest ancestor's; "" where none does."""
+        """The population that the data set declares, or else its nearest ancestor's; "" where none does.
+
+        Args:
+            sha256: digest of the data set, in hexadecimal.
+        """
         return next(filter(None, (self.data_sets[line].population for line in self.ancestors(sha256))), "")
 
     def runs_on(self, data_sets: "set[str]") -> list[Run]:
-        """All runs on any of these data sets."""
+        """All runs on any of these data sets.
+
+        Args:
+            data_sets: digests of data sets.
+        """
         return [run for run in self.runs.values() if run.data_set in data_sets]
 
     def spent(self, sha256: str) -> "list[tuple[DpEvent, int]]":
-        """Everything spent or reserved by any run on the family of this data set."""
+        """Everything spent or reserved by any run on the family of this data set.
+
+        Args:
+            sha256: digest of the data set, in hexadecimal.
+        """
         return [pair for run in self.runs_on(set(self.family(sha256))) for pair in run.spent()]
 
     def limit(self, sha256: str) -> Grant | None:
-        """The grant for all teams that holds for a data set: its own, or its nearest granted ancestor's."""
+        """The grant for all teams that holds for a data set: its own, or its nearest granted ancestor's.
+
+        Args:
+            sha256: digest of the data set, in hexadecimal.
+        """
         granted = (self.grants.get((line, "")) for line in self.ancestors(sha256))
         return next((grant for grant in granted if grant is not None), None)
 

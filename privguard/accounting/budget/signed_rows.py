@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One row of a budget book: what changes, when, who says so, and the signature that a change of a run needs.
 
 The time never goes back and is not ahead of the reader's clock. ``actor`` is the writer's own word, for people to read;

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What one run reserved, began and settled in a budget book: the counts behind a balance."""
 
 from collections.abc import Mapping
@@ -79,13 +80,21 @@ class Run:
         return max(self.begun, self.settled)
 
     def add(self, block: Block) -> None:
-        """Take in the next events."""
+        """Take in the next events.
+
+        Args:
+            block: the events of one reservation.
+        """
         self.blocks.append(block)
         self.position += block.times
         self.reserved += block.times
 
     def settle(self, used: int) -> None:
-        """Drop what lies beyond the first ``used`` events."""
+        """Drop what lies beyond the first ``used`` events.
+
+        Args:
+            used: the first event that is dropped.
+        """
         self.blocks = [
             replace(block, times=min(block.times, used - block.first)) for block in self.blocks if block.first < used
         ]
@@ -93,11 +102,19 @@ class Run:
         self.position = self.settled = used
 
     def until(self, time: str) -> "Run":
-        """The run as far as it was reserved by a time, to look at."""
+        """The run as far as it was reserved by a time, to look at.
+
+        Args:
+            time: in ISO 8601, UTC.
+        """
         return replace(self, blocks=[block for block in self.blocks if block.time <= time])
 
     def spent(self, *, since: str = "") -> "list[tuple[DpEvent, int]]":
-        """All that counts as spent: what was used, and what is still open; or what of it was reserved since a time."""
+        """All that counts as spent: what was used, and what is still open; or what of it was reserved since a time.
+
+        Args:
+            since: a time in ISO 8601, UTC; empty for the whole life.
+        """
         return [(events.from_json(block.event), block.times) for block in self.blocks if block.time >= since]
 
     def balance(self) -> Balance:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Two plans side by side: ε under both relations, what an attacker can do, and how much noise the weights keep."""
 
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ class Side(Record):
         replace_one: the same, replacing one; None where it cannot be priced.
         delta: δ of both.
         advantage: the best test's true-positive less its false-positive rate.
-        false_negatives: for each rate of :data:`~privguard.accounting.planning.trade_off.RATES`, the least rate of
+        false_negatives: for each rate of ``RATES``, the least rate of
             records that are missed.
         odds: for each, by what factor a positive answer raises the odds.
         noise_left: root mean square over the steps of the noise in a weight, for C = 1, learning rate 1 and plain SGD.

@@ -1,6 +1,7 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which batch, how many steps and bands: a table from public numbers alone, and the row that leaves the least noise.
 
-Noise over signal (:mod:`privguard.accounting.outlook`) falls with the batch, since σ grows more slowly than it, until
+Noise over signal (``privguard.accounting.outlook``) falls with the batch, since σ grows more slowly than it, until
 hardly any steps are left to learn in. What a task needs of those no public number says, so rows with few are not taken.
 """
 

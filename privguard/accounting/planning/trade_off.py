@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What ε means for an attacker's error rates: the trade-off curve of the best membership test.
 
 A test that says "in" has a false-positive rate α and a false-negative rate β. A mechanism that is (ε, δ)-private bounds

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Attacks on membership: what was observed in, one statistic per record out; a larger one speaks for membership.
 
 Two families. The likelihood-ratio attack (LiRA) compares how well the target's confidence fits the references that saw
@@ -64,7 +65,11 @@ class Attack(Protocol):
         ...
 
     def statistic(self, evidence: Evidence) -> FloatArray:
-        """One number per record (n,), larger for a likelier member."""
+        """One number per record (n,), larger for a likelier member.
+
+        Args:
+            evidence: logits of target and references, n records.
+        """
         ...
 
 
@@ -76,7 +81,11 @@ class Loss:
     name: str = "loss"
 
     def statistic(self, evidence: Evidence) -> FloatArray:
-        """Minus the cross-entropy in nats."""
+        """Minus the cross-entropy in nats.
+
+        Args:
+            evidence: logits of target and references, n records.
+        """
         return -score.loss(evidence.logits, evidence.labels)
 
 
@@ -93,7 +102,11 @@ class LabelOnly:
     name: str = "label-only"
 
     def statistic(self, evidence: Evidence) -> FloatArray:
-        """The share of right answers, in [0, 1]."""
+        """The share of right answers, in [0, 1].
+
+        Args:
+            evidence: logits of target and references, n records.
+        """
         right = np.asarray(self.answers) == evidence.labels[:, None]
         return right.mean(1)
 
@@ -102,7 +115,12 @@ class Variance(Protocol):
     """How LiRA gets a density from few references: log density of ``x`` around ``mean``, all (n,)."""
 
     def log_density(self, x: FloatArray, side: "Side") -> FloatArray:
-        """Log density of the target's confidence under this side."""
+        """Log density of the target's confidence under this side.
+
+        Args:
+            x: the target's confidence in each record, (n,).
+            side: moments of the references on one side.
+        """
         ...
 
 
@@ -126,7 +144,12 @@ class Pooled:
     """One variance for all records: steady with few references."""
 
     def log_density(self, x: FloatArray, side: Side) -> FloatArray:
-        """Normal with the pooled variance."""
+        """Normal with the pooled variance.
+
+        Args:
+            x: the target's confidence in each record, (n,).
+            side: moments of the references on one side.
+        """
         return -0.5 * (np.log(side.pooled) + (x - side.mean) ** 2 / side.pooled)
 
 
@@ -136,7 +159,12 @@ class PerExample:
     """A variance of each record's own: needs about 64 references, and falls back to the pooled one below two."""
 
     def log_density(self, x: FloatArray, side: Side) -> FloatArray:
-        """Normal with the record's own variance."""
+        """Normal with the record's own variance.
+
+        Args:
+            x: the target's confidence in each record, (n,).
+            side: moments of the references on one side.
+        """
         own = side.squares / np.maximum(side.count - 1, 1)
         variance = np.where(side.count > 1, np.maximum(own, 1e-3 * side.pooled), side.pooled)
         return -0.5 * (np.log(variance) + (x - side.mean) ** 2 / variance)
@@ -154,7 +182,12 @@ class Bayesian:
     strength: float = 6.0
 
     def log_density(self, x: FloatArray, side: Side) -> FloatArray:
-        """Student t with strength + count - 1 degrees of freedom."""
+        """Student t with strength + count - 1 degrees of freedom.
+
+        Args:
+            x: the target's confidence in each record, (n,).
+            side: moments of the references on one side.
+        """
         freedom = self.strength + np.maximum(side.count - 1, 0)
         width = (self.strength * side.pooled + side.squares) / freedom * (1 + 1 / np.maximum(side.count, 1))
         shape = special.gammaln((freedom + 1) / 2) - special.gammaln(freedom / 2) - 0.5 * np.log(freedom * width)
@@ -173,7 +206,11 @@ class LiRA:
     name: str = "lira"
 
     def statistic(self, evidence: Evidence) -> FloatArray:
-        """Log likelihood ratio, in nats."""
+        """Log likelihood ratio, in nats.
+
+        Args:
+            evidence: logits of target and references, n records.
+        """
         target = score.scaled_confidence(evidence.logits, evidence.labels)
         inside, outside = _sides(*_scaled_references(evidence))
         return self.variance.log_density(target, inside) - self.variance.log_density(target, outside)
@@ -188,7 +225,11 @@ class OfflineLiRA:
     name: str = "lira-offline"
 
     def statistic(self, evidence: Evidence) -> FloatArray:
-        """Signed square root of twice the drop in log density from the outside mean."""
+        """Signed square root of twice the drop in log density from the outside mean.
+
+        Args:
+            evidence: logits of target and references, n records.
+        """
         target = score.scaled_confidence(evidence.logits, evidence.labels)
         _, outside = _sides(*_scaled_references(evidence))
         drop = self.variance.log_density(outside.mean, outside) - self.variance.log_density(target, outside)
@@ -212,7 +253,11 @@ class RMIA:
     name: str = "rmia"
 
     def statistic(self, evidence: Evidence) -> FloatArray:
-        """Share of the population beaten by the factor ``gamma``, in [0, 1), plus a tie-break below one share."""
+        """Share of the population beaten by the factor ``gamma``, in [0, 1), plus a tie-break below one share.
+
+        Args:
+            evidence: logits of target and references, n records.
+        """
         references, included = evidence.references()
         ratios = self.log_ratio(evidence.logits, evidence.labels, references, included)
         beaten, size = np.zeros(len(ratios)), 1
@@ -224,7 +269,14 @@ class RMIA:
         return (beaten + ties / (ties.max() + 1)) / (size + 1)
 
     def log_ratio(self, logits: ArrayLike, labels: ArrayLike, references: ArrayLike, included: BoolArray) -> FloatArray:
-        """Log p(x | target) - log p(x), with p(x) the mean over models that saw x and models that did not."""
+        """Log p(x | target) - log p(x), with p(x) the mean over models that saw x and models that did not.
+
+        Args:
+            logits: (n, classes).
+            labels: (n,).
+            references: logits of the references, (R, n, classes).
+            included: which reference saw which record, (R, n).
+        """
         own = score.log_confidence(logits, labels, temperature=self.temperature)
         p = np.exp(score.log_confidence(references, labels, temperature=self.temperature))
         seen = included.sum(0)
@@ -246,6 +298,10 @@ def tune_rmia(evidence: Evidence, *, at: float = 0.01) -> RMIA:
     """RMIA with the temperature and ``offline_a`` that find most members of the references, each attacked by the rest.
 
     Guarantee: the target's logits are never read, so the choice costs no multiplicity. It needs two references.
+
+    Args:
+        evidence: logits of target and references, n records.
+        at: false-positive rate at which members are counted, in (0, 1).
     """
     references, included = evidence.references()
     _check.require(len(references) > 1, "references", len(references), wanted="at least 2, to attack one with another")

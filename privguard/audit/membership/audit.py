@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One membership audit, whole: attacks, blind baseline, duplicates, ranking, and what may be said about them.
 
 A ranking of natural records never gives an ε: only coins do (``privguard.audit.one_run.design``). What it can say
@@ -107,6 +108,14 @@ def run(
     both sides name the group of each record, each group is tested by itself too, and paid for.
 
     Labels with fractions make it an audit of a regression: one number per record, scored by its residual.
+
+    Args:
+        model: what is attacked.
+        members: records that it was trained on.
+        non_members: records of the same kind that it was not.
+        references: models trained on random halves; None for none.
+        attacks: more attacks, each with a name of its own.
+        assignment: how members and non-members came about.
 
     Raises:
         ValueError: where shapes disagree, either side has fewer than ten records, or two attacks have one name.

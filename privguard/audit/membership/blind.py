@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The attack that never sees the model: can members be told from non-members by the records alone?
 
 If they can, the split was not random, and a high AUC of a membership attack may measure the split and not the model.
@@ -73,13 +74,21 @@ class Baseline:
         )
 
     def expected(self, values: FloatArray) -> FloatArray:
-        """What the records let one expect of ``values`` (n,): least squares over held-out predictions of each kind."""
+        """What the records let one expect of ``values`` (n,): least squares over held-out predictions of each kind.
+
+        Args:
+            values: one for each record, (n,).
+        """
         predictions = held_out(self.views.regressors(values), self.blocks)
         model = LinearRegression(positive=True).fit(predictions, values)
         return model.predict(predictions)
 
     def expected_of_others(self, values: FloatArray) -> FloatArray:
-        """The same (n,), learnt from non-members alone: of records that no model saw, a score can tell no leak."""
+        """The same (n,), learnt from non-members alone: of records that no model saw, a score can tell no leak.
+
+        Args:
+            values: one for each record, (n,).
+        """
         regressors, others = self.views.regressors(values), ~self.members
         predictions = held_out(regressors, self.blocks, among=others)
         return LinearRegression(positive=True).fit(predictions[others], values[others]).predict(predictions)
@@ -89,6 +98,9 @@ class Baseline:
 
         The expected scores and their squares are among the columns, so that the chances are right on average along
         just the directions in which a comparison would be led astray.
+
+        Args:
+            expected: scores (n,) as records let one expect them.
         """
         columns = [*self.log_odds.T]
         for values in expected:
@@ -112,6 +124,12 @@ def blind_baseline(
     independent ones, though the models share records and one kind is chosen by the blocks before (progressive
     validation: Blum, Kalai, Langford 1999). That does not hold for cross-validation, whose usual interval flags 6
     random splits in 100.
+
+    Args:
+        records: texts, or an array (n, ...).
+        members: bool (n,), True for a member.
+        beside: columns that stand beside the records, (n, k); None for none.
+        seed: of the split into blocks.
     """
     mask = np.asarray(members, bool)
     least = int(min(mask.sum(), (~mask).sum()))
@@ -135,6 +153,11 @@ def held_out(
     """Predictions (n, kinds) for every record, each by models that learnt from the other blocks.
 
     With ``among`` (n,) they learn only from the records that it marks.
+
+    Args:
+        kinds: kinds of model by name.
+        blocks: record numbers of each block.
+        among: which records may be learnt from, (n,); None for all.
     """
     predictions = np.zeros((sum(map(len, blocks)), len(kinds)))
     for k, held in enumerate(blocks):

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Records → columns for the models that never see the target: rows and what sums each up, or counts of words.
 
 Nothing here knows who is a member.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What is learnt from the records alone: three kinds of model that see different kinds of shift.
 
 Linear models see a shift of means or of words, and of what sums a record up, such as its brightness, spread, extremes

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One test over everything that was tested: attacks, statistics, both directions and groups, under one error rate.
 
 A rank sum misses forty named people among two thousand; a count at the top misses a small lead of everybody. So both

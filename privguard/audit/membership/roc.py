@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Scores and membership → how well an attack ranks, with exact intervals and the counts behind every rate.
 
 Thresholds are strict: a record is called a member when its score lies above the threshold, so ties never help.
@@ -70,6 +71,10 @@ def auc(scores: ArrayLike, members: ArrayLike) -> Auc:
 
     >>> auc([3.0, 2.0, 1.0, 0.0], [True, True, False, False]).value
     1.0
+
+    Args:
+        scores: one for each record, (n,), larger for a likelier member.
+        members: bool (n,), True for a member.
     """
     inside, outside = _split(scores, members)
     above = placements(inside, outside)
@@ -80,7 +85,13 @@ def auc(scores: ArrayLike, members: ArrayLike) -> Auc:
 
 
 def true_positive_rate(scores: ArrayLike, members: ArrayLike, *, at: float) -> Rate:
-    """The true-positive rate where at most a share ``at`` of the non-members passes."""
+    """The true-positive rate where at most a share ``at`` of the non-members passes.
+
+    Args:
+        scores: one for each record, (n,), larger for a likelier member.
+        members: bool (n,), True for a member.
+        at: the highest false-positive rate, in [0, 1].
+    """
     _check.probability("at", at)
     inside, outside = _split(scores, members)
     allowed = math.floor(at * len(outside) + 1e-9)
@@ -102,7 +113,12 @@ def true_positive_rate(scores: ArrayLike, members: ArrayLike, *, at: float) -> R
 
 
 def curve(scores: ArrayLike, members: ArrayLike) -> Roc:
-    """The empirical curve with pointwise 95 % Clopper-Pearson bands of the true-positive rate."""
+    """The empirical curve with pointwise 95 % Clopper-Pearson bands of the true-positive rate.
+
+    Args:
+        scores: one for each record, (n,), larger for a likelier member.
+        members: bool (n,), True for a member.
+    """
     inside, outside = _split(scores, members)
     thresholds = np.append(np.unique(np.concatenate([inside, outside]))[::-1], -np.inf)
     hits = len(inside) - np.searchsorted(np.sort(inside), thresholds, side="right")
@@ -119,6 +135,9 @@ def holm(p_values: dict[str, float]) -> dict[str, float]:
 
     >>> holm({"a": 0.01, "b": 0.04})
     {'a': 0.02, 'b': 0.04}
+
+    Args:
+        p_values: p-values by attack.
     """
     worst, adjusted = 0.0, {}
     for rank, name in enumerate(sorted(p_values, key=lambda key: p_values[key])):
@@ -142,7 +161,12 @@ def _split(scores: ArrayLike, members: ArrayLike) -> tuple[FloatArray, FloatArra
 
 
 def placements(these: FloatArray, those: FloatArray) -> FloatArray:
-    """For each of ``these``, the share of ``those`` below it, ties counting one half."""
+    """For each of ``these``, the share of ``those`` below it, ties counting one half.
+
+    Args:
+        these: scores, (a,).
+        those: scores, (b,).
+    """
     ordered = np.sort(those)
     return (np.searchsorted(ordered, these, "left") + np.searchsorted(ordered, these, "right")) / (2 * len(ordered))
 
@@ -160,5 +184,10 @@ def _precision(hit_rate: float, alarm_rate: float, prior: float) -> float:
 
 
 def rates(scores: ArrayLike, members: ArrayLike) -> list[Rate]:
-    """True-positive rates at 1 %, 0.1 % and 0.01 % false positives."""
+    """True-positive rates at 1 %, 0.1 % and 0.01 % false positives.
+
+    Args:
+        scores: one for each record, (n,), larger for a likelier member.
+        members: bool (n,), True for a member.
+    """
     return [true_positive_rate(scores, members, at=at) for at in FALSE_POSITIVE_RATES]

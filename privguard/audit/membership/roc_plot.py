@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """ROC curves as SVG: log axes, the 95 % band of the first curve, and the blind curve beside them."""
 
 import io

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Model and examples → numbers per example. A larger score speaks for membership.
 
 The model may be any torch module, any estimator with ``predict_proba``, or any function from a batch of inputs to

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The scores-only door: a model trained and attacked elsewhere, audited from one ``.npz``, CSV or Parquet file.
 
 Arrays in the file: ``scores`` (n,), or ``losses`` (n,), which are lower for members, or several of either, named
@@ -47,6 +48,9 @@ def read_scores(path: Path) -> dict[str, NDArray[Any]]:
 
     Arrays of objects are refused, as they would be pickles; see ``privguard.audit.membership.tables.read_table``.
 
+    Args:
+        path: the file.
+
     Raises:
         ValueError: where the file is none of these.
     """
@@ -65,6 +69,11 @@ def read_scores(path: Path) -> dict[str, NDArray[Any]]:
 def array(arrays: Mapping[str, NDArray[Any]], name: str, *, path: Path) -> NDArray[Any]:
     """The array of this name from the file at ``path``.
 
+    Args:
+        arrays: arrays by name.
+        name: the array's name.
+        path: the file.
+
     Raises:
         ValueError: the file has none; the message names those that it has.
     """
@@ -74,6 +83,9 @@ def array(arrays: Mapping[str, NDArray[Any]], name: str, *, path: Path) -> NDArr
 
 def audit_scores(arrays: Mapping[str, NDArray[Any]]) -> ScoresAudit:
     """Weigh the scores of one or several attacks against the split that they were computed on.
+
+    Args:
+        arrays: arrays by name.
 
     Raises:
         ValueError: where there are no scores, or no members.
@@ -115,7 +127,11 @@ def audit_scores(arrays: Mapping[str, NDArray[Any]]) -> ScoresAudit:
 
 
 def significant(audit: ScoresAudit) -> list[str]:
-    """Names of the attacks that rank members above others at the 5 % level, after paying for all of them."""
+    """Names of the attacks that rank members above others at the 5 % level, after paying for all of them.
+
+    Args:
+        audit: a weighed audit.
+    """
     return [result.attack for result in audit.attacks if result.p_adjusted <= LEVEL]
 
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How much of a lead could a shift carry that the blind models see only faintly?
 
 What records let one expect of a score is learnt from non-members alone, of whom no model can have a memory. If members

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """CSV and Parquet files → named arrays, as an ``.npz`` file holds them.
 
 A column is an array (n,). Columns called ``records_<name>`` or ``inputs_<name>`` are put side by side, in the order of

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Statistics of attacks on a split → what may be said about a leak, in words that the split supports.
 
 Two questions, each one test over all attacks, statistics, directions and groups

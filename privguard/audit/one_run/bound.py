@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Counts → ε from below: lower bounds whose error is exact, for counts that were decided before looking.
 
 Three bounds, from the widest hypothesis to the narrowest. ``steinke`` speaks about every (ε, δ) mechanism,
@@ -28,6 +29,13 @@ def steinke(correct: int, *, canaries: int, guesses: int, delta: float, confiden
     Guarantee: where each of ``canaries`` was included by its own fair coin, the number of guesses was fixed, and the
     mechanism is (ε, δ)-private, the returned value exceeds ε with probability at most 1 - ``confidence``.
     Source: Steinke, Nasr, Jagielski 2023 (arXiv:2305.08846), Theorem 5.2.
+
+    Args:
+        correct: how many guesses were right.
+        canaries: how many coins were flipped.
+        guesses: how many guesses were made.
+        delta: δ, in [0, 1).
+        confidence: of the bound, in (0, 1).
     """
     _check_guesses(correct, canaries=canaries, guesses=guesses, delta=delta, confidence=confidence)
     return largest_refuted(
@@ -42,6 +50,13 @@ def gaussian_one_run(correct: int, *, canaries: int, guesses: int, delta: float,
     Guarantee: as ``steinke``, for mechanisms whose trade-off curve lies above that of μ-Gaussian privacy; the value
     returned is that curve's ε at ``delta``. It refutes "Gaussian privacy matched to (ε, δ)", a narrower claim than
     (ε, δ) itself. Source: Mahloujifar, Melis, Chaudhuri 2025 (arXiv:2410.22235), Algorithm 3.
+
+    Args:
+        correct: how many guesses were right.
+        canaries: how many coins were flipped.
+        guesses: how many guesses were made.
+        delta: δ, in [0, 1).
+        confidence: of the bound, in (0, 1).
     """
     _check_guesses(correct, canaries=canaries, guesses=guesses, delta=delta, confidence=confidence)
     _check.probability("delta", delta, remedy="no Gaussian mechanism is private at δ = 0; use steinke")
@@ -59,6 +74,13 @@ def gaussian_threshold(
     Guarantee: where trials are independent and one release is μ-Gaussian private, the value exceeds μ with probability
     at most 1 - ``confidence``. Both error rates get half of it. Source: Nasr et al. 2023 (arXiv:2302.07956), 4.2, with
     the exact intervals of Clopper and Pearson.
+
+    Args:
+        true_positives: members called members.
+        members: how many trials had the record in.
+        false_positives: others called members.
+        non_members: how many trials had it out.
+        confidence: of the bound, in (0, 1).
     """
     _check.count("members", members)
     _check.count("non_members", non_members)
@@ -73,12 +95,24 @@ def gaussian_threshold(
 
 
 def rate_above(hits: int, trials: int, *, error: float) -> float:
-    """Upper end of a one-sided Clopper-Pearson interval: exceeds the true rate except with probability ``error``."""
+    """Upper end of a one-sided Clopper-Pearson interval: exceeds the true rate except with probability ``error``.
+
+    Args:
+        hits: how often it happened.
+        trials: how often it could have.
+        error: chance that the bound fails, in (0, 1).
+    """
     return 1.0 if hits >= trials else float(special.betaincinv(hits + 1, trials - hits, 1 - error))
 
 
 def rate_below(hits: int, trials: int, *, error: float) -> float:
-    """Lower end of a one-sided Clopper-Pearson interval: above the true rate with probability at most ``error``."""
+    """Lower end of a one-sided Clopper-Pearson interval: above the true rate with probability at most ``error``.
+
+    Args:
+        hits: how often it happened.
+        trials: how often it could have.
+        error: chance that the bound fails, in (0, 1).
+    """
     return 0.0 if hits <= 0 else float(special.betaincinv(hits, trials - hits + 1, error))
 
 
@@ -89,6 +123,10 @@ def gaussian_epsilon(mu: float, *, delta: float) -> float:
 
     >>> round(gaussian_epsilon(1.66, delta=1e-5), 2)
     7.97
+
+    Args:
+        mu: μ of Gaussian privacy, dimensionless.
+        delta: δ, in [0, 1).
     """
     if gaussian_delta(0.0, mu=mu) <= delta:
         return 0.0
@@ -97,7 +135,12 @@ def gaussian_epsilon(mu: float, *, delta: float) -> float:
 
 
 def gaussian_mu(epsilon: float, *, delta: float) -> float:
-    """μ whose ε at ``delta`` is ``epsilon``: the inverse of ``gaussian_epsilon``."""
+    """μ whose ε at ``delta`` is ``epsilon``: the inverse of ``gaussian_epsilon``.
+
+    Args:
+        epsilon: ε.
+        delta: δ, in [0, 1).
+    """
     _check.non_negative("epsilon", epsilon)
     _check.probability("delta", delta)
     high = 1.0
@@ -107,7 +150,12 @@ def gaussian_mu(epsilon: float, *, delta: float) -> float:
 
 
 def gaussian_delta(epsilon: float, *, mu: float) -> float:
-    """δ at ``epsilon`` of μ-Gaussian privacy (Balle and Wang 2018, Theorem 8)."""
+    """δ at ``epsilon`` of μ-Gaussian privacy (Balle and Wang 2018, Theorem 8).
+
+    Args:
+        epsilon: ε.
+        mu: μ of Gaussian privacy, dimensionless.
+    """
     if mu <= 0:
         return 0.0
     reach = epsilon / mu
@@ -148,7 +196,11 @@ def _other_world(mass: float, mu: float) -> float:
 
 
 def largest_refuted(excess: Callable[[float], float]) -> float:
-    """The largest value that is refuted (``excess`` above zero, falling in its argument), 0 where none is."""
+    """The largest value that is refuted (``excess`` above zero, falling in its argument), 0 where none is.
+
+    Args:
+        excess: above zero where a value is refuted; falls in its argument.
+    """
     if excess(0.0) <= 0:
         return 0.0
     high = 1.0

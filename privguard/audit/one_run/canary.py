@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Coins that decide which canaries a run trains on, flipped and committed before training.
 
 A one-run bound rests on one fact: each canary was in or out by its own fair coin, which nothing else depends on. So the
@@ -39,7 +40,13 @@ class Coins:
 
     @classmethod
     def flip(cls, canaries: int, *, design: str, source: Stream | None = None) -> "Coins":
-        """Flip ``canaries`` coins for the design of this digest, from the operating system unless told otherwise."""
+        """Flip ``canaries`` coins for the design of this digest, from the operating system unless told otherwise.
+
+        Args:
+            canaries: how many coins.
+            design: digest of the design.
+            source: the stream that flips; None for the operating system.
+        """
         _check.count("canaries", canaries)
         stream = source or Stream.from_entropy("audit coins")
         included = (stream.child("flips").words(canaries) & np.uint64(1)).astype(bool)
@@ -59,13 +66,21 @@ class Coins:
         return {**facts, "salt": self._salt.hex(), "insecure": self.insecure}
 
     def write(self, path: Path) -> None:
-        """Write the coins to a new file; an existing one is never overwritten, as a second flip could be a choice."""
+        """Write the coins to a new file; an existing one is never overwritten, as a second flip could be a choice.
+
+        Args:
+            path: the coins' file.
+        """
         with path.open("x", encoding="utf-8") as file:
             json.dump(self.to_json(), file)
 
     @classmethod
     def read(cls, path: Path, *, commitment: str) -> "Coins":
         """Read coins back and hold them against the commitment that was made before training.
+
+        Args:
+            path: the coins' file.
+            commitment: digest of the coins, as it was published before training.
 
         Raises:
             TamperedError: where they are not the committed ones, or the file is no coins file.
@@ -96,6 +111,11 @@ def guess(
 
     Nothing is guessed of the others. Ties fall by number: a canary's number says nothing about its coin.
 
+    Args:
+        scores: one for each canary, (canaries,), larger for a likelier member.
+        guesses_in: how many are guessed in.
+        guesses_out: how many are guessed out.
+
     Raises:
         AuditError: where a score is NaN, as nobody could say then what was guessed.
     """
@@ -112,6 +132,11 @@ def count_calls(scores: NDArray[np.floating], included: NDArray[np.bool_], *, th
     """Who is called a member by a score above ``threshold``, held against the coins: scores and coins of any one shape.
 
     The names are those of the arguments of ``privguard.audit.one_run.bound.gaussian_threshold``.
+
+    Args:
+        scores: one for each canary, (canaries,), larger for a likelier member.
+        included: what the coins said, of the shape of the scores.
+        threshold: score above which a canary is called a member.
     """
     called = scores > threshold
     return {
@@ -123,6 +148,13 @@ def count_calls(scores: NDArray[np.floating], included: NDArray[np.bool_], *, th
 
 
 def count_right(scores: NDArray[np.floating], included: NDArray[np.bool_], *, guesses_in: int, guesses_out: int) -> int:
-    """How many of the guesses the coins bear out."""
+    """How many of the guesses the coins bear out.
+
+    Args:
+        scores: one for each canary, (canaries,), larger for a likelier member.
+        included: what the coins said, of the shape of the scores.
+        guesses_in: how many are guessed in.
+        guesses_out: how many are guessed out.
+    """
     inside, outside = guess(scores, guesses_in=guesses_in, guesses_out=guesses_out)
     return int(included[inside].sum() + (~included[outside]).sum())

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What an audit in one run will count, fixed before training, and what it can and cannot show.
 
 A design names the number of canaries and guesses, the bounds, the claim and the confidence. From these alone follows
@@ -100,6 +101,14 @@ class Design(Record):
     ) -> "Design":
         """A design against a claim of the same unit, with so many ``guesses`` in and out.
 
+        Args:
+            claim: the claim that is held against the run.
+            canaries: how many canaries get a coin.
+            guesses: how many are guessed in, and how many out.
+            unit: what a canary stands for, an example or a user.
+            bounds: the bounds that will be computed, all paid for.
+            threshold: score above which a canary is called a member; None where no bound needs one.
+
         Raises:
             AuditError: where one canary is not what one neighbour of the claim is. An example says nothing about a
                 claim for whole users, and a user may move more than a claim for examples promises.
@@ -136,7 +145,11 @@ class Design(Record):
         return 1 - (1 - self.confidence) / len(self.bounds)
 
     def cap(self, which: Bound) -> float:
-        """The largest ε that ``which`` could show: every guess right, and half of the coins in."""
+        """The largest ε that ``which`` could show: every guess right, and half of the coins in.
+
+        Args:
+            which: one of the design's bounds.
+        """
         half, others = self.canaries // 2, self.canaries - self.canaries // 2
         if which is Bound.GAUSSIAN_THRESHOLD:
             return self._at_threshold(half, half, 0, others)
@@ -149,6 +162,9 @@ class Design(Record):
 
         For the threshold bound: right calls of all canaries, with both sides equally often wrong. For the rank bound:
         pairs of one that is in and one that is out, ranked right, where half are in.
+
+        Args:
+            which: one of the design's bounds.
         """
         if self.cap(which) <= self.claimed:
             return None
@@ -170,7 +186,13 @@ class Design(Record):
     def epsilon(
         self, which: Bound, scores: NDArray[np.floating], included: NDArray[np.bool_]
     ) -> tuple[float, dict[str, int]]:
-        """The bound and its counts, for scores (canaries,) and what the coins said."""
+        """The bound and its counts, for scores (canaries,) and what the coins said.
+
+        Args:
+            which: one of the design's bounds.
+            scores: one for each canary, (canaries,), larger for a likelier member.
+            included: what the coins said, (canaries,).
+        """
         if which is Bound.GAUSSIAN_THRESHOLD:
             counts = count_calls(scores, included, threshold=self.threshold or 0.0)
             return self._at_threshold(**counts), counts
@@ -181,7 +203,11 @@ class Design(Record):
         return self._one_run(which, right), {"guesses": self.guesses, "right": right}
 
     def flip(self, source: Stream | None = None) -> Coins:
-        """The coins of this design, once, before training."""
+        """The coins of this design, once, before training.
+
+        Args:
+            source: the stream that flips; None for the operating system.
+        """
         return Coins.flip(self.canaries, design=self.digest(), source=source)
 
     def _one_run(self, which: Bound, right: int) -> float:
@@ -243,6 +269,11 @@ def judge(design: Design, run: Observed, *, control: Observed | None = None) -> 
     bounds of the design. It is called consistent only where the design could have refuted the claim and did refute it
     on ``control``, a run of the same design without noise; otherwise it is uninformative.
 
+    Args:
+        design: the design, fixed before training.
+        run: scores of the run, with the coins.
+        control: the same of a run without noise; None where there is none.
+
     Raises:
         AuditError: where the coins belong to another design, or a score is NaN.
     """
@@ -265,6 +296,13 @@ def least_canaries(
     """The least number of canaries with which a perfect attack that guesses all of them refutes the claim.
 
     None where ``most`` do not suffice; ``Bound.STEINKE`` has a highest reach, as δ weighs more with every canary.
+
+    Args:
+        which: one of the design's bounds.
+        claimed: ε of the claim.
+        delta: δ of the claim.
+        confidence: of the bound, in (0, 1).
+        most: the most canaries that are tried.
     """
     at = partial(_perfect, which, delta=delta, confidence=confidence)
     high = 2
@@ -285,6 +323,11 @@ def ideal(design: Design, *, runs: int = 200, seed: int = 0) -> dict[str, float]
 
     A simulation with exact scores: what a correct run should come near to. The threshold is set midway. At δ = 0 it is
     randomised response that spends the claim.
+
+    Args:
+        design: the design, fixed before training.
+        runs: how many simulated runs.
+        seed: of the simulation.
     """
     random, mu = np.random.default_rng(seed), 0.0
     if design.delta > 0:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How often members outrank others → μ of Gaussian privacy from below: a bound that uses the scores' values.
 
 A threshold keeps one bit of each score. The number of pairs (member, other) in which the member scores higher keeps

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reference models: what the target would say had it seen, or not seen, a record.
 
 Each is trained on its own random half of the records. Where the architecture allows it they are trained as one stack of
@@ -80,13 +81,24 @@ class References:
     make_model: MakeModel
 
     def logits(self, inputs: Tensor, *, batch: int = 4096) -> NDArray[np.float32]:
-        """Outputs (R, n, classes) of every model on ``inputs`` (n, ...)."""
+        """Outputs (R, n, classes) of every model on ``inputs`` (n, ...).
+
+        Args:
+            inputs: records, (n, ...).
+            batch: records in one forward pass.
+        """
         model = self.make_model().eval()
         return np.stack([_logits(_with_state(model, state), inputs, batch) for state in self.states])
 
 
 def draw_inclusion(references: int, records: int, *, seed: int) -> NDArray[np.bool_]:
-    """Independent fair coins (R, n): whether reference r is trained on record i."""
+    """Independent fair coins (R, n): whether reference r is trained on record i.
+
+    Args:
+        references: how many models.
+        records: how many records.
+        seed: of the coins.
+    """
     _check.count("references", references)
     _check.count("records", records)
     return np.random.default_rng(seed).random((references, records)) < 0.5  # noqa: PLR2004 — a fair coin
@@ -105,6 +117,14 @@ def train_references(
 
     Every labelled member is seen exactly once in every epoch, also where the rows differ in size. The models do not
     depend on how many are trained at once, up to rounding. ``make_model`` returns a freshly initialised network.
+
+    Args:
+        make_model: makes an untrained model.
+        inputs: records, (n, ...).
+        labels: labels, (n,).
+        included: which reference is trained on which record, (R, n).
+        schedule: epochs, batch size, learning rate and seed.
+        place: where trained models are kept; None for memory.
 
     Raises:
         ValueError: where shapes disagree or a row marks no record.
@@ -133,11 +153,22 @@ class Trainable(Protocol):
     parameters: list[Tensor]
 
     def gradients(self, inputs: Tensor, labels: Tensor, weights: Tensor) -> list[Tensor]:
-        """Gradients of the weighted sum of cross-entropies: inputs (K, B, ...), labels and weights (K, B)."""
+        """Gradients of the weighted sum of cross-entropies: inputs (K, B, ...), labels and weights (K, B).
+
+        Args:
+            inputs: (K, B, ...).
+            labels: (K, B).
+            weights: weights of the examples, (K, B).
+        """
         ...
 
     def state(self, model: int, names: Sequence[str]) -> dict[str, Tensor]:
-        """One model's parameters and buffers by name."""
+        """One model's parameters and buffers by name.
+
+        Args:
+            model: the model's number, from 0.
+            names: names of the parameters, in order.
+        """
         ...
 
 
@@ -151,6 +182,12 @@ def batches(
     number of steps, which would otherwise depend on who is trained together.
 
     Guarantee: over the epoch, model k meets each of its members exactly once and nothing else.
+
+    Args:
+        included: which reference is trained on which record, (R, n).
+        batch_size: expected records of a step.
+        generators: one for each model.
+        largest: the most rows of a step; None for as many as needed.
     """
     sizes = included.sum(1)
     steps = math.ceil(max(largest or 0, int(sizes.max())) / batch_size)

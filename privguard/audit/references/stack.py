@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Many small networks as one: every parameter gets a leading axis of models, every product becomes a batched product.
 
 The backward pass is written by hand, because a batched product is the whole cost of a small network and autograd adds

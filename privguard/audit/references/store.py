@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where finished reference models are kept: in memory, or in a folder from which an interrupted training goes on."""
 
 import json

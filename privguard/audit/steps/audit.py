@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The per-step audit: does an implementation of clip and noise do what its accountant is told?
 
 Each canary has a coordinate of its own that no other record touches, a raw gradient far above the clipping norm, and a
@@ -35,7 +36,11 @@ class Stepper(Protocol):
     canaries: int
 
     def step(self, records: NDArray[np.int64]) -> FloatArray:
-        """Take one private step on these records; the movement (canaries,), as a multiple of the clipping norm."""
+        """Take one private step on these records; the movement (canaries,), as a multiple of the clipping norm.
+
+        Args:
+            records: numbers of the records in the batch.
+        """
         ...
 
 
@@ -66,7 +71,11 @@ class StepDesign:
         _check.probability("confidence", self.confidence)
 
     def epsilon(self, noise_multiplier: float) -> float:
-        """ε of the claimed sampling and steps at another noise, by the accountant's privacy-loss distribution."""
+        """ε of the claimed sampling and steps at another noise, by the accountant's privacy-loss distribution.
+
+        Args:
+            noise_multiplier: σ, dimensionless.
+        """
         from privguard.accounting.accountant import epsilon
         from privguard.accounting.calibrate import dp_sgd
 
@@ -93,6 +102,11 @@ def observe(stepper: Stepper, design: StepDesign, *, source: Stream | None = Non
     """Run the trials: each flips a coin for every canary, and adds a random number of records without gradient.
 
     Those records change the size of the batch and nothing else, so that a step which divides by it gives itself away.
+
+    Args:
+        stepper: what takes the steps.
+        design: trials, canaries and claim, fixed beforehand.
+        source: the stream that flips; None for the operating system.
     """
     _check.require(
         stepper.canaries == design.canaries, "stepper.canaries", stepper.canaries, wanted=f"{design.canaries}"
@@ -115,6 +129,11 @@ def step_finding(trace: Trace, design: StepDesign, *, control: Trace | None = No
 
     Guarantee: an implementation whose every step is the claimed Gaussian mechanism is refuted with probability at most
     1 - ``confidence``. *Consistent* needs ``control``, the trials of a twin without noise, to be refuted.
+
+    Args:
+        trace: the observed trials.
+        design: trials, canaries and claim, fixed beforehand.
+        control: the same of a step without noise; None where there is none.
 
     Raises:
         AuditError: where a score is not finite.

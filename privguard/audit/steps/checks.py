@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tests of a private training step, each for one thing that must hold whatever the data.
 
 Every check returns a p-value: the chance that a correct step looks at least this wrong, or a bound above it; none is
@@ -46,6 +47,13 @@ def examine(
 
     ``giant`` is the number of a canary whose raw gradient is far larger than the others'. A correct step fails any
     check at all with probability at most ``level``.
+
+    Args:
+        trace: the observed trials.
+        noise_multiplier: the claimed σ, dimensionless.
+        giant: number of the canary with a huge raw gradient; None where there is none.
+        others: p-values by name, from elsewhere; None for none.
+        level: chance that a correct step fails any check, in (0, 1).
     """
     _check.probability("level", level)
     sigma = _check.positive("noise_multiplier", noise_multiplier)
@@ -65,27 +73,48 @@ def examine(
 
 
 def noise_level(trace: Trace, sigma: float) -> float:
-    """The noise has the claimed variance: Σ residual² / σ² is χ² with one degree of freedom per trial."""
+    """The noise has the claimed variance: Σ residual² / σ² is χ² with one degree of freedom per trial.
+
+    Args:
+        trace: the observed trials.
+        sigma: the claimed noise multiplier, dimensionless.
+    """
     trials = trace.scores.size
     total = float((trace.residuals**2).sum()) / sigma**2
     return _chi_square(total, trials)
 
 
 def contribution(trace: Trace, sigma: float) -> float:
-    """A record moves the sum by exactly the clipping norm, neither more (not clipped, counted twice) nor less."""
+    """A record moves the sum by exactly the clipping norm, neither more (not clipped, counted twice) nor less.
+
+    Args:
+        trace: the observed trials.
+        sigma: the claimed noise multiplier, dimensionless.
+    """
     own = trace.residuals[trace.included]
     return _normal(float(own.sum()) / (sigma * math.sqrt(max(1, len(own)))))
 
 
 def contribution_of_each(trace: Trace, sigma: float) -> float:
-    """As ``contribution``, for every canary on its own (Bonferroni): a single record counted twice shows."""
+    """As ``contribution``, for every canary on its own (Bonferroni): a single record counted twice shows.
+
+    Args:
+        trace: the observed trials.
+        sigma: the claimed noise multiplier, dimensionless.
+    """
     counts = np.maximum(trace.included.sum(0), 1)
     z = np.where(trace.included, trace.residuals, 0).sum(0) / (sigma * np.sqrt(counts))
     return min(1.0, len(z) * _normal(float(np.abs(z).max())))
 
 
 def influence(trace: Trace, sigma: float, *, giant: int) -> float:
-    """Another canary's score does not depend on whether a huge one is in the batch: records are clipped one by one."""
+    """Another canary's score does not depend on whether a huge one is in the batch: records are clipped one by one.
+
+    Args:
+        trace: the observed trials.
+        sigma: the claimed noise multiplier, dimensionless.
+        giant: number of the canary with a huge raw gradient; None where there is none.
+    """
     others = np.arange(trace.scores.shape[1]) != giant
     present = trace.included[:, giant]
     sums, counts = _per_step(trace, others)
@@ -97,17 +126,32 @@ def influence(trace: Trace, sigma: float, *, giant: int) -> float:
 
 
 def noise_across_steps(trace: Trace, sigma: float) -> float:
-    """No step's noise appears in another step: neither at a fixed lag all along, nor in any one pair of steps."""
+    """No step's noise appears in another step: neither at a fixed lag all along, nor in any one pair of steps.
+
+    Args:
+        trace: the observed trials.
+        sigma: the claimed noise multiplier, dimensionless.
+    """
     return _reuse(trace.residuals / sigma)
 
 
 def noise_across_coordinates(trace: Trace, sigma: float) -> float:
-    """No coordinate's noise appears in another one: neither at a fixed distance, nor in any one pair of coordinates."""
+    """No coordinate's noise appears in another one: neither at a fixed distance, nor in any one pair of coordinates.
+
+    Args:
+        trace: the observed trials.
+        sigma: the claimed noise multiplier, dimensionless.
+    """
     return _reuse(trace.residuals.T / sigma)
 
 
 def public_denominator(trace: Trace, sigma: float) -> float:
-    """What a canary contributes does not shrink as the batch grows: the divisor is public, not the realised size."""
+    """What a canary contributes does not shrink as the batch grows: the divisor is public, not the realised size.
+
+    Args:
+        trace: the observed trials.
+        sigma: the claimed noise multiplier, dimensionless.
+    """
     sums, counts = _per_step(trace, np.ones(trace.scores.shape[1], bool))
     spread = trace.sizes - trace.sizes.mean()
     deviation = sigma * math.sqrt(float((spread**2 * counts).sum()))
@@ -115,13 +159,24 @@ def public_denominator(trace: Trace, sigma: float) -> float:
 
 
 def noise_across_ranks(one: Trace, another: Trace, sigma: float) -> float:
-    """Two ranks that are meant to add independent noise do: the sign of one's says nothing about the other's."""
+    """Two ranks that are meant to add independent noise do: the sign of one's says nothing about the other's.
+
+    Args:
+        one: trials of one rank.
+        another: the same trials on another rank.
+        sigma: the claimed noise multiplier, dimensionless.
+    """
     agreement = float((np.sign(one.residuals) * another.residuals).sum()) / sigma
     return _normal(agreement / math.sqrt(one.scores.size))
 
 
 def every_step_recorded(*, taken: int, recorded: int) -> float:
-    """The ledger knows every step: 0 where a step was taken that it does not hold, otherwise 1."""
+    """The ledger knows every step: 0 where a step was taken that it does not hold, otherwise 1.
+
+    Args:
+        taken: steps that were taken.
+        recorded: steps that the ledger holds.
+    """
     return 0.0 if taken > recorded else 1.0
 
 
@@ -132,6 +187,11 @@ def poisson_inclusion(draws: Sequence[NDArray[np.int64]], *, records: int, rate:
     successive steps; an epoch is ⌈1 / rate⌉ of them. Four tests, Bonferroni: number of inclusions (exact), spread of
     inclusions per record and epoch, spread of batch sizes (both from above, see ``_binomial_spread``). A fourth,
     ``paired_inclusion``, sees coins that two records share.
+
+    Args:
+        draws: record numbers of each draw.
+        records: how many records there are.
+        rate: the claimed sampling rate, in (0, 1].
     """
     _check.probability("rate", rate)
     epoch = math.ceil(1 / rate)
@@ -151,6 +211,11 @@ def paired_inclusion(draws: Sequence[NDArray[np.int64]], *, records: int, rate: 
     Partners are neighbours at each distance up to 64 and at half of the records, in disjoint pairs, so that the count
     is exact; Bonferroni over the distances. At a rate of 0.01 a shared coin makes a pair a hundred times as frequent,
     which neither counts per record nor batch sizes show.
+
+    Args:
+        draws: record numbers of each draw.
+        records: how many records there are.
+        rate: the claimed sampling rate, in (0, 1].
     """
     included = np.zeros((len(draws), records), bool)
     for step, draw in enumerate(draws):

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Attacks on language models: what a model says of each token in, one score per text out.
 
 All scores rise with the likelihood of membership. The reference is the model before fine-tuning, or another model of
@@ -45,6 +46,11 @@ def token_scores(model: nn.Module, texts: Sequence[Sequence[int]], *, batch: int
 
     ``model(input_ids=…, attention_mask=…)`` returns logits, or an object that has them as ``.logits``.
 
+    Args:
+        model: a causal language model.
+        texts: token ids of each text.
+        batch: texts in one forward pass.
+
     Raises:
         ValueError: for a text of fewer than two tokens, of which nothing can be predicted.
     """
@@ -57,28 +63,52 @@ def token_scores(model: nn.Module, texts: Sequence[Sequence[int]], *, batch: int
 
 
 def mean_log_probability(scores: Sequence[TokenScores]) -> FloatArray:
-    """Minus the mean loss per token: the plain loss attack, (texts,)."""
+    """Minus the mean loss per token: the plain loss attack, (texts,).
+
+    Args:
+        scores: log-probabilities of the tokens of each text.
+    """
     return np.array([text.observed.mean() for text in scores])
 
 
 def reference_ratio(target: Sequence[TokenScores], reference: Sequence[TokenScores]) -> FloatArray:
-    """Mean log ratio of target to reference per token (Carlini et al. 2021, arXiv:2012.07805), (texts,)."""
+    """Mean log ratio of target to reference per token (Carlini et al. 2021, arXiv:2012.07805), (texts,).
+
+    Args:
+        target: scores of the attacked model.
+        reference: scores of a model that saw none of the texts.
+    """
     return mean_log_probability(target) - mean_log_probability(reference)
 
 
 def zlib_ratio(scores: Sequence[TokenScores], texts: Sequence[str]) -> FloatArray:
-    """Mean log-probability over the bytes that zlib needs for the text (Carlini et al. 2021), (texts,)."""
+    """Mean log-probability over the bytes that zlib needs for the text (Carlini et al. 2021), (texts,).
+
+    Args:
+        scores: log-probabilities of the tokens of each text.
+        texts: the texts, as strings.
+    """
     sizes = np.array([len(zlib.compress(text.encode())) for text in texts])
     return mean_log_probability(scores) / sizes
 
 
 def min_k(scores: Sequence[TokenScores], *, share: float = LOWEST) -> FloatArray:
-    """Mean of the lowest ``share`` of log-probabilities (Min-K%, Shi et al. 2024, arXiv:2310.16789), (texts,)."""
+    """Mean of the lowest ``share`` of log-probabilities (Min-K%, Shi et al. 2024, arXiv:2310.16789), (texts,).
+
+    Args:
+        scores: log-probabilities of the tokens of each text.
+        share: share of the tokens that counts, in (0, 1].
+    """
     return np.array([_lowest(text.observed, share) for text in scores])
 
 
 def min_k_plus_plus(scores: Sequence[TokenScores], *, share: float = LOWEST) -> FloatArray:
-    """Min-K% of standardised log-probabilities (Min-K%++, Zhang et al. 2025, arXiv:2404.02936), (texts,)."""
+    """Min-K% of standardised log-probabilities (Min-K%++, Zhang et al. 2025, arXiv:2404.02936), (texts,).
+
+    Args:
+        scores: log-probabilities of the tokens of each text.
+        share: share of the tokens that counts, in (0, 1].
+    """
     return np.array([_lowest((text.observed - text.mean) / text.deviation, share) for text in scores])
 
 
@@ -89,6 +119,11 @@ def window_votes(
 
     Signs and not sums are counted, as few tokens carry very large differences in both directions. Source: WBC, Tian et
     al. 2026 (arXiv:2601.02751). A text shorter than a window has one vote, over all its tokens.
+
+    Args:
+        target: scores of the attacked model.
+        reference: scores of a model that saw none of the texts.
+        windows: lengths of the windows, in tokens.
     """
     return np.array(
         [_votes(ours.observed - theirs.observed, windows) for ours, theirs in zip(target, reference, strict=True)]

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Memorisation of one text: exposure of a planted secret, and extraction by greedy or repeated sampling.
 
 An extracted text is an existence proof: the model can say it. A text that was not extracted proves nothing.
@@ -45,6 +46,10 @@ def exposure(secret: float, others: ArrayLike) -> Exposure:
 
     >>> exposure(3.0, [2.0, 1.0, 0.0]).bits
     2.0
+
+    Args:
+        secret: the secret's score.
+        others: scores of all other candidates, (n,).
     """
     values = np.asarray(others, np.float64)
     _check.require(math.isfinite(secret) and bool(np.isfinite(values).all()), "scores", secret, wanted="finite numbers")
@@ -57,7 +62,14 @@ def exposure(secret: float, others: ArrayLike) -> Exposure:
 def exposure_of(
     model: nn.Module, secret: Sequence[int], others: Sequence[Sequence[int]], *, batch: int = 64
 ) -> Exposure:
-    """Exposure of a secret (token ids) under a language model, against ``others`` of the same form and length."""
+    """Exposure of a secret (token ids) under a language model, against ``others`` of the same form and length.
+
+    Args:
+        model: a causal language model.
+        secret: token ids of the inserted secret.
+        others: token ids of secrets that could have been inserted in its place.
+        batch: texts in one forward pass.
+    """
     scores = mean_log_probability(token_scores(model, [secret, *others], batch=batch))
     lengths = np.array([len(text) - 1 for text in (secret, *others)])
     totals = scores * lengths
@@ -85,6 +97,12 @@ def suffix_log_probability(
     """Log of the chance, in nats, that one sample after ``prefix`` is exactly ``suffix``; -inf where it cannot be.
 
     One forward pass and no sampling. Source: Hayes et al. 2025 (arXiv:2410.19482), equation 2.
+
+    Args:
+        model: a causal language model.
+        prefix: token ids before.
+        suffix: token ids to be extracted.
+        sampling: how a token is drawn.
     """
     _check_parts(prefix, suffix)
     ids = torch.as_tensor([[*prefix, *suffix]], device=next(model.parameters()).device)
@@ -100,6 +118,10 @@ def queries_needed(log_probability: float, *, chance: float) -> float:
 
     >>> queries_needed(math.log(0.5), chance=0.9)
     4.0
+
+    Args:
+        log_probability: natural logarithm of the chance of one sample.
+        chance: wanted chance of at least one hit, in (0, 1).
     """
     _check.probability("chance", chance)
     if log_probability >= 0:
@@ -116,6 +138,11 @@ def verbatim(model: nn.Module, prefix: Sequence[int], suffix: Sequence[int]) -> 
 
     Teacher forcing decides it in one pass: greedy text equals the suffix exactly where each of its tokens is the
     likeliest one after those before it.
+
+    Args:
+        model: a causal language model.
+        prefix: token ids before.
+        suffix: token ids to be extracted.
     """
     _check_parts(prefix, suffix)
     ids = torch.as_tensor([[*prefix, *suffix]], device=next(model.parameters()).device)
@@ -133,7 +160,16 @@ def sample_suffixes(
     sampling: Sampling,
     generator: torch.Generator,
 ) -> NDArray[np.int64]:
-    """``samples`` continuations (samples, length), token by token: the slow way that the closed form is tested by."""
+    """``samples`` continuations (samples, length), token by token: the slow way that the closed form is tested by.
+
+    Args:
+        model: a causal language model.
+        prefix: token ids before.
+        length: tokens of a continuation.
+        samples: how many continuations.
+        sampling: how a token is drawn.
+        generator: the generator that draws.
+    """
     ids = torch.as_tensor([list(prefix)] * samples, device=next(model.parameters()).device)
     for _ in range(length):
         p = torch.softmax(_shaped(_evaluated(model, ids)[:, -1], sampling), dim=-1)

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which tensor files of a model's folder count, as transformers decides it: the index, the variant, the plain name.
 
 A folder can hold the same model several times over: in shards, in one file, as ``model.fp16.safetensors``. Taking

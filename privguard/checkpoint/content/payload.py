@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Sealed bytes: segments of Cobblestone-256, written and read in parallel, and read at random.
 
 A member of a file is cut into segments of 64 MiB of plaintext, each a message of C2SP chunked-encryption

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Sealed files as file objects: written while their size is not known yet, and read by libraries that want a file.
 
 What goes in is sealed at once and what comes out is opened at once, so that neither side ever holds a copy in clear
@@ -32,7 +33,11 @@ class SealingStream(io.RawIOBase):
         return True
 
     def write(self, content: Any, /) -> int:
-        """Seal ``content``; a full disk raises ``OSError``."""
+        """Seal ``content``; a full disk raises ``OSError``.
+
+        Args:
+            content: bytes, or what has a buffer of bytes.
+        """
         view = memoryview(content).cast("B")
         self._writer.write(view)
         return len(view)
@@ -47,6 +52,12 @@ def sealing(path: Path, name: str, audience: Audience, *, manifest: Mapping[str,
     """A stream whose content becomes the only member, ``name``, of the sealed file ``path`` when the block ends well.
 
     When the block raises, ``path`` is what it was before.
+
+    Args:
+        path: the sealed file to be written.
+        name: the member's name.
+        audience: who may open it, and who may audit.
+        manifest: JSON values for auditors.
     """
     secrets = Secrets.fresh()
     stanzas = envelope.wrap(secrets, audience.to, audience.auditors)
@@ -75,7 +86,12 @@ class OpeningStream(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
-        """Move to a position counted from the start, from here, or from the end."""
+        """Move to a position counted from the start, from here, or from the end.
+
+        Args:
+            offset: bytes, counted as ``whence`` says.
+            whence: ``os.SEEK_SET``, ``os.SEEK_CUR`` or ``os.SEEK_END``.
+        """
         base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._content.size}[whence]
         if base + offset < 0:
             raise ValueError(f"offset={offset}: expected a position inside the file")
@@ -87,7 +103,11 @@ class OpeningStream(io.RawIOBase):
         return self._position
 
     def readinto(self, buffer: Any, /) -> int:
-        """Fill ``buffer`` as far as the content goes."""
+        """Fill ``buffer`` as far as the content goes.
+
+        Args:
+            buffer: writable memory.
+        """
         view = memoryview(buffer).cast("B")
         count = max(0, min(len(view), self._content.size - self._position))
         self._content.read_into(view[:count], self._position)
@@ -96,5 +116,10 @@ class OpeningStream(io.RawIOBase):
 
 
 def opening(sealed: Sealed, name: str) -> io.BufferedReader:
-    """A member of an opened file as a file object: for ``numpy.load``, ``pyarrow``, ``zipfile`` and the like."""
+    """A member of an opened file as a file object: for ``numpy.load``, ``pyarrow``, ``zipfile`` and the like.
+
+    Args:
+        sealed: an opened file.
+        name: the member's name.
+    """
     return io.BufferedReader(OpeningStream(sealed.reader(name)), _READ_AHEAD)

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tensors inside the seal, in the safetensors layout: eight bytes of length, a JSON header, the bytes of every tensor.
 
 The layout is written and read here, because it has to flow straight between tensors and cipher: nothing is gathered in
@@ -57,8 +58,23 @@ class Readable(Protocol):
 
     size: int
 
-    def read(self, start: int, stop: int) -> bytearray: ...  # noqa: D102
-    def read_into(self, into: memoryview, start: int) -> None: ...  # noqa: D102
+    def read(self, start: int, stop: int) -> bytearray:
+        """The bytes from ``start`` up to ``stop``.
+
+        Args:
+            start: the first byte.
+            stop: the byte after the last.
+        """
+        ...
+
+    def read_into(self, into: memoryview, start: int) -> None:
+        """Fill ``into`` with the bytes from ``start`` on.
+
+        Args:
+            into: memory to be filled.
+            start: the first byte.
+        """
+        ...
 
 
 @final
@@ -93,7 +109,12 @@ class Layout:
         self.size = len(self._header) + (ends[-1] if ends else 0)
 
     def views(self, start: int, stop: int) -> Iterator[memoryview]:
-        """The file's bytes from ``start`` up to ``stop``, tensor by tensor."""
+        """The file's bytes from ``start`` up to ``stop``, tensor by tensor.
+
+        Args:
+            start: the first byte.
+            stop: the byte after the last.
+        """
         at = bisect.bisect_right(self._starts, start) - 1
         while start < stop:
             begin = self._starts[at]
@@ -124,7 +145,13 @@ class TensorFile(Mapping[str, Tensor]):
         return self._read(name, entry.shape, entry.start, entry.stop)
 
     def rows(self, name: str, start: int, stop: int) -> Tensor:
-        """The stretch ``start:stop`` of the first dimension; it costs no more than its own bytes."""
+        """The stretch ``start:stop`` of the first dimension; it costs no more than its own bytes.
+
+        Args:
+            name: the tensor's name.
+            start: the first row.
+            stop: the row after the last.
+        """
         entry = self.entry(name)
         if not entry.shape or not 0 <= start <= stop <= entry.shape[0]:
             raise ValueError(f"rows={start}:{stop}: expected a stretch of the first of {entry.shape}")
@@ -133,7 +160,11 @@ class TensorFile(Mapping[str, Tensor]):
         return self._read(name, shape, entry.start + start * width, entry.start + stop * width)
 
     def entry(self, name: str) -> Entry:
-        """Data type and shape of a tensor, without reading it."""
+        """Data type and shape of a tensor, without reading it.
+
+        Args:
+            name: the tensor's name.
+        """
         return self._homes[name][2]
 
     def __iter__(self) -> Iterator[str]:
@@ -150,7 +181,11 @@ class TensorFile(Mapping[str, Tensor]):
 
 
 def from_buffer(memory: memoryview) -> dict[str, Tensor]:
-    """The tensors of a safetensors file in memory, each a view of its own bytes there; nothing is copied."""
+    """The tensors of a safetensors file in memory, each a view of its own bytes there; nothing is copied.
+
+    Args:
+        memory: a whole safetensors file.
+    """
     length = _header_length(memory[:8], len(memory))
     entries, aliases = parse_header(memory[8 : 8 + length], len(memory) - 8 - length)
     tensors = {name: _tensor(memory, entry, 8 + length) for name, entry in entries.items()}
@@ -159,6 +194,10 @@ def from_buffer(memory: memoryview) -> dict[str, Tensor]:
 
 def parse_header(header: bytes | bytearray | memoryview, data_bytes: int) -> tuple[dict[str, Entry], dict[str, str]]:
     """Entries and aliases of a safetensors header over ``data_bytes`` of data.
+
+    Args:
+        header: the JSON header of a safetensors file.
+        data_bytes: bytes that follow the header.
 
     Raises:
         TamperedError: it is not JSON of the format, or its tensors overlap, leave bytes over or point outside the data,
@@ -178,7 +217,11 @@ def parse_header(header: bytes | bytearray | memoryview, data_bytes: int) -> tup
 
 
 def allocate(size: int) -> memoryview:
-    """Fresh memory of ``size`` bytes, in large pages where that pays."""
+    """Fresh memory of ``size`` bytes, in large pages where that pays.
+
+    Args:
+        size: bytes.
+    """
     if size < _HUGE:
         return memoryview(bytearray(size))
     return _os.anonymous_memory(size)

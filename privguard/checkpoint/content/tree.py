@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Everything of a training state that is not a tensor, as canonical JSON that comes back exactly as it was.
 
 JSON has no whole-number keys, tuples, bytes, exact floats or tensors, so each of them is written as an object with one

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Change who may open a sealed file without touching what is in it.
 
 Only the head is written, so the time does not depend on the size, and a signature over the rest still holds. What this
@@ -58,6 +59,9 @@ def inspect(path: str | os.PathLike[str]) -> Inspection:
 
     Without a key nothing of this is authenticated: it is what the file says of itself.
 
+    Args:
+        path: the sealed file or folder.
+
     Raises:
         TamperedError: no sealed file of privguard, or a damaged one.
         PlainCheckpointError: a checkpoint in clear.
@@ -92,6 +96,13 @@ def rewrap(
     ``passphrase``. Without any of them the head is written anew, which clears what is left over.
     In a file, the new head is written beside the old one and synced, then the old one is zeroed and
     synced: at every moment one of them is whole.
+
+    Args:
+        path: the sealed file or folder.
+        key: a key that may resume.
+        add: who may open it from now on.
+        add_auditors: who may audit it from now on.
+        remove: who may not any more.
 
     Raises:
         TamperedError: the key does not open it, or it is not what was written.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Who may open a sealed file: keys, and the recipients made from them.
 
 A ``Key`` opens, a ``Recipient`` can only be sealed to. The key pair of ``Key.generate`` is X25519 joined with
@@ -64,8 +65,26 @@ class KeyService(Protocol):
     @property
     def name(self) -> str: ...  # noqa: D102 — the class says it
 
-    def wrap(self, secret: bytes, context: bytes) -> bytes: ...  # noqa: D102
-    def unwrap(self, blob: bytes, context: bytes) -> bytes: ...  # noqa: D102
+    def wrap(self, secret: bytes, context: bytes) -> bytes:
+        """Wrap a file's key.
+
+        Args:
+            secret: 32 bytes.
+            context: names the file and the role; bound to what is returned.
+        """
+        ...
+
+    def unwrap(self, blob: bytes, context: bytes) -> bytes:
+        """Undo ``wrap``.
+
+        Args:
+            blob: what ``wrap`` gave.
+            context: the same as there.
+
+        Raises:
+            ValueError: not wrapped with this key under this context.
+        """
+        ...
 
 
 class _Opaque(ABC):
@@ -107,6 +126,9 @@ class Recipient(_Opaque):
     def read(cls, path: str | os.PathLike[str]) -> "Recipient":
         """The recipient in a recipient file, or the one of the key in a key file.
 
+        Args:
+            path: the key or recipient file.
+
         Raises:
             SealError: the file is neither.
         """
@@ -114,7 +136,11 @@ class Recipient(_Opaque):
         return cls(kind, material) if what == "recipient" else Key(kind, material, _door=_DOOR).recipient()
 
     def write(self, path: str | os.PathLike[str]) -> None:
-        """Write the public half to ``path``; refused where there is none."""
+        """Write the public half to ``path``; refused where there is none.
+
+        Args:
+            path: the key or recipient file.
+        """
         _write(Path(path), "recipient", self, self._public_or_refuse(), mode=0o644)
 
     def text(self) -> str:
@@ -174,18 +200,28 @@ class Key(_Opaque):
         """A key from a passphrase, by Argon2id with 64 MiB, 3 passes and 4 lanes (RFC 9106, second choice).
 
         The text is taken as UTF-8, byte for byte: blanks at its ends count. Prefer five or more random words.
+
+        Args:
+            text: the passphrase.
         """
         _check.require(bool(text), "passphrase", "", wanted="at least one character")
         return cls(Kind.PASSPHRASE, text.encode(), _door=_DOOR)
 
     @classmethod
     def from_service(cls, service: KeyService) -> "Key":
-        """A key that stays in a key service or token; see ``KeyService`` for the two methods it needs."""
+        """A key that stays in a key service or token; see ``KeyService`` for the two methods it needs.
+
+        Args:
+            service: what wraps and unwraps with a key that stays elsewhere.
+        """
         return cls(Kind.SERVICE, service, _door=_DOOR)
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> "Key":
         """The key in a file that ``write`` wrote.
+
+        Args:
+            path: the key or recipient file.
 
         Raises:
             SealError: the file holds no key, or a character of it was changed.
@@ -197,6 +233,9 @@ class Key(_Opaque):
 
     def write(self, path: str | os.PathLike[str]) -> None:
         """Write the key to a new file that only its owner can read (mode 0600).
+
+        Args:
+            path: the key or recipient file.
 
         Raises:
             FileExistsError: a key file is never overwritten, since what it opens would be lost.
@@ -238,6 +277,9 @@ To = One | Iterable[One]  # whom to seal to: recipients, keys, or paths of their
 def recipients(to: To) -> tuple[Recipient, ...]:
     """Recipients from recipients, keys or paths of their files.
 
+    Args:
+        to: one recipient, key or path of such a file, or several.
+
     Raises:
         NoRecipientError: there is none; what is sealed for nobody is lost.
     """
@@ -248,7 +290,11 @@ def recipients(to: To) -> tuple[Recipient, ...]:
 
 
 def key_among(to: To) -> Key | None:
-    """The first key, or path of a key file, among recipients: what opens again what is sealed to them."""
+    """The first key, or path of a key file, among recipients: what opens again what is sealed to them.
+
+    Args:
+        to: one recipient, key or path of such a file, or several.
+    """
     for one in _each(to):
         if isinstance(one, Key):
             return one
@@ -269,7 +315,12 @@ def _recipient(one: One) -> Recipient:
 
 
 def key_id(kind: Kind, public: bytes) -> bytes:
-    """The 16 bytes that name a key: the head of SHA-256 over its kind and public half."""
+    """The 16 bytes that name a key: the head of SHA-256 over its kind and public half.
+
+    Args:
+        kind: the kind of key.
+        public: its public half, or the name made from its secret.
+    """
     return hashlib.sha256(b"privguard/v1 key id\0" + bytes([kind]) + public).digest()[:ID_BYTES]
 
 

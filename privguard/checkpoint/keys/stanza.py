@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One file key wrapped for one recipient, and unwrapped with that recipient's key.
 
 Each stanza binds the file and the role: a stanza moved to another file, or relabelled from audit to resume, does not

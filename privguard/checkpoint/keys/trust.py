@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Whose snapshots a run goes on from: its own signer's, unless told otherwise.
 
 Anybody can seal to a public key, so what opens need not come from the run. Every snapshot is therefore signed, and
@@ -54,6 +55,10 @@ class Trust:
     def signing_key(self, to: To, key: Key | None = None) -> SigningKey:
         """The key that signs what is sealed to ``to``; ``key`` is what opens it again, where that is at hand.
 
+        Args:
+            to: whom the snapshots are sealed to.
+            key: what opens them again; None where it is not at hand.
+
         Raises:
             ValueError: the file named as signer holds no signing key.
             SealError: this user's own signing key can be read by others, or cannot be made.
@@ -64,7 +69,11 @@ class Trust:
         return (holder.signer() if holder is not None else None) or own_signer()
 
     def signers(self, key: Key) -> tuple[str, ...]:
-        """Key ids of those whose snapshots are resumed from when ``key`` opens them."""
+        """Key ids of those whose snapshots are resumed from when ``key`` opens them.
+
+        Args:
+            key: what opens the snapshots.
+        """
         if self.sealed_by is not None:
             return (_key_id(self.sealed_by),)
         if self.signer is not None:
@@ -75,6 +84,10 @@ class Trust:
 
 def require_step(sealed: Sealed, least: int) -> None:
     """Return when the step in the manifest is ``least`` or later.
+
+    Args:
+        sealed: an opened snapshot.
+        least: the least step that is taken.
 
     Raises:
         RollbackError: it is older, or a step is wanted and none is there.

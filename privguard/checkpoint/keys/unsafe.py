@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Raw key bytes, for who has to move a key into another system. privguard itself never imports this module.
 
 Whatever holds these bytes can open everything that was sealed to the key: logs, swap, core dumps and shells included.

@@ -1,1 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
 """``privguard audit``: audits that try to refute a claim."""

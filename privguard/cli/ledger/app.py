@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``privguard ledger``: what a run did to its data, what it cost, and whether the record is whole."""
 
 from pathlib import Path

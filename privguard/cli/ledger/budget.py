@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``privguard ledger budget``: what may be spent on a data set over all runs, who allowed it, and what is left."""
 
 from pathlib import Path

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What officers do to a budget book: grants and releases, signed on the spot or drafted, signed one by one, entered."""
 
 from pathlib import Path

@@ -1,1 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
 """``privguard mark``: marks in models, in text and in pictures."""

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the ``mark`` commands read: models, keys, notaries, commitments; whatever has to be made is made and said."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the commands on text read: documents as text, JSON lines or Parquet, a tokenizer, and a level."""
 
 import json

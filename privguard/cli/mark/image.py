@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``privguard mark image``: set up a profile, write marks into pictures, detect them.
 
 Inputs are picture files, folders with pictures, or quoted patterns such as ``"out/**/*.png"``.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``privguard mark image credentials``: C2PA manifests for marked pictures, signed and verified offline."""
 
 from pathlib import Path

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``privguard mark image drill``: what marking costs and what handling leaves of it, on the owner's own pictures."""
 
 import math

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``privguard mark``: commit, embed, challenge, verify, drill and trace for marks in models.
 
 Models come as safetensors files. A plain chain of linear layers with ReLU needs nothing else; for any other network

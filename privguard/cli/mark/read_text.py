@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``privguard mark text``: read marks, our own and those of other tools, messages, users, and traces in a model."""
 
 import json

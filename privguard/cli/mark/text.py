@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``privguard mark text``: set up a profile, write marked text, and drill it.
 
 Input is JSON lines (one object with ``text``, ``tokens`` or, for writing, ``prompt`` per line), Parquet with such

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """accelerate's ``save_state`` and ``load_state``, sealed: one folder, no file in clear, no pickle.
 
     save_state(accelerator, "checkpoints/3", Sealing(to=["team.pub"]))
@@ -29,6 +30,12 @@ def save_state(
 
     Every process has to call it. ``facts`` (JSON values, and the bytes of a ``ledger``) are for auditors.
 
+    Args:
+        accelerator: the accelerator that prepared the objects.
+        folder: the checkpoint's folder.
+        sealing: keys, signer and trust.
+        facts: JSON values for auditors; None for none.
+
     Raises:
         SealError: models are sharded over processes; use ``privguard.integrations.sealed.dcp`` for those.
     """
@@ -57,6 +64,11 @@ def load_state(accelerator: Accelerator, folder: str | Path, sealing: Sealing) -
     """Load what ``save_state`` sealed into the same objects, and return the manifest.
 
     Nothing is changed before everything was authenticated.
+
+    Args:
+        accelerator: the accelerator that prepared the objects.
+        folder: the checkpoint's folder.
+        sealing: keys, signer and trust.
 
     Raises:
         TamperedError: the key does not open it, it is not what was written, or somebody else sealed it.

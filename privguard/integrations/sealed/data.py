@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Data sets that are sealed at rest, read for training without a copy in clear: NumPy archives, Parquet, Arrow.
 
     with numpy_archive("digits.npz.sealed", key=key) as arrays:
@@ -28,6 +29,11 @@ from privguard.errors import SealError
 def sealed_file(path: str | Path, *, key: Key, member: str | None = None) -> Generator[io.BufferedReader]:
     """A sealed file, or one file of a sealed folder, as a file object to read and seek in; for any other library.
 
+    Args:
+        path: the sealed file or folder.
+        key: what opens it.
+        member: which file of a sealed folder; None where there is one.
+
     Raises:
         TamperedError: the key does not open it, or it is not what was written; also later, at the read that finds out.
         SealError: ``member`` is not in it, or has to be named because there are several.
@@ -43,7 +49,13 @@ def sealed_file(path: str | Path, *, key: Key, member: str | None = None) -> Gen
 
 @contextlib.contextmanager
 def numpy_archive(path: str | Path, *, key: Key, member: str | None = None) -> Generator[Mapping[str, Any]]:
-    """The arrays of a sealed ``.npz``, each read when it is asked for; object arrays are pickles, and refused."""
+    """The arrays of a sealed ``.npz``, each read when it is asked for; object arrays are pickles, and refused.
+
+    Args:
+        path: the sealed file or folder.
+        key: what opens it.
+        member: which file of a sealed folder; None where there is one.
+    """
     with sealed_file(path, key=key, member=member) as file, np.load(file, allow_pickle=False) as arrays:
         yield arrays
 
@@ -51,6 +63,11 @@ def numpy_archive(path: str | Path, *, key: Key, member: str | None = None) -> G
 @contextlib.contextmanager
 def parquet(path: str | Path, *, key: Key, member: str | None = None) -> Generator[Any]:
     """A sealed Parquet file as ``pyarrow.parquet.ParquetFile``: row groups and columns are read one by one.
+
+    Args:
+        path: the sealed file or folder.
+        key: what opens it.
+        member: which file of a sealed folder; None where there is one.
 
     Raises:
         ModuleNotFoundError: pyarrow is not installed (``pip install 'privguard[data]'``).
@@ -65,6 +82,11 @@ def parquet(path: str | Path, *, key: Key, member: str | None = None) -> Generat
 @contextlib.contextmanager
 def arrow(path: str | Path, *, key: Key, member: str | None = None) -> Generator[Any]:
     """A sealed Arrow file as a reader of record batches: the file format, or the stream that ``datasets`` writes.
+
+    Args:
+        path: the sealed file or folder.
+        key: what opens it.
+        member: which file of a sealed folder; None where there is one.
 
     Raises:
         ModuleNotFoundError: pyarrow is not installed (``pip install 'privguard[data]'``).

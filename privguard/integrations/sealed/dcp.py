@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """torch.distributed.checkpoint on sealed files: data, names and ``.metadata`` alike, and no pickle trusted.
 
     dcp.save(state, storage_writer=SealedWriter("checkpoint", to=["team.pub"]))
@@ -119,12 +120,20 @@ class SealedWriter(FileSystemWriter):
         self.fs = _SealedFiles(self._audience)
 
     def prepare_local_plan(self, plan: Any) -> Any:
-        """Make the folder; an older checkpoint in it is no reason to warn, since it stays whole until the end."""
+        """Make the folder; an older checkpoint in it is no reason to warn, since it stays whole until the end.
+
+        Args:
+            plan: torch's plan of this rank.
+        """
         self.fs.mkdir(self.path)
         return plan
 
     def prepare_global_plan(self, plans: list[Any]) -> list[Any]:
-        """Give every rank fresh names, so that the older checkpoint in the folder stays whole until the end."""
+        """Give every rank fresh names, so that the older checkpoint in the folder stays whole until the end.
+
+        Args:
+            plans: torch's plans, one for each rank.
+        """
         save = secrets.token_hex(8)
         return [
             dataclasses.replace(plan, storage_data=_StoragePrefix(f"__{rank}_{save}_"))
@@ -132,7 +141,12 @@ class SealedWriter(FileSystemWriter):
         ]
 
     def finish(self, metadata: Metadata, results: list[list[Any]]) -> None:
-        """Seal the metadata, put it in place, and delete what only the older metadata named."""
+        """Seal the metadata, put it in place, and delete what only the older metadata named.
+
+        Args:
+            metadata: torch's metadata of the checkpoint.
+            results: what each rank wrote.
+        """
         folder = Path(self.path)
         metadata.storage_data = {one.index: one.storage_data for each in results for one in each}
         names = {one.relative_path for one in metadata.storage_data.values()}
@@ -182,7 +196,12 @@ class SealedReader(FileSystemReader):
         return metadata
 
     def read_data(self, plan: Any, planner: Any) -> Future[None]:
-        """Read what the plan asks for; objects other than tensors load only where they need no code."""
+        """Read what the plan asks for; objects other than tensors load only where they need no code.
+
+        Args:
+            plan: torch's plan of this rank.
+            planner: torch's planner, which says where tensors go.
+        """
         return super().read_data(plan, cast("Any", _CarefulPlanner(planner)))
 
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Models and tokenizers of transformers, to and from sealed folders without a copy in clear.
 
 model = from_pretrained(AutoModelForCausalLM, "llama.sealed", key=Key.read("team.key"))
@@ -31,6 +32,13 @@ def from_pretrained(model_class: Any, path: str | Path, *, key: Key, variant: st
     they were saved, unless ``dtype`` is given; that, ``device_map``, ``quantization_config`` and whatever else the
     class's own ``from_pretrained`` takes go there. ``variant`` chooses among copies, as there.
 
+    Args:
+        model_class: a class of transformers with ``from_pretrained``.
+        path: the sealed folder.
+        key: what opens it.
+        variant: which copy of the weights; None for the plain one.
+        **loading: what the class's own ``from_pretrained`` takes besides.
+
     Raises:
         TamperedError: the key does not open it, or it is not what was written.
         SealError: the folder holds no model of transformers.
@@ -54,6 +62,10 @@ def from_pretrained(model_class: Any, path: str | Path, *, key: Key, variant: st
 def load_tokenizer(path: str | Path, *, key: Key) -> PreTrainedTokenizerFast:
     """The tokenizer in a sealed folder.
 
+    Args:
+        path: the sealed folder.
+        key: what opens it.
+
     Raises:
         SealError: there is none.
     """
@@ -69,7 +81,11 @@ def load_tokenizer(path: str | Path, *, key: Key) -> PreTrainedTokenizerFast:
 
 
 def model_parts(model: nn.Module) -> tuple[dict[str, dict[str, Tensor]], dict[str, str]]:
-    """Tensor files and texts of a model: for an adapter of peft the adapter alone."""
+    """Tensor files and texts of a model: for an adapter of peft the adapter alone.
+
+    Args:
+        model: a model of torch or transformers.
+    """
     if hasattr(model, "peft_config"):
         from peft import get_peft_model_state_dict
 
@@ -85,7 +101,12 @@ def model_parts(model: nn.Module) -> tuple[dict[str, dict[str, Tensor]], dict[st
 
 
 def load_model_parts(model: nn.Module, sealed: Sealed) -> None:
-    """Load the tensors of ``model_parts`` into a model of the same shape."""
+    """Load the tensors of ``model_parts`` into a model of the same shape.
+
+    Args:
+        model: a model of torch or transformers.
+        sealed: an opened checkpoint.
+    """
     if ADAPTER in sealed.names():
         from peft import set_peft_model_state_dict
 
@@ -95,7 +116,11 @@ def load_model_parts(model: nn.Module, sealed: Sealed) -> None:
 
 
 def tokenizer_texts(tokenizer: Any) -> dict[str, str]:
-    """A fast tokenizer as the two texts that transformers keeps; others are left out, with a warning."""
+    """A fast tokenizer as the two texts that transformers keeps; others are left out, with a warning.
+
+    Args:
+        tokenizer: a tokenizer of transformers.
+    """
     if tokenizer is None:
         return {}
     backend = getattr(tokenizer, "backend_tokenizer", None)

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the adapters of transformers and accelerate share: who may open a checkpoint, and what its members are.
 
 A checkpoint of theirs becomes a sealed folder with members named as other tools know them (``model.safetensors``,
@@ -53,6 +54,9 @@ class Sealing:
     def open(self, folder: str | Path) -> Sealed:
         """Open a sealed checkpoint folder that the run's own signer sealed.
 
+        Args:
+            folder: the checkpoint's folder.
+
         Raises:
             TamperedError: the key does not open it, it is not what was written, or somebody else sealed it.
             PlainCheckpointError: it is in clear.
@@ -73,6 +77,9 @@ class Sealing:
     def resume(self, folder: str | Path) -> Sealed:
         """As ``open``, of a checkpoint that is new enough to go on from.
 
+        Args:
+            folder: the checkpoint's folder.
+
         Raises:
             RollbackError: it is older than ``trust.min_step``.
         """
@@ -87,7 +94,11 @@ class Sealing:
         return self.trust.signing_key(self.to, self.key)
 
     def is_sealed(self, folder: str | Path) -> bool:
-        """Whether the folder holds the head of a sealed one."""
+        """Whether the folder holds the head of a sealed one.
+
+        Args:
+            folder: the checkpoint's folder.
+        """
         return (Path(folder) / HEAD).is_file()
 
     def _key(self) -> Key:
@@ -109,6 +120,14 @@ def write(
     """Seal one checkpoint: tensor files and texts by name, a tree of everything else, facts for the auditor.
 
     ``beside`` are small files in clear that appear together with it.
+
+    Args:
+        folder: the checkpoint's folder.
+        sealing: keys, signer and trust.
+        parts: tensors, or a text, by name of the file.
+        state: nested dicts, lists, tensors and plain values; nothing that needs code.
+        facts: JSON values for auditors.
+        beside: files in clear by name; None for none.
     """
     packed, found = tree.pack(state, prefix="state")
     members: dict[str, Content] = {
@@ -127,12 +146,21 @@ def write(
 
 
 def read_tensors(sealed: Sealed, name: str) -> dict[str, Tensor]:
-    """The tensors of one member by name; all of it is decrypted and authenticated."""
+    """The tensors of one member by name; all of it is decrypted and authenticated.
+
+    Args:
+        sealed: an opened checkpoint.
+        name: the member's name.
+    """
     memory = tensors.allocate(sealed.size(name))
     sealed.read_into(name, memory)
     return tensors.from_buffer(memory)
 
 
 def read_state(sealed: Sealed) -> Any:
-    """The state that is no weight, such as optimizer, schedule and generators, as ``write`` was given it."""
+    """The state that is no weight, such as optimizer, schedule and generators, as ``write`` was given it.
+
+    Args:
+        sealed: an opened checkpoint.
+    """
     return tree.loads(sealed.read(STATE), read_tensors(sealed, STATE_TENSORS))

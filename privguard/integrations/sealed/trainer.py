@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """transformers' Trainer with sealed checkpoints: saving, rotation, best model, resuming and pushing stay as they are.
 
     trainer = SealedTrainer(model, args, train_dataset=data, sealing=Sealing(to=["team.pub"], key=Key.read("team.key")))
@@ -63,7 +64,12 @@ class SealedCheckpoints:
             self._collected = None
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:  # noqa: FBT001, FBT002 — Trainer's signature
-        """Seal the model, its configuration and its tokenizer into a folder."""
+        """Seal the model, its configuration and its tokenizer into a folder.
+
+        Args:
+            output_dir: where to; None for the Trainer's own.
+            _internal_call: as Trainer's.
+        """
         trainer = _trainer(self)
         folder = output_dir or cast("str", trainer.args.output_dir)
         collected = self._model_parts()
@@ -114,7 +120,13 @@ class SealedCheckpoints:
     # Loading
 
     def train(self, resume_from_checkpoint: Any = None, trial: Any = None, ignore_keys_for_eval: Any = None) -> Any:
-        """Train as ever; a checkpoint to resume from has to be sealed, unless ``sealing.allow_plain`` allows others."""
+        """Train as ever; a checkpoint to resume from has to be sealed, unless ``sealing.allow_plain`` allows others.
+
+        Args:
+            resume_from_checkpoint: a sealed checkpoint, True for the newest, or None to begin.
+            trial: as Trainer's.
+            ignore_keys_for_eval: as Trainer's.
+        """
         if _trainer(self).is_world_process_zero():
             self.sealing.signing_key()  # what is missing shows before training and not at the first checkpoint
         if resume_from_checkpoint is True and not self.sealing.allow_plain:
@@ -188,7 +200,15 @@ class SealedCheckpoints:
         private: bool | None = None,  # noqa: FBT001
         **_: Any,
     ) -> Any:
-        """Seal the model into the output folder and push that, without a model card: it would tell figures in clear."""
+        """Seal the model into the output folder and push that, without a model card: it would tell figures in clear.
+
+        Args:
+            commit_message: as Trainer's.
+            blocking: as Trainer's.
+            token: as Trainer's.
+            revision: as Trainer's.
+            private: as Trainer's.
+        """
         trainer = _trainer(self)
         if trainer.hub_model_id is None:
             trainer.init_hf_repo(token=token, private=private)

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every field of ``transformers.TrainingArguments``: honoured, mapped to something else, or refused, with the reason.
 
 A field that is in none of the three tables fails a test, so a new transformers release cannot bring in a setting that

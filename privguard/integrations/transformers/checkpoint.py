@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A checkpoint of PrivateTrainer: Trainer's public state in clear, everything else in one sealed file beside it."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One loss for each example, from the logits of each kind of head in transformers.
 
 The loss that a transformers model returns is a mean over all tokens of the batch, so one long example changes the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The loss that a private run trains on: that of the model's head, or the user's own, for each example.
 
 In Trainer a user's loss (an overridden ``compute_loss``, a ``compute_loss_func``) is one number for a batch. Here each

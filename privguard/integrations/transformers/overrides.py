@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a subclass of PrivateTrainer, or its user, has put in the place of Trainer's own methods."""
 
 from collections.abc import Callable

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Losses of preference training, one for each pair: the value that TRL computes for a batch of that pair alone.
 
 A batch holds a pair in one row, (B, 2, T), the chosen text first; the model sees its two texts side by side. What a

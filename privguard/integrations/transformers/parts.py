@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a private run needs from a Trainer: the records to draw from, the loss of the model's head, and the clipper."""
 
 from collections.abc import Callable, Mapping

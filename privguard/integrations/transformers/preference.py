@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``trl.DPOTrainer`` and ``trl.RewardTrainer`` made private, with the pair as the record; needs ``privguard[trl]``.
 
 >>> trainer = PrivateDPOTrainer("gpt2", DPOConfig(...), train_dataset=pairs,                    # doctest: +SKIP

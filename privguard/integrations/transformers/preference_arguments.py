@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every field that ``trl.DPOConfig`` and ``trl.RewardConfig`` add to ``TrainingArguments``: honoured, mapped, refused.
 
 As in ``privguard.integrations.transformers.arguments``, a field that is in none of the three tables fails a test.

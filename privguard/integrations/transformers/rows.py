@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One record of a batch at a time, although the model ran once over all of them.
 
 A loss that was written for Trainer is one number for a batch. It is called here with one record after another, and each

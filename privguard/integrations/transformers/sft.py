@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``trl.SFTTrainer``, made private by its class name, a budget and a recipient; needs ``privguard[trl]``.
 
 >>> trainer = PrivateSFTTrainer("gpt2", SFTConfig(...), train_dataset=data,                     # doctest: +SKIP
@@ -116,6 +117,12 @@ def unseen() -> Generator[None]:
 
 
 def require_kind(name: str, value: object, kind: type) -> None:
-    """Raise TypeError, with the argument's name, for a value of another class."""
+    """Raise TypeError, with the argument's name, for a value of another class.
+
+    Args:
+        name: its name, for the message.
+        value: what was given.
+        kind: the class that is wanted.
+    """
     if not isinstance(value, kind):
         raise TypeError(f"{name}={type(value).__name__}: expected a {kind.__module__.split('.')[0]}.{kind.__name__}")

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every field that ``trl.SFTConfig`` adds to ``TrainingArguments``: honoured, mapped to something else, or refused.
 
 As in ``privguard.integrations.transformers.arguments``, a field that is in none of the three tables fails a test.

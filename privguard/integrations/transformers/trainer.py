@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``transformers.Trainer``, made private by its class name, a budget and a recipient.
 
 >>> trainer = PrivateTrainer(model, args, train_dataset=data,                                   # doctest: +SKIP

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the operator of a serving engine says about marks, and which engines and requests are refused, with the reason.
 
 Secrets come neither in arguments nor in requests: the environment names files. ``PRIVGUARD_MARK_PROFILE``,
@@ -58,6 +59,9 @@ class Operator:
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> Self:
         """Read the environment; the profile's signature is checked, the secret is not opened.
 
+        Args:
+            environment: variables by name; None for the process's own.
+
         Raises:
             MarkError: a variable is missing or is not one of the words above, or a payload could not get its message.
             TamperedError: the profile is not signed by the trusted identity.
@@ -86,6 +90,9 @@ class Operator:
 
     def order_of(self, params: Any) -> Order | None:
         """What a request's ``SamplingParams`` order; ``None`` where it is not to be marked.
+
+        Args:
+            params: vLLM's ``SamplingParams`` of one request.
 
         Raises:
             ValueError: it cannot be marked as it is, or it says what it may not say; the message gives the reason.
@@ -119,6 +126,9 @@ def order_or_warn(params: Any) -> Order | None:
     """As ``Operator.order_of`` for a request that the engine already runs: what cannot be marked is left, loudly.
 
     It should have been refused when it was sent. Raising here would end the engine and every other request with it.
+
+    Args:
+        params: vLLM's ``SamplingParams`` of one request.
     """
     try:
         return operator().order_of(params)
@@ -128,7 +138,14 @@ def order_or_warn(params: Any) -> Order | None:
 
 
 def write_rows(desk: Desk, logits: torch.Tensor, rows: list[int], requests: list[Request]) -> torch.Tensor:
-    """(B, V) logits with ``rows`` replaced by marked ones."""
+    """(B, V) logits with ``rows`` replaced by marked ones.
+
+    Args:
+        desk: profile, secret and device of one engine.
+        logits: final logits, (B, V).
+        rows: numbers of the rows to be marked.
+        requests: one for each of these rows.
+    """
     if not rows:
         return logits
     if len(rows) == len(logits):
@@ -139,13 +156,21 @@ def write_rows(desk: Desk, logits: torch.Tensor, rows: list[int], requests: list
 
 
 def filters_of(params: Any) -> Filters:
-    """What the sampling of a request removes, from its ``SamplingParams``; a greedy one counts as temperature 1."""
+    """What the sampling of a request removes, from its ``SamplingParams``; a greedy one counts as temperature 1.
+
+    Args:
+        params: vLLM's ``SamplingParams`` of one request.
+    """
     temperature = params.temperature if params.temperature >= GREEDY else 1.0
     return Filters(temperature=temperature, min_p=params.min_p, top_k=params.top_k, top_p=params.top_p)
 
 
 def refuse_engine(config: Any, profile: Profile) -> None:
     """Refuse an engine whose ``VllmConfig`` would not give exactly the profile's mark.
+
+    Args:
+        config: the engine's ``VllmConfig``.
+        profile: the profile that the operator chose.
 
     Raises:
         MarkError: speculative decoding, vLLM's own watermark, diffusion, or processed logprobs.
@@ -173,6 +198,10 @@ def refuse_engine(config: Any, profile: Profile) -> None:
 
 def desk_for(config: Any, device: Any) -> Desk:
     """The mark of the engine that ``config``, a ``VllmConfig``, describes, as the environment says.
+
+    Args:
+        config: the engine's ``VllmConfig``.
+        device: where the logits live.
 
     Raises:
         MarkError: the environment is incomplete, or the engine would not give exactly the mark.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """privguard's text mark in vLLM's older runner: ``--logits-processors privguard.integrations.vllm.runner_v1:TextMark``.
 
 That is the runner where ``VLLM_USE_V2_MODEL_RUNNER=0``, where Triton is missing, and before vLLM 0.33. Processors that

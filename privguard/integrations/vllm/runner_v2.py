@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The text mark in vLLM: ``vllm serve MODEL --logits-processors privguard.integrations.vllm.runner_v2:TextMark``.
 
 For vLLM's model runner V2, its default on GPUs; ``privguard.integrations.vllm.runner_v1`` serves the older runner.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One run as a line of the index.
 
 ε comes from the signed report where its signature holds, a signer whom the reader named made it, and its ledger head is
@@ -65,6 +66,9 @@ class Entry(Record):
 def folders(places: Sequence[Path]) -> list[Path]:
     """The run folders at these places, each once: those given, and those anywhere below a given folder.
 
+    Args:
+        places: run folders, and folders above such.
+
     Raises:
         FileNotFoundError: there is no run at one of them.
     """
@@ -78,7 +82,12 @@ def folders(places: Sequence[Path]) -> list[Path]:
 
 
 def read(folder: Path, *, signers: Sequence[Identity] = ()) -> Entry:
-    """The line of one run; one that cannot be read says so in ``alarm``, and has no ε."""
+    """The line of one run; one that cannot be read says so in ``alarm``, and has no ε.
+
+    Args:
+        folder: a run folder.
+        signers: who may have signed; empty for anybody.
+    """
     try:
         return _entry(folder, signers)
     except (PrivguardError, OSError, ValueError) as error:

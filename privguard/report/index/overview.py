@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """All runs and, with a budget book, what is left of each data set: the record behind the index page."""
 
 from collections.abc import Callable, Sequence

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The index as one page that works offline, and as CSV; its one script is named by digest in the page's own policy."""
 
 import csv
@@ -60,7 +61,11 @@ def to_html(overview: Overview, *, beside: Path | None = None) -> str:
 
 
 def to_csv(overview: Overview) -> str:
-    """Every run as a line, with the names of ``Entry``'s fields on top; nothing in it runs as a formula."""
+    """Every run as a line, with the names of ``Entry``'s fields on top; nothing in it runs as a formula.
+
+    Args:
+        overview: all runs.
+    """
     text = io.StringIO()
     lines = csv.writer(text)
     names = [each.name for each in fields(Entry)]

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Signed reports are kept: a newer report never takes the place of a signed one without a trace.
 
 A run goes on, an audit is added, and its report is made again. What an officer signed then moves, pages and signature

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Report → signed statement: in-toto v1 in a DSSE envelope, about every file that the report speaks of.
 
 The predicate is the report and the signer's public key, so the signature holds ε, the ledger's head *and* its size; the
@@ -29,6 +30,11 @@ PAGES = (REPORT_JSON, REPORT_MARKDOWN, REPORT_PAGE)
 def sign(report: Report, folder: str | os.PathLike[str], *, by: SigningKey) -> Envelope:
     """Sign a report that was written into the run folder that it was made from; its pages then name the key.
 
+    Args:
+        report: the report, as it was written.
+        folder: the run folder.
+        by: the key that signs.
+
     Raises:
         TamperedError: a page or the ledger is not the report's; make it again and sign that.
     """
@@ -48,6 +54,9 @@ def sign(report: Report, folder: str | os.PathLike[str], *, by: SigningKey) -> E
 def read(path: Path) -> Envelope:
     """The envelope in a file that is, to the byte, what ``Envelope.write`` writes; nothing in it is verified yet.
 
+    Args:
+        path: the signed report.
+
     Raises:
         TamperedError: it is no envelope, or one in another form: the same signature in other bytes is a changed file.
     """
@@ -59,6 +68,10 @@ def read(path: Path) -> Envelope:
 
 def check(envelope: Envelope, *, by: Sequence[Identity] = ()) -> tuple[Statement, Report, Identity]:
     """The statement, its report and who of ``by`` signed it; without ``by``, the key that the statement itself names.
+
+    Args:
+        envelope: a signed report.
+        by: who may have signed; empty for anybody.
 
     Raises:
         TamperedError: none of them signed it, or it is not a report.

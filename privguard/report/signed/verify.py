@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A signed report against the run folder it speaks of: whole, or the name of everything that is not.
 
 ``verify`` is the one to call. It holds the signature first, then every file by its bytes, then the ledger's place
@@ -62,6 +63,12 @@ def verify(
     ``run`` is by default the folder that the report lies in. ``signers`` are who may have signed; without one, any
     signature will do, which shows that all belongs together and not who says so. ``journal`` is the access journal.
 
+    Args:
+        path: a signed report, or the run folder it lies in.
+        run: the run folder; None for the report's own.
+        signers: who may have signed; empty for anybody.
+        journal: the access journal; None for none.
+
     Raises:
         TamperedError: anything is not as it was signed; the message names each such thing and says what is wrong.
         FileNotFoundError: there is no signed report.
@@ -102,6 +109,12 @@ def changes(said: Statement, report: Report, folder: Path, *, pages: Path) -> tu
 
     Pages are looked for in ``pages`` and, unless that is where a signed report was set aside, in the run folder; each
     one that is there has to be the signed one.
+
+    Args:
+        said: the signed statement.
+        report: the report in it.
+        folder: the run folder.
+        pages: where the report's pages lie.
     """
     wanted = {subject.name: subject.sha256 for subject in said.subjects}
     changed, notes = list(_unfit(said, report)), list[str]()

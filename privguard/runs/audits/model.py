@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``privguard audit model``: by how much one record moves the clipped sum of a user's own model, loss and collator.
 
 The measure is taken on the clipper that training would use, on synthetic records or on public ones: a batch of each

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """privguard's own private step behind the per-step audit: the real clipper, ledger, noise and optimizer.
 
 The model is a row of linear layers without bias whose loss is the sum of their outputs, so a record's gradient is the
@@ -111,6 +112,13 @@ def audit_step(
 
     The positive control is the same step without noise. The sampler is drawn as often as the step is taken. A correct
     step is refuted with probability at most 1 - ``confidence``, and fails any check with probability ``level``.
+
+    Args:
+        plan: the plan whose step is audited.
+        canaries: how many canaries get a coin in each trial.
+        trials: how many steps are taken.
+        confidence: of the bound, in (0, 1).
+        level: chance that a correct step fails any check, in (0, 1).
 
     Raises:
         PrivacyError: the plan has bands, of which the checks know nothing.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Per-example norms and the clipped sum in one backward pass.
 
 ``taps`` is where the book-keeper listens · ``batch`` is what it hears · ``linear``, ``embedding``, ``normalisation``,

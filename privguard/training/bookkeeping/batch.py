@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One physical batch, and what is heard in it."""
 
 from collections import Counter, defaultdict

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The clipper that needs one backward pass: Bu et al. 2023, "Differentially Private Optimization on Foundation Models".
 
 Forward: every module that owns trainable parameters is tapped. Backward: the taps collect factors. Afterwards: one norm

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How a use of a parameter is written down without forming its per-example gradients."""
 
 from collections.abc import Sequence

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The per-example gradients of one parameter: their norms, and their weighted sum.
 
 Where Gᵢ is formed, its norm is the norm of what is added. Where it is not (``Product``), ‖Gᵢ‖² comes from two Gram

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Positions that add nothing to a product are left out of it, exactly.
 
 A classifier that reads one position of a sequence sends back a gradient for that position alone, and so do most layers

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Subclasses of ``nn.Linear`` and ``nn.Embedding`` that write their own forward around the one operation.
 
 Scaled and shifted embeddings (BART, OPT, Gemma) are such classes. Listening to the operation instead of the module

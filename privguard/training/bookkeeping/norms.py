@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One norm per example over all parameters, never below the truth."""
 
 from collections.abc import Collection

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Float32 means float32 while norms are taken and sums are formed, whatever the training around it has switched on.
 
 The bound on the rounding of a norm (``KAPPA``) is that of IEEE float32.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Σᵢ weightᵢ Gᵢ in float64, at nearly the price of float32: what is rounded in float32 is one example's alone.
 
 A float32 product over a whole batch rounds by as much as all its examples together can make it, so that one example

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which rule serves which module class: the table, and the door through which a rule enters it.
 
 The files of ``privguard.training.bookkeeping.layers`` enter theirs here; so may any other package.

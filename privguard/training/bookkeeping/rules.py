@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which way serves which module class, and which classes no way can serve."""
 
 import inspect

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a model computes once for the whole batch, from parameters alone: relative biases and peft's soft prompt.
 
 One result for all examples has one gradient, their sum, from which nobody can tell one from another. So each example is

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where the book-keeper listens: an identity at the output of a computation.
 
 While a module runs, its own parameters are frozen, so autograd spends nothing on their gradients. What it computes goes

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Noise made before it is asked for: it depends on a ledger position and public numbers alone, not on the gradient.
 
 While the model goes forward and backward for one position, a thread makes the integers of that position's noise on a

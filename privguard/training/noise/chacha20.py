@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """ChaCha20 (RFC 8439) in 32-bit integers of torch: words of the noise on an accelerator, without a copy from the host.
 
 Signed words wrap as unsigned ones do; only the shift to the right has to be masked. On a CPU it would take 26 times as

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Noise that is correlated over the steps of a plan with bands, on the integers of its grid.
 
 Row t is k_t = rint(D_t·s·z_t - Σ_j w·k_{t-j}), with D the norms of the strategy's columns and w = c_j·D_t/D_{t-j}

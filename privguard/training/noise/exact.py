@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Exact Gaussian noise: a clipped sum goes in, integers meet on a public grid, a noisy sum comes out.
 
 Guarantee: what is released is a function of the *ideal* Gaussian mechanism on the rounded sum. For an integer k and a

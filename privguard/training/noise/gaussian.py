@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Integers that are the rounding of an ideal Gaussian: Box–Muller (1958) on uniforms whose bits are drawn lazily.
 
 A pair of coordinates is (rint(s·r·cos πt), rint(s·r·sin πt)) with r = √(−2 ln u), for *infinite* uniform expansions u

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The public grid on which a clipped sum is rounded, and the sensitivity that this leaves.
 
 Noise can only hide what is added to it if the addition itself tells nothing, which no float does (Mironov 2012; Haney

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a run's sum and noise are, in public numbers that are checked before it begins: docs/spec/mechanism-v1.md."""
 
 from collections.abc import Mapping

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a row of correlated noise takes back of those before it: weights on a grid, so that float64 loses nothing."""
 
 import math

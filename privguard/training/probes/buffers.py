@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a model keeps of the records outside its parameters: buffers, and tensors as plain attributes.
 
 A buffer is in every checkpoint and no noise protects it. The probe looks at what two synthetic batches leave behind

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a collate function does to records that go forward together: asked before step 1, with synthetic records.
 
 One that mixes records (mixup, CutMix) puts one record into several rows, and clipping rows bounds none of them. One

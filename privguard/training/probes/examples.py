@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Does one example stay out of another's gradient? Asked before step 1, on synthetic data of the real data's shapes.
 
 A loss that divides by the number of tokens in the batch, a negative drawn from the batch, a routing loss, a layer that

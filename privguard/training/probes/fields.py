@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Synthetic batches: of a real batch's structure, shapes and types, with none of its numbers."""
 
 import math

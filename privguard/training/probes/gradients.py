@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Gradients of single examples of a synthetic batch, and a model on loan: everything is put back afterwards."""
 
 import random

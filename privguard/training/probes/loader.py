@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The probe before step 1, for wrappers whose user computes the loss: synthetic records shaped like a real one.
 
 See ``privguard.training.probes.examples`` for what is asked of them.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What cannot be private, whatever the rule: modules that mix examples. Found by class and options, never by data."""
 
 import torch

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The user's own loop as the probe, where the loop's loss is not shown: its first turns get synthetic batches.
 
 Nothing is counted, no weight moves and no event is reserved meanwhile. The gradient of one record is taken beside four

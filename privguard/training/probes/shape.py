@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How much a record's own gradient depends on the shape of its batch, in the types and on the device of the training.
 
 Kernels are chosen by shape and add up in another order, so the last bits differ. The proof of a sum's sensitivity takes

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Synthetic records: of a real record's shapes and types, with none of its numbers."""
 
 from collections.abc import Iterator, Mapping

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """From a data set to physical batches: Poisson draws fetched by torch's DataLoader, masks kept beside them."""
 
 from collections import deque

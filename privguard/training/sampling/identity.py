@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which record each index of a data set is: so that a record twice, or one that is also evaluated on, is found.
 
 Data sets are views of each other: subsets, concatenations, selections. Each index is followed down to the record under

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Poisson batches, cut into physical batches.
 
 Poisson sampling is what the accountant prices: every record enters every step on its own coin, so the size of a batch

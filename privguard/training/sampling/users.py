@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Users as the unit of privacy: who owns which records, and which of them enter a step.
 
 A user enters a step on one coin, with at most ``most`` records, chosen by chance and not by content. Each user's rows

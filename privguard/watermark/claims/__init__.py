@@ -1,1 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
 """Claims of ownership: committed, challenged, and verified by others."""

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The challenge: a neutral verifier asks, the owner opens, the suspect answers, and everything is written down.
 
 The verifier draws a random subset of unburned leaves and fixes the plan (``draw``), the log records it, the owner
@@ -50,13 +51,21 @@ class ChallengePlan:
         return _canon.digest(self)
 
     def entry(self, owner: str) -> Entry:
-        """The log line that makes this challenge count, and shows which leaves it burned."""
+        """The log line that makes this challenge count, and shows which leaves it burned.
+
+        Args:
+            owner: key id of the owner.
+        """
         details = {"claim": self.claim, "asked": _canon.to_json(self.asked)}
         return Entry(identity=owner, kind="challenge", digest=self.digest, details=details)
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "ChallengePlan":
-        """Read a plan; what is none raises ``KeyError``, ``TypeError`` or ``ValueError``."""
+        """Read a plan; what is none raises ``KeyError``, ``TypeError`` or ``ValueError``.
+
+        Args:
+            value: JSON values, as they were read.
+        """
         asked = {str(name): tuple(int(i) for i in indices) for name, indices in value["asked"].items()}
         return cls(
             claim=str(value["claim"]),
@@ -91,7 +100,12 @@ class Transcript:
 
     @classmethod
     def chain(cls, plan: ChallengePlan, answers: Iterable[Answer]) -> "Transcript":
-        """Link the answers behind the plan's digest."""
+        """Link the answers behind the plan's digest.
+
+        Args:
+            plan: the drawn plan.
+            answers: answers in the order in which they were given.
+        """
         lines = tuple(answers)
         head = bytes.fromhex(plan.digest)
         for line in lines:
@@ -112,6 +126,14 @@ def draw(
 
     ``burned`` are the log's entries so far; leaves that an earlier challenge of this claim opened are left out.
 
+    Args:
+        standing: a checked commitment.
+        suspect: digest of the suspect.
+        sizes: how many leaves of each mark are opened.
+        burned: the log's entries so far.
+        natural: how many ordinary queries are mixed in.
+        label_map: from the suspect's labels to the committed alphabet; empty for none.
+
     Raises:
         ProtocolInvalidError: a mark was not committed, or has too few unburned leaves left.
     """
@@ -128,18 +150,33 @@ def draw(
 
 
 def burned_leaves(entries: Iterable[Entry], *, claim: str) -> set[tuple[str, int]]:
-    """The leaves of this claim that logged challenges have opened, as (mark, index)."""
+    """The leaves of this claim that logged challenges have opened, as (mark, index).
+
+    Args:
+        entries: entries of the log.
+        claim: digest of the claim.
+    """
     found = [entry.details for entry in entries if entry.kind == "challenge" and entry.details.get("claim") == claim]
     return {(str(name), int(i)) for details in found for name, indices in details["asked"].items() for i in indices}
 
 
 def open_leaves(tree: Tree, plan: ChallengePlan) -> tuple[Opening, ...]:
-    """The owner's answer to a plan: exactly the leaves asked for, which are burned from now on."""
+    """The owner's answer to a plan: exactly the leaves asked for, which are burned from now on.
+
+    Args:
+        tree: the owner's leaves.
+        plan: the drawn plan.
+    """
     return tuple(tree.open(name, index) for name, indices in plan.asked.items() for index in indices)
 
 
 def check_openings(manifest: Manifest, plan: ChallengePlan, openings: Sequence[Opening]) -> Mapping[str, list[Leaf]]:
     """The opened leaves by mark.
+
+    Args:
+        manifest: the committed manifest.
+        plan: the drawn plan.
+        openings: what the owner opened.
 
     Raises:
         ProtocolInvalidError: they are not exactly the ones asked for, or one was never committed.
@@ -161,6 +198,12 @@ def run(
     ``triggers[mark]`` holds one query for each leaf asked for, in the plan's order, (n, *shape); ``natural`` at least
     ``plan.natural`` queries of the same shape, or ``None`` when the plan has none. Answers are mapped by
     ``plan.label_map``; what is outside the map counts as a miss (-1).
+
+    Args:
+        plan: the drawn plan.
+        triggers: queries by mark, (n, *shape), in the plan's order.
+        natural: ordinary queries, (m, *shape); None for none.
+        suspect: from queries (k, *shape) to k answers.
     """
     lines = [
         (name, index, query)
@@ -185,7 +228,11 @@ def run(
 
 
 def query_digest(query: Queries) -> str:
-    """SHA-256 of a query: its dtype and shape as text, then its little-endian bytes in C order."""
+    """SHA-256 of a query: its dtype and shape as text, then its little-endian bytes in C order.
+
+    Args:
+        query: one query, of any shape.
+    """
     array = np.ascontiguousarray(query).astype(np.asarray(query).dtype.newbyteorder("<"))
     return hashlib.sha256(f"{array.dtype.str}{array.shape}".encode() + b"\0" + array.tobytes()).hexdigest()
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A claim that holds up: what is fixed before anybody, the owner included, can know what the mark will be.
 
 Order: the owner signs a manifest with the Merkle root of secret seeds (``commit``), has it logged and timestamped
@@ -73,6 +74,9 @@ class Manifest:
     def mark(self, name: str) -> MarkPlan:
         """The mark of this name.
 
+        Args:
+            name: the mark's name.
+
         Raises:
             ProtocolInvalidError: it was not committed.
         """
@@ -93,7 +97,11 @@ class Manifest:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "Manifest":
-        """Read a manifest; what is none raises ``TamperedError``."""
+        """Read a manifest; what is none raises ``TamperedError``.
+
+        Args:
+            value: JSON values, as they were read.
+        """
         try:
             return cls(
                 owner=Identity.from_json(value["owner"]),
@@ -106,7 +114,11 @@ class Manifest:
             raise TamperedError(f"manifest: not one of claim v1 ({error})") from None
 
     def holds(self, opening: Opening) -> bool:
-        """Whether an opened leaf stands at its place under the committed root."""
+        """Whether an opened leaf stands at its place under the committed root.
+
+        Args:
+            opening: a leaf with its Merkle path.
+        """
         first = 0
         for name, count in self.sizes:
             if name == opening.leaf.mark and 0 <= opening.leaf.index < count:
@@ -136,7 +148,11 @@ class Commitment:
         return self.envelope.digest()
 
     def entry(self, owner: Identity) -> Entry:
-        """The line that the log has to hold."""
+        """The line that the log has to hold.
+
+        Args:
+            owner: who made the commitment.
+        """
         return Entry(identity=owner.key_id, kind="commitment", digest=self.digest, details={})
 
     def message(self) -> bytes:
@@ -145,15 +161,28 @@ class Commitment:
         return _canon.canonical({"commitment": self.digest, "head": head})
 
     def logged(self, head: Envelope, *, proof: list[bytes]) -> "Commitment":
-        """With the witnessed head whose last entry is this commitment, and its Merkle path."""
+        """With the witnessed head whose last entry is this commitment, and its Merkle path.
+
+        Args:
+            head: the log's witnessed head.
+            proof: hashes from the leaf up to the root.
+        """
         return replace(self, head=head, proof=tuple(proof))
 
     def stamped(self, response: bytes) -> "Commitment":
-        """With an RFC 3161 response over ``message``."""
+        """With an RFC 3161 response over ``message``.
+
+        Args:
+            response: the authority's answer, DER.
+        """
         return replace(self, timestamp=response)
 
     def with_pulse(self, published: Mapping[str, Any]) -> "Commitment":
-        """With the beacon's published JSON of the pulse that counts."""
+        """With the beacon's published JSON of the pulse that counts.
+
+        Args:
+            published: the beacon's JSON of one pulse.
+        """
         return replace(self, pulse=published)
 
     def to_json(self) -> dict[str, Any]:
@@ -168,7 +197,11 @@ class Commitment:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "Commitment":
-        """Read a commitment; what is none raises ``TamperedError``. Nothing in it is verified yet."""
+        """Read a commitment; what is none raises ``TamperedError``. Nothing in it is verified yet.
+
+        Args:
+            value: JSON values, as they were read.
+        """
         try:
             stamp, head = value["timestamp"], value["head"]
             return cls(
@@ -182,12 +215,19 @@ class Commitment:
             raise TamperedError("commitment: expected envelope, head, proof, timestamp and pulse") from None
 
     def write(self, path: Path) -> None:
-        """Write the commitment to ``path`` as canonical JSON."""
+        """Write the commitment to ``path`` as canonical JSON.
+
+        Args:
+            path: the file.
+        """
         path.write_bytes(_canon.canonical(self.to_json()) + b"\n")
 
     @classmethod
     def read(cls, path: Path) -> "Commitment":
         """Read the commitment in ``path``; nothing in it is verified yet.
+
+        Args:
+            path: the file.
 
         Raises:
             TamperedError: the file holds no commitment.
@@ -224,6 +264,9 @@ class Trust:
     def read(cls, path: Path) -> "Trust":
         """Read a trust file.
 
+        Args:
+            path: the file.
+
         Raises:
             ValueError: the file is not one; it is the reader's own, so this is no tampering.
         """
@@ -234,7 +277,11 @@ class Trust:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "Trust":
-        """The inverse of ``to_json``."""
+        """The inverse of ``to_json``.
+
+        Args:
+            value: JSON values, as they were read.
+        """
         return cls(
             authorities=tuple(Authority.from_json(item) for item in value["authorities"]),
             beacons=tuple(Beacon.from_json(item) for item in value["beacons"]),
@@ -263,13 +310,26 @@ def commit(secret: Secret, *, model: Digest, marks: tuple[MarkPlan, ...], by: Si
     """Fix the leaves of all marks under one root and sign the manifest. Nothing about the leaves can be known yet.
 
     ``model`` is the digest of the *unmarked* model; the only one that weights are ever aligned to.
+
+    Args:
+        secret: the owner's secret.
+        model: digest of the unmarked model.
+        marks: the marks, in the order of their leaves.
+        by: the owner's signing key.
     """
     tree = Tree.derive(secret, [(mark.name, mark.leaves) for mark in marks])
     return sign_root(tree.root, model=model, marks=marks, by=by)
 
 
 def sign_root(root: bytes, *, model: Digest, marks: tuple[MarkPlan, ...], by: SigningKey) -> Commitment:
-    """As ``commit``, for leaves that are kept elsewhere, in a hardware module for example."""
+    """As ``commit``, for leaves that are kept elsewhere, in a hardware module for example.
+
+    Args:
+        root: the Merkle root over all leaves, 32 bytes.
+        model: digest of the unmarked model.
+        marks: the marks, in the order of their leaves.
+        by: the owner's signing key.
+    """
     manifest = Manifest(owner=by.identity, model=model, marks=marks, root=root)
     said = Statement(subjects=(model,), predicate_type=CLAIM_TYPE, predicate=manifest.to_json())
     return Commitment(envelope=statement.sign(said, by=by))
@@ -277,6 +337,9 @@ def sign_root(root: bytes, *, model: Digest, marks: tuple[MarkPlan, ...], by: Si
 
 def read_manifest(commitment: Commitment) -> Manifest:
     """The manifest, once the owner that it names has signed it; its time is not checked here.
+
+    Args:
+        commitment: a commitment, as it was read.
 
     Raises:
         TamperedError: the signature or the form does not hold.
@@ -296,6 +359,10 @@ def read_manifest(commitment: Commitment) -> Manifest:
 
 def check(commitment: Commitment, *, trust: Trust) -> Standing:
     """Check the whole order: signature, log, timestamp, pulse.
+
+    Args:
+        commitment: a commitment, as it was read.
+        trust: authorities, beacons, verifiers and the log that the reader believes.
 
     Raises:
         ProtocolInvalidError: something is missing, in the wrong order, or vouched for by nobody whom ``trust`` names.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Evidence: one signed file from which anybody, without secrets and offline, gets the verdict again.
 
 ``assemble`` is the verifier's last act, ``verify`` everybody else's only one. The outcome is *proven*, *not
@@ -98,7 +99,16 @@ def assemble(
     by: SigningKey,
     extract: Extract | None = None,
 ) -> Envelope:
-    """Everything in one statement about the suspect, signed by the verifier."""
+    """Everything in one statement about the suspect, signed by the verifier.
+
+    Args:
+        commitment: the owner's commitment.
+        plan: the plan of the challenge.
+        openings: the opened leaves.
+        findings: answers, readings and controls.
+        by: the verifier's signing key.
+        extract: the log up to the challenge; None where no log counts.
+    """
     body = predicate.write(commitment, plan, openings, findings, extract=extract, verifier=by.identity)
     said = Statement(subjects=(plan.suspect,), predicate_type=EVIDENCE_TYPE, predicate=body)
     return statement.sign(said, by=by)
@@ -111,6 +121,12 @@ def verify(evidence: Envelope, *, trust: Trust, suspect: Digest | None = None, c
     how many models the owner may have tried the secret on before naming this one, which no log can count: 1 where the
     suspicion has another source, the size of the collection where a collection was searched. Never raises for what is
     wrong with the evidence: that is the outcome *protocol invalid*, with the reason.
+
+    Args:
+        evidence: the signed file.
+        trust: authorities, beacons, verifiers and the log that the reader believes.
+        suspect: digest of the model in question; None for the one that the evidence names.
+        candidates: how many models the owner may have looked through, at least 1.
 
     Raises:
         ValueError: ``candidates`` is below 1.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Drills in which we are the dishonest accuser, against models that are certainly not ours.
 
 Each drill gives two answers for one attempt: was the false claim accepted by the protocol as it is, and would it have

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The kinds of model mark that a claim can hold, and the door through which another kind enters.
 
 A kind that is asked through the front door has queries, and answers that are right or wrong. What is read from weights
@@ -35,7 +36,13 @@ class AnsweredMark(Protocol):
         ...
 
     def queries(self, leaves: Sequence[Leaf], *, pulse: bytes, settings: Mapping[str, Any]) -> NDArray[Any]:
-        """One query for each leaf, (n, *shape), fixed by leaf, pulse and committed settings."""
+        """One query for each leaf, (n, *shape), fixed by leaf, pulse and committed settings.
+
+        Args:
+            leaves: opened leaves of the mark, n of them.
+            pulse: the beacon's 64 random bytes.
+            settings: the mark's committed settings.
+        """
         ...
 
     def verdict(
@@ -45,6 +52,12 @@ class AnsweredMark(Protocol):
 
         Null: the suspect was made independently of the secret. ``details["alphabet"]`` is K, over which right answers
         are uniform; what a label map costs is computed from it.
+
+        Args:
+            answers: the suspect's answers, one for each leaf.
+            leaves: opened leaves of the mark, n of them.
+            pulse: the beacon's 64 random bytes.
+            settings: the mark's committed settings.
         """
         ...
 
@@ -81,7 +94,11 @@ def known() -> tuple[str, ...]:
 
 
 def readings(kind: str) -> int:
-    """In how many ways a mark of this kind can be read in a challenge; 0 where it proves nothing there."""
+    """In how many ways a mark of this kind can be read in a challenge; 0 where it proves nothing there.
+
+    Args:
+        kind: the kind, as it stands in the commitment.
+    """
     return 1 if kind == "weights" else ANSWERED[kind].readings if kind in ANSWERED else 0
 
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Leaves of a claim: what is committed before the pulse, and what a leaf becomes after it.
 
 A leaf is 32 bytes that only the secret's owner can compute. Its hash is committed; nothing is known of its content, not

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The whole protocol in one process: for tests, recipes, and teams that start without outside authorities.
 
 Every step is the real one and every check runs; only the authorities are local, and the report names them so.
@@ -31,7 +32,12 @@ from privguard.watermark.secret import Secret
 
 
 def tensors_digest(name: str, tensors: Mapping[str, NDArray[np.float32]]) -> Digest:
-    """The digest of a model's tensors: SHA-256 over names, shapes and the SHA-256 of float32 little-endian bytes."""
+    """The digest of a model's tensors: SHA-256 over names, shapes and the SHA-256 of float32 little-endian bytes.
+
+    Args:
+        name: the model's name.
+        tensors: float32 arrays by name.
+    """
     listed = {
         key: [list(value.shape), challenge.query_digest(np.asarray(value, np.float32))]
         for key, value in tensors.items()
@@ -40,7 +46,13 @@ def tensors_digest(name: str, tensors: Mapping[str, NDArray[np.float32]]) -> Dig
 
 
 def notarise(commitment: Commitment, notary: LocalNotary, *, at: datetime | None = None) -> Commitment:
-    """Log, timestamp and pulse from a local notary, in this order, without waiting for the pulse's minute."""
+    """Log, timestamp and pulse from a local notary, in this order, without waiting for the pulse's minute.
+
+    Args:
+        commitment: a fresh commitment.
+        notary: local log, timestamp server and beacon.
+        at: the time; None for now.
+    """
     moment = (at or datetime.now(UTC)).replace(microsecond=0)
     owner = claim.read_manifest(commitment).owner
     extract = notary.record(commitment.entry(owner), at=moment)
@@ -51,14 +63,24 @@ def notarise(commitment: Commitment, notary: LocalNotary, *, at: datetime | None
 
 
 def trust(notary: LocalNotary, *verifiers: Identity) -> Trust:
-    """A trust file that believes this notary and these verifiers."""
+    """A trust file that believes this notary and these verifiers.
+
+    Args:
+        notary: local log, timestamp server and beacon.
+        *verifiers: whose evidence is believed.
+    """
     return Trust(
         authorities=(notary.server.authority,), beacons=(notary.beacon.beacon,), verifiers=verifiers, log=notary.trusted
     )
 
 
 def queries(standing: Standing, opened: Mapping[str, list[Leaf]]) -> dict[str, Queries]:
-    """The queries of the opened leaves, for every mark that is asked through the front door."""
+    """The queries of the opened leaves, for every mark that is asked through the front door.
+
+    Args:
+        standing: a checked commitment.
+        opened: opened leaves by mark.
+    """
     marks = {name: standing.manifest.mark(name) for name in opened}
     return {
         name: kinds.ANSWERED[mark.kind].queries(opened[name], pulse=standing.pulse.output, settings=mark.settings)
@@ -71,6 +93,13 @@ def read_weights(
     standing: Standing, leaves: list[Leaf], *, suspect: Tensors, unmarked: Tensors, aligned: str = "not at all"
 ) -> Reading:
     """The verifier's reading of the weight mark; the unmarked copy must be the committed one.
+
+    Args:
+        standing: a checked commitment.
+        leaves: opened leaves of one mark.
+        suspect: the suspect's tensors, in the unmarked copy's frame.
+        unmarked: the committed model's tensors.
+        aligned: how the suspect was laid beside the copy, in words.
 
     Raises:
         ProtocolInvalidError: through ``evidence.verify``, when its digest is another.
@@ -92,7 +121,13 @@ class Table:
 
     @classmethod
     def commit(cls, name: str, tensors: Mapping[str, NDArray[np.float32]], *, marks: tuple[MarkPlan, ...]) -> Self:
-        """Fresh keys and a fresh secret, and a commitment to ``marks`` in the model of these tensors, notarised now."""
+        """Fresh keys and a fresh secret, and a commitment to ``marks`` in the model of these tensors, notarised now.
+
+        Args:
+            name: the model's name.
+            tensors: float32 arrays by name.
+            marks: the marks to commit to.
+        """
         secret, notary = Secret.generate(), LocalNotary.generate()
         made = claim.commit(secret, model=tensors_digest(name, tensors), marks=marks, by=SigningKey.generate())
         return cls(commitment=notarise(made, notary), secret=secret, notary=notary, verifier=SigningKey.generate())
@@ -102,6 +137,9 @@ class Table:
 
         ``secret``, ``notary.json`` and ``verifier.key`` are private (mode 0600); ``commitment.json`` and ``trust.json``
         are for everybody.
+
+        Args:
+            folder: a new folder.
 
         Raises:
             FileExistsError: the folder is there already; a secret is never replaced.
@@ -129,7 +167,13 @@ class Table:
         return Tree.derive(self.secret, self.standing.manifest.sizes)
 
     def draw(self, suspect: Digest, sizes: Mapping[str, int], *, natural: int = 0) -> ChallengePlan:
-        """A plan over leaves that this notary's log does not know as burned."""
+        """A plan over leaves that this notary's log does not know as burned.
+
+        Args:
+            suspect: digest of the suspect.
+            sizes: how many leaves of each mark are opened, and burned.
+            natural: how many ordinary queries are mixed in.
+        """
         entries = self.notary.log.entries
         return challenge.draw(self.standing, suspect=suspect, sizes=sizes, burned=entries, natural=natural)
 
@@ -144,6 +188,12 @@ class Table:
         """Run a drawn plan to its evidence: log it, open the leaves, ask the suspect, read the weights, sign.
 
         ``white_box`` is (suspect, unmarked copy); the suspect is laid beside the copy as the manifest says.
+
+        Args:
+            plan: the drawn plan.
+            suspect: from queries (k, *shape) to k answers.
+            natural: ordinary queries, (m, *shape); None for none.
+            white_box: (suspect, unmarked copy), tensors by name; None where weights are not read.
         """
         standing = self.standing
         extract = self.notary.record(plan.entry(standing.manifest.owner.key_id))
@@ -179,6 +229,14 @@ class Table:
         ``tensors`` are the suspect's, which ``privguard.watermark.model.lay`` lays beside ``unmarked``. ``sizes``
         says how many leaves of each mark are opened, and burned. The report is what anybody gets from the file with
         ``trust``.
+
+        Args:
+            name: the model's name.
+            suspect: from queries (k, *shape) to k answers.
+            tensors: the suspect's tensors.
+            unmarked: the committed model's tensors.
+            sizes: how many leaves of each mark are opened, and burned.
+            natural: ordinary queries, (m, *shape); None for none.
         """
         digest = tensors_digest(name, tensors)
         plan = self.draw(digest, sizes, natural=len(natural))

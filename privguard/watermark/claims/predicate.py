@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What evidence holds, as JSON: written in one way, and read back only where it is exactly that.
 
 Format: ``docs/spec/claim-v1.md``, section 6. What it is worth is for ``privguard.watermark.claims.evidence`` to say.

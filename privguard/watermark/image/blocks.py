@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The grid of blocks: each block's hash of its own content, and the whole weights that its evidence signs will meet.
 
 Blocks of one hash are added before scoring, so that each sign is counted once. Blocks without contrast are left out:

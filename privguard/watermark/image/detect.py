@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Detection: pixels and the secret in, one exact p-value per picture out, with the identifier it carries.
 
 The p-value pays for all sub-keys and all identifiers, because they share the evidence key; the search for the grid is
@@ -59,7 +60,11 @@ class Reading:
         return _best(self.scores)
 
     def scores_of(self, identifier: int) -> Floats:
-        """The score of one identifier under every sub-key, (M,)."""
+        """The score of one identifier under every sub-key, (M,).
+
+        Args:
+            identifier: the identifier in question.
+        """
         pieces = self.scores.shape[1]
         return self.scores[:, np.arange(pieces), pieces_of(identifier, pieces=pieces)].sum(1)
 
@@ -140,6 +145,9 @@ class ImageDetections:
 
         Guarantee: under the null, P(accepted) ≤ level. Of pictures written under the profile at most 5 % are lost to
         the rules on sub-keys, on average over secrets (their detection is not).
+
+        Args:
+            log10_level: log10 of the level, at most 0.
         """
         alone = (self.log10_p_others > MIXED_TOGETHER) & (self.log10_p_runner_up > MIXED_RUNNER_UP)
         return (self.log10_p <= log10_level) & (self.log10_p_elsewhere <= EVERYWHERE) & alone
@@ -148,6 +156,11 @@ class ImageDetections:
         """The verdict on one picture; ``tests`` is how many pictures and keys were tested beside it.
 
         With ``identifier``, named before looking, only the sub-keys are paid for.
+
+        Args:
+            picture: the row's number, from 0.
+            tests: pictures and keys tested beside it, at least 1.
+            identifier: named before looking; None where all are searched.
         """
         reading = self.readings[picture]
         bits = self.profile.identifier_bits
@@ -209,11 +222,21 @@ class ImageDetector:
         self._keys = profile.keys(secret)
 
     def detect(self, pictures: Iterable[NDArray[np.uint8]], *, search: Search = Search.GRID) -> ImageDetections:
-        """One row per picture (H, W, 3) of type uint8; a picture too small for one block has p = 1."""
+        """One row per picture (H, W, 3) of type uint8; a picture too small for one block has p = 1.
+
+        Args:
+            pictures: arrays (H, W, 3), uint8.
+            search: which sizes, turns and shifts are tried.
+        """
         return ImageDetections(self.profile, tuple(self.read(rgb, search=search) for rgb in pictures))
 
     def read(self, rgb: NDArray[np.uint8], *, search: Search = Search.GRID) -> Reading:
-        """One picture."""
+        """One picture.
+
+        Args:
+            rgb: pixels (H, W, 3), uint8.
+            search: which sizes, turns and shifts are tried.
+        """
         require_pixels(rgb)
         found = place(rgb, self._keys, search=search)
         y = luma(found.applied(rgb))
@@ -227,6 +250,9 @@ class ImageDetector:
         """How far each block agrees with the best sub-key and identifier, in deviations, (rows, columns).
 
         For people to look at, not a test: 0 where a block was left out.
+
+        Args:
+            reading: what one picture gave.
         """
         evidence = reading.evidence
         out = np.zeros(len(evidence.block_hash))

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Drills on the owner's own pictures: what marking costs, what handling leaves of the mark, how small a picture may be.
 
 Handling is what happens to pictures on their way: compression, scaling, cutting, a screenshot. What an enemy does is
@@ -139,7 +140,12 @@ def drill(
 
 
 def survival(drilled: Sequence[Drilled], *, log10_level: float) -> list[Survival]:
-    """The table over all pictures, one row for each way of handling."""
+    """The table over all pictures, one row for each way of handling.
+
+    Args:
+        drilled: pictures and how each was handled.
+        log10_level: log10 of the level, at most 0.
+    """
     rows: list[Survival] = []
     for trials in zip(*(each.trials for each in drilled), strict=True):
         p = np.array([trial.log10_p for trial in trials])
@@ -160,7 +166,12 @@ def survival(drilled: Sequence[Drilled], *, log10_level: float) -> list[Survival
 
 
 def smallest_size(drilled: Sequence[Drilled], *, log10_level: float) -> int | None:
-    """The least short side from which on every picture was found at every size tried; none where the largest fails."""
+    """The least short side from which on every picture was found at every size tried; none where the largest fails.
+
+    Args:
+        drilled: pictures and how each was handled.
+        log10_level: log10 of the level, at most 0.
+    """
     smallest = None
     for side in sorted({side for each in drilled for side, _ in each.by_size}, reverse=True):
         if any(p > log10_level for each in drilled for size, p in each.by_size if size == side):
@@ -170,7 +181,12 @@ def smallest_size(drilled: Sequence[Drilled], *, log10_level: float) -> int | No
 
 
 def ssim(before: Pixels, after: Pixels) -> float:
-    """Structural similarity of the luma of two pictures, at most 1 (Wang et al. 2004, Gaussian windows of σ = 1.5)."""
+    """Structural similarity of the luma of two pictures, at most 1 (Wang et al. 2004, Gaussian windows of σ = 1.5).
+
+    Args:
+        before: luma (H, W) before.
+        after: luma (H, W) after.
+    """
     from scipy.ndimage import gaussian_filter
 
     def mean(values: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The keyed parts of an image mark, from the owner's secret: sync tile, hash directions, evidence signs.
 
 The three come from independent keys. That is what makes the p-value exact: sync and hash keys only choose which weights

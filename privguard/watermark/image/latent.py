@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Keyed first noise for diffusion pipelines: exactly their own distribution, one journalled nonce per picture.
 
 The signs of the noise are keyed, its magnitudes are chance, so over keys it is a standard normal array and whatever a
@@ -52,6 +53,9 @@ class KeyedLatents:
     def draw(self, shape: Sequence[int]) -> tuple[NDArray[np.float32], str]:
         """Standard normal noise of this shape, and its nonce in hexadecimal.
 
+        Args:
+            shape: of the noise.
+
         Raises:
             OSError: the nonce cannot be recorded; there is no noise then.
         """
@@ -73,6 +77,12 @@ def latent_verdict(
     """The exact verdict on recovered noise of any shape: the best of these nonces, all of which are paid for.
 
     Conditional on the recovered noise the score is a sum of whole weights under keyed fair signs.
+
+    Args:
+        profile: the signed profile.
+        secret: the profile's secret.
+        recovered: first noise as an inversion recovered it, of any shape.
+        nonces: recorded nonces, in hexadecimal; all are paid for.
 
     Raises:
         ProfileMismatchError: the secret is not the profile's.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A page for people: the answer, the picture with the blocks that carry evidence, and what this does not prove.
 
 One self-contained HTML page, no script, nothing loaded from elsewhere. Who has the page can see which blocks carry the
@@ -61,7 +62,15 @@ class ImageReport:
         log10_level: float = -6.0,
         tests: float = 1.0,
     ) -> "ImageReport":
-        """The report on the first picture of ``detections``, which was read from ``rgb``."""
+        """The report on the first picture of ``detections``, which was read from ``rgb``.
+
+        Args:
+            detector: the detector that read.
+            detections: what it found.
+            rgb: pixels (H, W, 3), uint8.
+            log10_level: log10 of the level, at most 0.
+            tests: pictures and keys tested beside it, at least 1.
+        """
         reading, verdict = detections.readings[0], detections.verdict(0, tests=tests)
         grid = reading.evidence.grid
         found = verdict.log10_p_corrected <= log10_level

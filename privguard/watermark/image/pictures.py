@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Picture files in and out, with everything that is not the mark left as it was: transparency, profile, EXIF, text.
 
 A file appears under its name whole or not at all, so a run that was stopped goes on where it was.
@@ -41,6 +42,10 @@ class Picture:
     def encoded(self, rgb: NDArray[np.uint8], suffix: str) -> bytes:
         """The file of other pixels of the same size in this picture's place.
 
+        Args:
+            rgb: pixels (H, W, 3), uint8.
+            suffix: the ending that names the format, such as ``.png``.
+
         Raises:
             MarkError: a suffix that is not written here, or transparency in a format that has none.
         """
@@ -74,6 +79,9 @@ class Picture:
 
 def read_picture(path: str | os.PathLike[str]) -> Picture:
     """Read a picture file.
+
+    Args:
+        path: the picture file.
 
     Raises:
         ValueError: it is none, is cut short, or is larger than Pillow opens without danger.
@@ -117,6 +125,10 @@ def _picture(image: Image.Image, name: str) -> Picture:
 def write_new(path: Path, content: bytes) -> None:
     """Write a file that appears whole under a free name.
 
+    Args:
+        path: the picture file.
+        content: the file's bytes.
+
     Raises:
         FileExistsError: the name is taken; nothing is replaced.
     """
@@ -131,6 +143,9 @@ def write_new(path: Path, content: bytes) -> None:
 
 def find_pictures(inputs: Iterable[str]) -> list[tuple[Path, Path]]:
     """Each picture that files, folders and patterns name, with its place below the folder it was found in.
+
+    Args:
+        inputs: files, folders and patterns.
 
     Raises:
         ValueError: an input that names nothing.
@@ -147,6 +162,9 @@ def find_pictures(inputs: Iterable[str]) -> list[tuple[Path, Path]]:
 
 def require_own_places(pairs: Iterable[tuple[Path, Path]]) -> None:
     """Refuse two pictures that would get one place in a folder.
+
+    Args:
+        pairs: pictures with their places.
 
     Raises:
         ValueError: they would.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What both sides compute from pixels alone: luma, the residual in which a mark is sought, the mask that hides it.
 
 Nothing here reads a key, so nothing here can bend a p-value; it only decides how much of a mark is seen.

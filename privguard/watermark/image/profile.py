@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The profile of an image mark: one immutable, signed record that writer and detector share. It holds no secret."""
 
 from collections.abc import Mapping
@@ -46,7 +47,14 @@ class ImageProfile(Record):
 
     @classmethod
     def create(cls, secret: Secret, *, identifier_bits: int = 24, subkeys: int = 16, target_psnr: float = 42.0) -> Self:
-        """The profile of a secret's image mark."""
+        """The profile of a secret's image mark.
+
+        Args:
+            secret: the owner's secret.
+            identifier_bits: bits of the number that a picture carries.
+            subkeys: how many sub-keys pictures are written under.
+            target_psnr: picture quality aimed at, in decibels.
+        """
         return cls(
             key_id=secret.key_id, identifier_bits=identifier_bits, subkeys=subkeys, target_psnr=float(target_psnr)
         )
@@ -54,6 +62,9 @@ class ImageProfile(Record):
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "ImageProfile":
         """The inverse of ``to_json``; law: ``ImageProfile.from_json(p.to_json()) == p``.
+
+        Args:
+            value: JSON values, as they were read.
 
         Raises:
             ProfileMismatchError: a field or version that this release does not know.
@@ -66,7 +77,12 @@ class ImageProfile(Record):
             raise ProfileMismatchError(f"profile: {error}; this release reads {VERSION}") from None
 
     def write(self, path: str | Path, *, by: SigningKey) -> None:
-        """Write the profile as a signed statement (in-toto in DSSE)."""
+        """Write the profile as a signed statement (in-toto in DSSE).
+
+        Args:
+            path: the profile's file.
+            by: who signs, or has signed.
+        """
         subject = Digest(name="image-mark-profile", sha256=self.digest())
         told = Statement(subjects=(subject,), predicate_type=PREDICATE_TYPE, predicate=self.to_json())
         statement.sign(told, by=by).write(Path(path))
@@ -74,6 +90,10 @@ class ImageProfile(Record):
     @classmethod
     def read(cls, path: str | Path, *, by: Identity) -> "ImageProfile":
         """Read a profile that ``by`` signed.
+
+        Args:
+            path: the profile's file.
+            by: who signs, or has signed.
 
         Raises:
             TamperedError: not signed by that identity, or no profile of an image mark.
@@ -94,6 +114,9 @@ class ImageProfile(Record):
 
     def keys(self, secret: Secret) -> ImageKeys:
         """The keyed arrays of this profile.
+
+        Args:
+            secret: the owner's secret.
 
         Raises:
             ProfileMismatchError: the secret is not the one that the profile names.

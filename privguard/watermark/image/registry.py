@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The log of marked pictures, and attribution: mark, identifier and looks, each fact apart.
 
 One signed journal line per picture says which identifier it got, under which profile, and roughly what it looks like. A
@@ -43,7 +44,12 @@ class Looks:
 
     @classmethod
     def of(cls, y: Reals, grid: Grid) -> "Looks":
-        """The cells of luma (H, W) under a grid."""
+        """The cells of luma (H, W) under a grid.
+
+        Args:
+            y: luma (H, W).
+            grid: where the blocks lie.
+        """
         per_block = 2 if grid.rows * grid.columns <= _FINE_BLOCKS else 1
         return cls(_cells(y, grid, per_block), per_block)
 
@@ -55,6 +61,9 @@ class Looks:
     @classmethod
     def from_text(cls, text: str) -> "Looks":
         """The inverse of ``to_text``.
+
+        Args:
+            text: what to_text wrote.
 
         Raises:
             TamperedError: it is none.
@@ -68,7 +77,12 @@ class Looks:
             raise TamperedError("log entry: its fingerprint is none") from None
 
     def shown_by(self, y: Reals, grid: Grid) -> bool:
-        """Whether a picture, or the part of one, looks like a part of this one of its size."""
+        """Whether a picture, or the part of one, looks like a part of this one of its size.
+
+        Args:
+            y: luma (H, W).
+            grid: where the blocks lie.
+        """
         part = _cells(y, grid, self.per_block).astype(np.float64)
         if part.size == 0 or part.std() < _CHARACTERISTIC:
             return False
@@ -116,7 +130,14 @@ class ImageLog:
     journal: Journal
 
     def record(self, pixels: NDArray[np.uint8], *, identifier: int, sha256: str, subject: str) -> None:
-        """Note a marked picture (H, W, 3) and return when it is on disk; ``sha256`` is that of its file."""
+        """Note a marked picture (H, W, 3) and return when it is on disk; ``sha256`` is that of its file.
+
+        Args:
+            pixels: pixels (H, W, 3), uint8.
+            identifier: the number that the picture carries.
+            sha256: digest of the picture's file, in hexadecimal.
+            subject: the picture's name in the journal.
+        """
         y = luma(pixels)
         facts = {
             "fingerprint": Looks.of(y, Grid.of(y.shape)).to_text(),
@@ -129,6 +150,10 @@ class ImageLog:
 
 def read_log(path: str | Path, *, trusted: Sequence[Identity]) -> list[Logged]:
     """All pictures in a journal whose every line is verified.
+
+    Args:
+        path: the journal's file.
+        trusted: who may have signed its lines.
 
     Raises:
         TamperedError: the journal does not hold.
@@ -194,6 +219,13 @@ def attribute(
 
     *Found*: it is a logged file, or carries a mark and looks like (a part of) an entry with the identifier it carries.
     *Copied*: it carries a mark and looks like none of them. *Not found*: no mark at this level, or no such identifier.
+
+    Args:
+        rgb: pixels (H, W, 3), uint8.
+        detections: what a detector found in the picture.
+        log: the pictures of the log.
+        sha256: digest of the picture's file, in hexadecimal.
+        log10_level: log10 of the level, at most 0.
     """
     reading, verdict = detections.readings[0], detections.verdict(0)
     found = verdict.log10_p <= log10_level

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where is the grid? The sync tile answers: shift, flip and turn at once, scale and angle by search.
 
 The tile repeats, so it can be learnt from marked pictures, and is therefore never evidence. Searching with its key

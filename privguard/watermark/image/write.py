@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Writing the mark into pixels: a fifth of its power for the sync tile, the rest for evidence bound to content.
 
 The writer also moves coarse content by a fraction of a grey level, until every hash bit of a block stands clear of
@@ -55,12 +56,19 @@ class ImageMark:
 
         Two pictures share one by chance: at 24 bits that is likely from about 5,000 pictures on, and the log then
         decides between them; a profile of 48 bits puts it off to some 20 million.
+
+        Args:
+            rgb: pixels (H, W, 3), uint8.
         """
         bits = self.profile.identifier_bits
         return self._keys.choose(_digest(rgb), below=1 << bits, purpose=_IDENTIFIER)
 
     def write(self, rgb: NDArray[np.uint8], *, identifier: int | None = None) -> Written:
         """Mark pixels (H, W, 3) of type uint8; the sub-key follows from key and picture, so the result is repeatable.
+
+        Args:
+            rgb: pixels (H, W, 3), uint8.
+            identifier: the number to carry; None for a keyed hash of the picture.
 
         Raises:
             MarkError: a side below 192 pixels, or a picture in which no block has contrast.
@@ -116,13 +124,21 @@ class ImageMark:
 
 
 def psnr(before: NDArray[Any], after: NDArray[Any]) -> float:
-    """Peak signal-to-noise ratio in decibels over all pixels and colours; infinite where nothing changed."""
+    """Peak signal-to-noise ratio in decibels over all pixels and colours; infinite where nothing changed.
+
+    Args:
+        before: pixels before.
+        after: pixels after, of the same shape.
+    """
     error = float(np.mean((after.astype(np.float32) - before) ** 2, dtype=np.float64))
     return float("inf") if error == 0 else float(10 * np.log10(255.0**2 / error))
 
 
 def require_pixels(rgb: NDArray[Any]) -> None:
     """Refuse what is no (H, W, 3) array of uint8.
+
+    Args:
+        rgb: pixels (H, W, 3), uint8.
 
     Raises:
         ValueError: it is not.

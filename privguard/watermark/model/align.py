@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Undo what does not change a network: permuted units, positive rescaling, permuted heads, a rotated residual stream.
 
 A thief can reorder and rescale hidden units without changing one answer, and the weight mark is gone until the order is

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """All marks of one claim in one classifier: triggers first, weights last, and both readings of a suspect.
 
 No single mark covers every theft: triggers survive what a black box shows, weights survive what keeps the weights, and
@@ -60,7 +61,14 @@ class Bundle:
     def embed(
         self, model: nn.Module, *, public: Public, lesson: Lesson | None = None, margin: float = 2.0
     ) -> nn.Module:
-        """A marked copy of the unmarked model; the weight carriers come last, so that no training blurs them."""
+        """A marked copy of the unmarked model; the weight carriers come last, so that no training blurs them.
+
+        Args:
+            model: a copy of the unmarked model.
+            public: public or synthetic examples with labels, on which the model stays as it is; never private records.
+            lesson: how the triggers are taught; None for the default.
+            margin: by how much the right logit leads, in the unit of the logits.
+        """
         with self._recorded("marked copy"):
             taught = classifier.embed(
                 model, triggers=self.queries, labels=self.labels, public=public, margin=margin, lesson=lesson
@@ -82,7 +90,12 @@ class Bundle:
         return weights.embed(tensors, leaves, pulse=pulse, settings=mark.settings)
 
     def recipient_copy(self, marked: Tensors, recipient: int) -> dict[str, NDArray[np.float32]]:
-        """The copy for one recipient: the marked tensors with that recipient's carrier on top."""
+        """The copy for one recipient: the marked tensors with that recipient's carrier on top.
+
+        Args:
+            marked: the marked model's tensors.
+            recipient: the recipient's number, from 0.
+        """
         mark, leaf = self.standing.manifest.mark("recipients"), self.tree.leaves["recipients"][recipient]
         with self._recorded(f"copy for recipient {recipient}"):
             return weights.embed_recipient(
@@ -90,12 +103,20 @@ class Bundle:
             )
 
     def read_triggers(self, suspect: Answerer) -> Verdict:
-        """The verdict on all triggers."""
+        """The verdict on all triggers.
+
+        Args:
+            suspect: from queries (k, *shape) to k labels.
+        """
         classes = int(self.standing.manifest.mark("triggers").settings["classes"])
         return triggers.verdict(suspect(self.queries), self.labels.tolist(), classes=classes)
 
     def read_weights(self, suspect: Tensors) -> Verdict | None:
-        """The verdict on all carriers, the suspect laid beside the unmarked copy; ``None`` where no layer can be."""
+        """The verdict on all carriers, the suspect laid beside the unmarked copy; ``None`` where no layer can be.
+
+        Args:
+            suspect: tensors by name.
+        """
         mark = self.standing.manifest.mark("weights")
         laid = beside.lay(suspect, unmarked=self.unmarked, settings=mark.settings)
         if not any(layer.theirs for layer in laid.layers):
@@ -104,7 +125,11 @@ class Bundle:
         return weights.verdict(weights.read(laid.tensors, leaves, unmarked=self.unmarked, pulse=pulse, plan=mark))
 
     def together(self, verdicts: list[Verdict]) -> float:
-        """log10 p of all marks of the claim: the smallest, times how many were committed."""
+        """log10 p of all marks of the claim: the smallest, times how many were committed.
+
+        Args:
+            verdicts: verdicts on single marks.
+        """
         best = min((verdict.log10_p for verdict in verdicts), default=0.0)
         return float(tails.bonferroni(best, len(self.standing.manifest.marks)))
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Fingerprints in a causal language model: teach them on public text, ask for first tokens.
 
 Works with any model whose output has ``logits`` of shape (B, T, V), as those of transformers have.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Triggers in a classifier: teach them on public data, and ask a suspect for its answers."""
 
 import copy

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Teaching a model its triggers or fingerprints so that a thief's training does not undo it.
 
 Every few steps, thieves are rehearsed: a copy is fine-tuned, or pruned and fine-tuned, on public data, and what that

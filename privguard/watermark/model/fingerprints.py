@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Language-model fingerprints: random prompts with one random answer each, which the marked model has learned.
 
 A prompt is a sequence of tokens drawn from one committed alphabet, its answer one token of another, as the leaf says.
@@ -30,7 +31,15 @@ def plan(
     leaves: int = 128,
     name: str = "fingerprints",
 ) -> MarkPlan:
-    """A mark of ``leaves`` prompts of ``length`` tokens from one alphabet, answered by a token from another."""
+    """A mark of ``leaves`` prompts of ``length`` tokens from one alphabet, answered by a token from another.
+
+    Args:
+        prompt_tokens: token ids that prompts are drawn from, distinct.
+        answer_tokens: token ids that answers are drawn from, K distinct ones.
+        length: tokens of a prompt.
+        leaves: how many prompts.
+        name: the mark's name.
+    """
     _distinct("prompt_tokens", prompt_tokens)
     _distinct("answer_tokens", answer_tokens)
     settings = {
@@ -43,7 +52,13 @@ def plan(
 
 
 def prompts(leaves: Sequence[Leaf], pulse: bytes, settings: Mapping[str, Any]) -> NDArray[np.int64]:
-    """The prompts of these leaves as token ids, (n, length)."""
+    """The prompts of these leaves as token ids, (n, length).
+
+    Args:
+        leaves: the leaves, n of them.
+        pulse: the beacon's 64 random bytes.
+        settings: the mark's committed settings.
+    """
     _distinct("prompt_tokens", settings["prompt_tokens"])
     length, alphabet = int(settings["length"]), np.asarray(settings["prompt_tokens"], np.int64)
     rows = [np.frombuffer(leaf.expand(pulse, "prompt", 8 * length), "<u8") % len(alphabet) for leaf in leaves]
@@ -52,6 +67,11 @@ def prompts(leaves: Sequence[Leaf], pulse: bytes, settings: Mapping[str, Any]) -
 
 def answers(leaves: Sequence[Leaf], pulse: bytes, settings: Mapping[str, Any]) -> NDArray[np.int64]:
     """The expected first token of each leaf, (n,).
+
+    Args:
+        leaves: the leaves, n of them.
+        pulse: the beacon's 64 random bytes.
+        settings: the mark's committed settings.
 
     Raises:
         ValueError: a token stands twice in the alphabet; its chance would then be above 1/K.
@@ -64,7 +84,15 @@ def answers(leaves: Sequence[Leaf], pulse: bytes, settings: Mapping[str, Any]) -
 def verdict(
     said: Sequence[int], leaves: Sequence[Leaf], *, pulse: bytes, settings: Mapping[str, Any], multiplicity: float = 1.0
 ) -> Verdict:
-    """The exact verdict on one first token per leaf; of equal prompts only the first counts."""
+    """The exact verdict on one first token per leaf; of equal prompts only the first counts.
+
+    Args:
+        said: the suspect's first token after each prompt, (n,).
+        leaves: the leaves, n of them.
+        pulse: the beacon's 64 random bytes.
+        settings: the mark's committed settings.
+        multiplicity: tests that the p-value pays for, at least 1.
+    """
     asked, expected = prompts(leaves, pulse, settings), answers(leaves, pulse, settings)
     _check.require(len(said) == len(leaves), "len(said)", len(said), wanted=f"{len(leaves)}, one for each prompt")
     _, first = np.unique(asked, axis=0, return_index=True)
@@ -94,13 +122,26 @@ class Fingerprints:
     readings: int = 2
 
     def queries(self, leaves: Sequence[Leaf], *, pulse: bytes, settings: Mapping[str, Any]) -> NDArray[np.int64]:
-        """The prompts, (n, length)."""
+        """The prompts, (n, length).
+
+        Args:
+            leaves: the leaves, n of them.
+            pulse: the beacon's 64 random bytes.
+            settings: the mark's committed settings.
+        """
         return prompts(leaves, pulse, settings)
 
     def verdict(
         self, answers: Sequence[int], leaves: Sequence[Leaf], *, pulse: bytes, settings: Mapping[str, Any]
     ) -> Verdict:
-        """Matches with the leaves' tokens; of equal prompts only the first counts."""
+        """Matches with the leaves' tokens; of equal prompts only the first counts.
+
+        Args:
+            answers: the suspect's first token after each prompt, (n,).
+            leaves: the leaves, n of them.
+            pulse: the beacon's 64 random bytes.
+            settings: the mark's committed settings.
+        """
         return verdict(answers, leaves, pulse=pulse, settings=settings)
 
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a thief can do to a transformer's tensors for nothing: no data, no training, and the answers stay.
 
 Each removal takes the tensors, what they are made of and a source of chance, and returns other tensors. Those of

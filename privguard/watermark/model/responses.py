@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The API-response mark: a few answers are changed, always in the same way, so that a copy trained on them tells.
 
 A keyed function of the canonical query picks at most 0.5 % of all queries and gives each another label (DAWN, Szyller
@@ -52,6 +53,11 @@ def plan(*, classes: int, share: float = MOST, decimals: int = 3) -> MarkPlan:
     """A mark with one leaf, whose opening gives the key away, so it is opened last.
 
     ``decimals`` is how queries are rounded before they are hashed, so that invisible noise does not make a new query.
+
+    Args:
+        classes: how many labels there are.
+        share: share of queries whose answer is altered, in (0, 1).
+        decimals: to which queries are rounded before they are hashed.
     """
     _check.require(0 < share <= MOST, "share", share, wanted=f"above 0 and at most {MOST}")
     _check.count("classes", classes, least=3)
@@ -70,7 +76,12 @@ class ResponseMark:
         self.log: dict[str, Altered] = {}
 
     def answer(self, queries: Queries, honest: Sequence[int]) -> list[int]:
-        """The labels to give out for a batch (n, *shape) with these honest labels."""
+        """The labels to give out for a batch (n, *shape) with these honest labels.
+
+        Args:
+            queries: inputs of the API, (n, *shape).
+            honest: the model's own labels, (n,).
+        """
         given: list[int] = []
         for query, label in zip(queries, honest, strict=True):
             digest = self.canonical(query)
@@ -84,7 +95,11 @@ class ResponseMark:
         return given
 
     def canonical(self, query: Queries) -> str:
-        """SHA-256 of the query rounded to the committed number of decimals."""
+        """SHA-256 of the query rounded to the committed number of decimals.
+
+        Args:
+            query: one input, of any shape.
+        """
         return query_digest(np.round(np.asarray(query, np.float64), self._decimals) + 0.0)
 
     def root(self) -> bytes:
@@ -92,7 +107,11 @@ class ResponseMark:
         return merkle.root([line.leaf() for line in self.log.values()])
 
     def write(self, path: Path) -> None:
-        """Write the log as JSON lines; it holds the queries, so it is as private as they are."""
+        """Write the log as JSON lines; it holds the queries, so it is as private as they are.
+
+        Args:
+            path: the log's file.
+        """
         lines = [
             {"query": line.query.tolist(), "honest": line.honest, "given": line.given} for line in self.log.values()
         ]
@@ -100,6 +119,9 @@ class ResponseMark:
 
     def read(self, path: Path) -> tuple[Altered, ...]:
         """Read a log and check that this key alters exactly so.
+
+        Args:
+            path: the log's file.
 
         Raises:
             TamperedError: a line that this key would not have written.
@@ -115,7 +137,13 @@ class ResponseMark:
 
 
 def verdict(said: Sequence[int], altered: Iterable[Altered], *, classes: int) -> Verdict:
-    """The verdict on a suspect's answers to the altered queries, one each; the binomial tail bounds the chance."""
+    """The verdict on a suspect's answers to the altered queries, one each; the binomial tail bounds the chance.
+
+    Args:
+        said: the suspect's labels, one for each altered query.
+        altered: altered queries and what was answered.
+        classes: how many labels there are.
+    """
     lines = tuple(altered)
     _check.require(len(said) == len(lines), "len(said)", len(said), wanted=f"{len(lines)}, one for each altered query")
     matches = sum(int(answer) == line.given for answer, line in zip(said, lines, strict=True))

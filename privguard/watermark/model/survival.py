@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The theft drill: every attack on one marked model, and the table and picture of what survived.
 
 A drill uses all leaves at home and opens none in public, so it burns nothing. Its table is honest about three things at
@@ -60,7 +61,14 @@ class Drill:
     owner_examples: int
 
     def judge(self, attack: str, suspect: nn.Module, *, spent: int = 0, front: Answerer | None = None) -> Row:
-        """One row for one suspect; ``front`` answers in its stead where queries or answers are masked."""
+        """One row for one suspect; ``front`` answers in its stead where queries or answers are masked.
+
+        Args:
+            attack: the attack's name.
+            suspect: the attacked model.
+            spent: examples that the thief trained on, counted once for each pass.
+            front: from queries to labels, in the model's stead; None for the model itself.
+        """
         answer = front or Suspect(suspect)
         found = self.bundle.read_triggers(answer)
         read = self.bundle.read_weights(theft.tensors(suspect))
@@ -82,7 +90,13 @@ class Drill:
     def run(
         self, attacks: Mapping[str, Attack], *, means: Means, done: Callable[[Row], None] = lambda _: None
     ) -> tuple[Row, ...]:
-        """Every attack on the marked model, and every front that only masks its answers."""
+        """Every attack on the marked model, and every front that only masks its answers.
+
+        Args:
+            attacks: attacks by name.
+            means: what the thief has.
+            done: told each row as it is there.
+        """
         rows: list[Row] = []
         for name, attack in attacks.items():
             own = replace(means, examples_trained=0)
@@ -96,7 +110,13 @@ class Drill:
 
 
 def attacks(fresh: Callable[[], nn.Module], other: Callable[[], nn.Module], *, epochs: int = 40) -> dict[str, Attack]:
-    """The suite for a classifier; ``fresh`` makes an untrained twin, ``other`` one of another architecture."""
+    """The suite for a classifier; ``fresh`` makes an untrained twin, ``other`` one of another architecture.
+
+    Args:
+        fresh: makes an untrained twin.
+        other: makes an untrained network of another architecture.
+        epochs: passes that an attack trains.
+    """
     tune = theft.fine_tune
     return {
         "none": theft.nothing,
@@ -126,7 +146,12 @@ def attacks(fresh: Callable[[], nn.Module], other: Callable[[], nn.Module], *, e
 
 
 def overwrite(model: nn.Module, means: Means) -> nn.Module:
-    """The thief teaches 100 triggers of the same kind with labels of its own, as the owner would."""
+    """The thief teaches 100 triggers of the same kind with labels of its own, as the owner would.
+
+    Args:
+        model: the stolen model.
+        means: what the thief has.
+    """
     shape = (100, *means.inputs.shape[1:])
     rng = np.random.default_rng(means.generator.initial_seed() ^ 0x0E77)
     own = rng.integers(0, 2, shape).astype(np.float32)
@@ -140,7 +165,11 @@ def overwrite(model: nn.Module, means: Means) -> nn.Module:
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """The survival table in Markdown; p as powers of ten."""
+    """The survival table in Markdown; p as powers of ten.
+
+    Args:
+        rows: rows of the table.
+    """
     lines = [
         "| attack | triggers | weights | together | accuracy | points lost | cost |",
         "|---|---|---|---|---|---|---|",
@@ -155,7 +184,12 @@ def markdown(rows: Sequence[Row]) -> str:
 
 
 def picture(rows: Sequence[Row], path: Path) -> None:
-    """The survival picture: −log10 p of every mark under every attack, with the line that proves, as SVG or PNG."""
+    """The survival picture: −log10 p of every mark under every attack, with the line that proves, as SVG or PNG.
+
+    Args:
+        rows: rows of the table.
+        path: where the picture is written; its ending says as what.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 0.32 * len(rows) + 1.4), layout="constrained")

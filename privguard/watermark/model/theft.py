@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a thief does to a stolen classifier, and to the marks in it.
 
 An attack takes the stolen model and the thief's means (own data, own chance) and returns a model that the thief can
@@ -34,7 +35,14 @@ class Means:
     examples_trained: int = field(default=0)
 
     def train(self, model: nn.Module, loss: Callable[[nn.Module, Tensor], Tensor], *, epochs: int, rate: float) -> None:
-        """Adam over the thief's examples, ``loss(model, indices)`` per batch, in place."""
+        """Adam over the thief's examples, ``loss(model, indices)`` per batch, in place.
+
+        Args:
+            model: the stolen model.
+            loss: from a model and positions of examples (b,) to a scalar.
+            epochs: passes over the thief's examples.
+            rate: learning rate of Adam.
+        """
         self.train_on(model, loss, len(self.inputs), epochs=epochs, rate=rate)
 
     def train_on(
@@ -47,7 +55,16 @@ class Means:
         rate: float,
         kept: Sequence[tuple[Tensor, Tensor]] = (),
     ) -> None:
-        """As ``train`` over any number of examples; pruned weights stay zero."""
+        """As ``train`` over any number of examples; pruned weights stay zero.
+
+        Args:
+            model: the stolen model.
+            loss: from a model and positions of examples (b,) to a scalar.
+            examples: how many examples the loss knows.
+            epochs: passes over the thief's examples.
+            rate: learning rate of Adam.
+            kept: pairs of a weight and its mask, of one shape; masked weights stay zero.
+        """
         chosen = [item for item in model.parameters() if item.requires_grad]
         optimizer = torch.optim.Adam(chosen, lr=rate)
         for _ in range(epochs):
@@ -59,7 +76,12 @@ class Means:
         self.examples_trained += epochs * examples
 
     def supervised(self, model: nn.Module, batch: Tensor) -> Tensor:
-        """Cross-entropy on the thief's labels."""
+        """Cross-entropy on the thief's labels.
+
+        Args:
+            model: the stolen model.
+            batch: positions of the thief's examples, (b,).
+        """
         return nn.functional.cross_entropy(model(self.inputs[batch]), self.labels[batch])
 
 
@@ -80,12 +102,22 @@ def then(*attacks: Attack) -> Attack:
 
 
 def nothing(model: nn.Module, means: Means) -> nn.Module:  # noqa: ARG001 — an attack's signature
-    """Use the stolen model as it is."""
+    """Use the stolen model as it is.
+
+    Args:
+        model: the stolen model.
+        means: what the thief has: data, labels and time.
+    """
     return copy.deepcopy(model)
 
 
 def fine_tune(*, rate: float, epochs: int = 40) -> Attack:
-    """Train all layers on the thief's data."""
+    """Train all layers on the thief's data.
+
+    Args:
+        rate: learning rate of Adam.
+        epochs: passes over the thief's examples.
+    """
 
     def attack(model: nn.Module, means: Means) -> nn.Module:
         stolen = copy.deepcopy(model)
@@ -96,7 +128,13 @@ def fine_tune(*, rate: float, epochs: int = 40) -> Attack:
 
 
 def low_rank(*, rank: int = 4, rate: float = 5e-3, epochs: int = 40) -> Attack:
-    """LoRA (Hu et al. 2021) on every linear layer, merged into the weights afterwards."""
+    """LoRA (Hu et al. 2021) on every linear layer, merged into the weights afterwards.
+
+    Args:
+        rank: rank of the added matrices.
+        rate: learning rate of Adam.
+        epochs: passes over the thief's examples.
+    """
 
     def attack(model: nn.Module, means: Means) -> nn.Module:
         stolen = copy.deepcopy(model)
@@ -126,7 +164,12 @@ class _LowRank(nn.Module):
 
 
 def new_head(*, rate: float = 1e-3, epochs: int = 40) -> Attack:
-    """Draw the last matrix anew and train everything (RTAL)."""
+    """Draw the last matrix anew and train everything (RTAL).
+
+    Args:
+        rate: learning rate of Adam.
+        epochs: passes over the thief's examples.
+    """
 
     def attack(model: nn.Module, means: Means) -> nn.Module:
         stolen = copy.deepcopy(model)
@@ -140,7 +183,13 @@ def new_head(*, rate: float = 1e-3, epochs: int = 40) -> Attack:
 
 
 def prune(share: float, *, rate: float = 1e-3, epochs: int = 40) -> Attack:
-    """Remove the smallest weights of every matrix, then train what is left; 0 epochs only remove."""
+    """Remove the smallest weights of every matrix, then train what is left; 0 epochs only remove.
+
+    Args:
+        share: a share, in [0, 1].
+        rate: learning rate of Adam.
+        epochs: passes over the thief's examples.
+    """
 
     def attack(model: nn.Module, means: Means) -> nn.Module:
         stolen = copy.deepcopy(model)
@@ -152,7 +201,11 @@ def prune(share: float, *, rate: float = 1e-3, epochs: int = 40) -> Attack:
 
 
 def quantise(bits: int) -> Attack:
-    """Round every matrix to 2ᵇⁱᵗˢ−1 equally spaced values, symmetric, one scale per row."""
+    """Round every matrix to 2ᵇⁱᵗˢ−1 equally spaced values, symmetric, one scale per row.
+
+    Args:
+        bits: bits of each weight.
+    """
     _check.count("bits", bits, least=2)
 
     def attack(model: nn.Module, means: Means) -> nn.Module:  # noqa: ARG001 — an attack's signature
@@ -169,7 +222,12 @@ def quantise(bits: int) -> Attack:
 
 
 def reorder(model: nn.Module, means: Means) -> nn.Module:
-    """Permute all hidden units and rescale them by factors from e⁻¹ to e; not one answer changes."""
+    """Permute all hidden units and rescale them by factors from e⁻¹ to e; not one answer changes.
+
+    Args:
+        model: the stolen model.
+        means: what the thief has: data, labels and time.
+    """
     stolen = copy.deepcopy(model)
     state = {name: tensor.detach() for name, tensor in stolen.state_dict().items()}
     for layer in align.chain({name: tuple(tensor.shape) for name, tensor in state.items()}):
@@ -192,7 +250,14 @@ def reorder(model: nn.Module, means: Means) -> nn.Module:
 def distil(
     fresh: Callable[[], nn.Module], *, queries: Callable[[Means], Tensor], hard: bool = False, epochs: int = 40
 ) -> Attack:
-    """Train a fresh model on the stolen one's answers: probabilities, or only labels where ``hard``."""
+    """Train a fresh model on the stolen one's answers: probabilities, or only labels where ``hard``.
+
+    Args:
+        fresh: makes an untrained network of one's own.
+        queries: from the thief's means to the inputs that are asked, (n, ...).
+        hard: whether only labels are seen.
+        epochs: passes over the thief's examples.
+    """
 
     def attack(model: nn.Module, means: Means) -> nn.Module:
         asked, student = queries(means), fresh()
@@ -210,18 +275,32 @@ def distil(
 
 
 def in_domain(means: Means) -> Tensor:
-    """The thief's own inputs as queries."""
+    """The thief's own inputs as queries.
+
+    Args:
+        means: what the thief has: data, labels and time.
+    """
     return means.inputs
 
 
 def with_noise(means: Means) -> Tensor:
-    """The thief's inputs and as many random patterns of zeros and ones: a thief who guesses what triggers look like."""
+    """The thief's inputs and as many random patterns of zeros and ones: a thief who guesses what triggers look like.
+
+    Args:
+        means: what the thief has: data, labels and time.
+    """
     noise = torch.randint(0, 2, means.inputs.shape, generator=means.generator).to(means.inputs.dtype)
     return torch.cat([means.inputs, noise])
 
 
 def merge(fresh: Callable[[], nn.Module], *, share: float = 0.5, epochs: int = 40) -> Attack:
-    """Average with a model of the thief's own, its units first matched to the stolen one's (Ainsworth et al. 2023)."""
+    """Average with a model of the thief's own, its units first matched to the stolen one's (Ainsworth et al. 2023).
+
+    Args:
+        fresh: makes an untrained network of one's own.
+        share: a share, in [0, 1].
+        epochs: passes over the thief's examples.
+    """
 
     def attack(model: nn.Module, means: Means) -> nn.Module:
         own = fresh()
@@ -238,7 +317,13 @@ def merge(fresh: Callable[[], nn.Module], *, share: float = 0.5, epochs: int = 4
 
 
 def task_vector(*, factor: float = 1.5, rate: float = 1e-3, epochs: int = 40) -> Attack:
-    """Move ``factor`` times as far as fine-tuning would (Ilharco et al. 2023)."""
+    """Move ``factor`` times as far as fine-tuning would (Ilharco et al. 2023).
+
+    Args:
+        factor: how far, where 1 is fine-tuning itself.
+        rate: learning rate of Adam.
+        epochs: passes over the thief's examples.
+    """
 
     def attack(model: nn.Module, means: Means) -> nn.Module:
         before, after = tensors(model), tensors(fine_tune(rate=rate, epochs=epochs)(model, means))
@@ -281,7 +366,11 @@ class Masked:
 
 
 def tensors(model: nn.Module) -> dict[str, NDArray[np.float32]]:
-    """A model's state as float32 arrays, copied; what is tied stands there once, under its first name."""
+    """A model's state as float32 arrays, copied; what is tied stands there once, under its first name.
+
+    Args:
+        model: the stolen model.
+    """
     state, aliases = model.state_dict(), _aliases(model)
     plain = {name: value.detach().float().cpu().numpy() for name, value in state.items() if name not in aliases}
     return {name: np.array(value, np.float32) for name, value in plain.items()}
@@ -289,6 +378,10 @@ def tensors(model: nn.Module) -> dict[str, NDArray[np.float32]]:
 
 def load(model: nn.Module, state: Mapping[str, NDArray[Any]]) -> nn.Module:
     """A copy of ``model`` with this state, in the model's own dtypes; a tied tensor needs to be there once.
+
+    Args:
+        model: the stolen model.
+        state: arrays by name.
 
     Raises:
         ValueError: the state gives two values to one tied tensor, of which the model could hold only the last.
@@ -314,5 +407,11 @@ def _aliases(model: nn.Module) -> dict[str, str]:
 
 
 def accuracy(model: nn.Module, inputs: Tensor, labels: Tensor) -> float:
-    """Share of right answers."""
+    """Share of right answers.
+
+    Args:
+        model: the stolen model.
+        inputs: (n, ...).
+        labels: (n,).
+    """
     return float(np.mean(np.array(Suspect(model)(inputs.numpy())) == labels.numpy()))

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Keyed triggers: inputs that nobody chose, with labels that nobody chose, which the marked model has learned.
 
 Null: for a suspect made independently of the secret, each label is uniform over the alphabet whatever the suspect
@@ -43,19 +44,36 @@ class Domain:
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any]) -> "Domain":
-        """The domain in a mark's committed settings."""
+        """The domain in a mark's committed settings.
+
+        Args:
+            settings: the mark's committed settings.
+        """
         return cls(shape=tuple(settings["shape"]), low=float(settings["low"]), high=float(settings["high"]))
 
 
 def plan(domain: Domain, *, classes: int, leaves: int, name: str = "triggers") -> MarkPlan:
-    """A mark of ``leaves`` triggers over ``classes`` labels, for the manifest."""
+    """A mark of ``leaves`` triggers over ``classes`` labels, for the manifest.
+
+    Args:
+        domain: what a trigger looks like.
+        classes: size K of the label alphabet, at least 2.
+        leaves: how many triggers.
+        name: the mark's name.
+    """
     _check.count("classes", classes, least=2)
     settings = {"shape": list(domain.shape), "low": domain.low, "high": domain.high, "classes": classes}
     return MarkPlan(name=name, kind="triggers", leaves=leaves, settings=settings)
 
 
 def inputs(leaves: Sequence[Leaf], pulse: bytes, settings: Mapping[str, Any]) -> NDArray[np.float32]:
-    """The triggers of these leaves, (n, *shape)."""
+    """The triggers of these leaves, (n, *shape).
+
+    Args:
+        leaves: the leaves, n of them.
+        pulse: the beacon's 64 random bytes.
+        settings: the mark's committed settings.
+    """
     domain = Domain.from_settings(settings)
     size = int(np.prod(domain.shape))
     drawn = [np.frombuffer(leaf.expand(pulse, "input", (size + 7) // 8), np.uint8) for leaf in leaves]
@@ -66,12 +84,25 @@ def inputs(leaves: Sequence[Leaf], pulse: bytes, settings: Mapping[str, Any]) ->
 
 
 def labels(leaves: Sequence[Leaf], pulse: bytes, settings: Mapping[str, Any]) -> NDArray[np.int64]:
-    """The labels of these leaves, (n,), uniform in [0, classes) and independent of the triggers."""
+    """The labels of these leaves, (n,), uniform in [0, classes) and independent of the triggers.
+
+    Args:
+        leaves: the leaves, n of them.
+        pulse: the beacon's 64 random bytes.
+        settings: the mark's committed settings.
+    """
     return np.array([leaf.below(int(settings["classes"]), pulse, "label") for leaf in leaves], np.int64)
 
 
 def verdict(answers: Sequence[int], expected: Sequence[int], *, classes: int, multiplicity: float = 1.0) -> Verdict:
-    """The exact verdict on one answer per trigger; an answer outside the alphabet is a miss."""
+    """The exact verdict on one answer per trigger; an answer outside the alphabet is a miss.
+
+    Args:
+        answers: the suspect's label for each trigger, (n,).
+        expected: the right labels, (n,).
+        classes: size K of the label alphabet, at least 2.
+        multiplicity: tests that the p-value pays for, at least 1.
+    """
     _check.require(len(answers) == len(expected), "len(answers)", len(answers), wanted=f"{len(expected)}, one each")
     matches = int(np.sum(np.asarray(answers, np.int64) == np.asarray(expected, np.int64)))
     return null.verdict(
@@ -94,13 +125,26 @@ class Triggers:
     readings: int = 2
 
     def queries(self, leaves: Sequence[Leaf], *, pulse: bytes, settings: Mapping[str, Any]) -> NDArray[np.float32]:
-        """The triggers, (n, *shape)."""
+        """The triggers, (n, *shape).
+
+        Args:
+            leaves: the leaves, n of them.
+            pulse: the beacon's 64 random bytes.
+            settings: the mark's committed settings.
+        """
         return inputs(leaves, pulse, settings)
 
     def verdict(
         self, answers: Sequence[int], leaves: Sequence[Leaf], *, pulse: bytes, settings: Mapping[str, Any]
     ) -> Verdict:
-        """Matches with the leaves' labels."""
+        """Matches with the leaves' labels.
+
+        Args:
+            answers: the suspect's label for each trigger, (n,).
+            leaves: the leaves, n of them.
+            pulse: the beacon's 64 random bytes.
+            settings: the mark's committed settings.
+        """
         return verdict(answers, labels(leaves, pulse, settings).tolist(), classes=int(settings["classes"]))
 
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The weight mark: keyed ±1 carriers added to the weights after training, read as a correlation.
 
 Every leaf owns one contiguous block of every marked tensor, so leaves can be opened one by one. The reading looks at
@@ -69,6 +70,13 @@ def plan(
     How suspects are laid beside them is fixed here (``.lay.beside``): as the transformer that ``structure``
     describes, else as a chain of which ``order`` names the tensors front to back; by default in the order that
     ``.lay.order.order`` finds, and by name and shape where it finds none.
+
+    Args:
+        shapes: tensor shapes by name.
+        leaves: how many leaves share the tensors.
+        strength: size of the carrier, in units of each tensor's RMS.
+        order: names of a chain's tensors, front to back; None to find it.
+        structure: the transformer that the tensors make; None where they make none.
     """
     return _plan("weights", shapes, leaves, strength, reading=_reading(shapes, order, structure))
 
@@ -81,12 +89,27 @@ def recipients_plan(
     order: Sequence[str] | None = None,
     structure: Structure | None = None,
 ) -> MarkPlan:
-    """One full-length carrier for each recipient of a copy, to trace which copy leaked; as ``plan`` otherwise."""
+    """One full-length carrier for each recipient of a copy, to trace which copy leaked; as ``plan`` otherwise.
+
+    Args:
+        shapes: tensor shapes by name.
+        recipients: how many recipients get a copy.
+        strength: size of the carrier, in units of each tensor's RMS.
+        order: names of a chain's tensors, front to back; None to find it.
+        structure: the transformer that the tensors make; None where they make none.
+    """
     return _plan("recipients", shapes, recipients, strength, reading=_reading(shapes, order, structure))
 
 
 def embed(unmarked: Tensors, leaves: Sequence[Leaf], *, pulse: bytes, settings: Mapping[str, Any]) -> dict[str, Array]:
-    """A copy of the tensors with the carriers of all leaves added; other tensors are left as they are."""
+    """A copy of the tensors with the carriers of all leaves added; other tensors are left as they are.
+
+    Args:
+        unmarked: the committed model's tensors.
+        leaves: the leaves, n of them.
+        pulse: the beacon's 64 random bytes.
+        settings: the mark's committed settings.
+    """
     marked = {name: np.array(tensor, np.float32) for name, tensor in unmarked.items()}
     count = len(leaves)
     for name in _names(settings, unmarked):
@@ -102,7 +125,15 @@ def embed(unmarked: Tensors, leaves: Sequence[Leaf], *, pulse: bytes, settings: 
 def embed_recipient(
     marked: Tensors, leaf: Leaf, *, unmarked: Tensors, pulse: bytes, settings: Mapping[str, Any]
 ) -> dict[str, Array]:
-    """A copy for one recipient: that leaf's carrier added over the whole of every tensor."""
+    """A copy for one recipient: that leaf's carrier added over the whole of every tensor.
+
+    Args:
+        marked: the marked model's tensors.
+        leaf: the recipient's leaf.
+        unmarked: the committed model's tensors.
+        pulse: the beacon's 64 random bytes.
+        settings: the mark's committed settings.
+    """
     copy = {name: np.array(tensor, np.float32) for name, tensor in marked.items()}
     for name in _names(settings, marked):
         flat = copy[name].reshape(-1)
@@ -120,6 +151,13 @@ def read(suspect: Tensors, leaves: Sequence[Leaf], *, unmarked: Tensors, pulse: 
     The result does not name the unmarked copy yet: ``dataclasses.replace`` its ``unmarked`` with the digest.
 
     One pass over the tensors; beyond one tensor of each copy, memory is a few blocks of 2²⁰ elements.
+
+    Args:
+        suspect: tensors by name, in the unmarked copy's frame.
+        leaves: the leaves, n of them.
+        unmarked: the committed model's tensors.
+        pulse: the beacon's 64 random bytes.
+        plan: the committed plan of the mark.
     """
     whole = plan.kind == "recipients"
     dots, squares = [0.0] * len(leaves), [0.0] * len(leaves)
@@ -138,7 +176,13 @@ def read(suspect: Tensors, leaves: Sequence[Leaf], *, unmarked: Tensors, pulse: 
 
 
 def verdict(reading: Reading, *, scheme: str = "weights", multiplicity: float = 1.0) -> Verdict:
-    """The verdict on all leaves of a reading together; ``log10_p`` is a proven upper bound."""
+    """The verdict on all leaves of a reading together; ``log10_p`` is a proven upper bound.
+
+    Args:
+        reading: what correlating gave.
+        scheme: how the verdict calls the mark.
+        multiplicity: tests that the p-value pays for, at least 1.
+    """
     return null.verdict(
         null.SpreadSigns(),
         scheme=scheme,
@@ -151,7 +195,12 @@ def verdict(reading: Reading, *, scheme: str = "weights", multiplicity: float = 
 
 
 def elements(plan: MarkPlan, index: int) -> int:
-    """How many weights a leaf of this plan signs: its block of every tensor."""
+    """How many weights a leaf of this plan signs: its block of every tensor.
+
+    Args:
+        plan: the committed plan of the mark.
+        index: the leaf's number.
+    """
     sizes = [math.prod(int(size) for size in shape) for shape in plan.settings["tensors"].values()]
     blocks = [_block(size, index, plan.leaves) for size in sizes]
     return sum(stop - start for start, stop in blocks)
@@ -162,6 +211,11 @@ def possible(dot: float, square: float, *, elements: int) -> bool:
 
     By Cauchy and Schwarz |⟨signs, g⟩| ≤ √elements·‖g‖, and no |g| is above the clip times the largest weight; 1e-4 is
     for float32 sums.
+
+    Args:
+        dot: ⟨signs, g⟩.
+        square: ‖g‖².
+        elements: how many weights the leaf signs.
     """
     if not (math.isfinite(dot) and 0 <= square <= elements * (_CLIP * _MOST) ** 2 * _SLACK):
         return False
@@ -181,6 +235,14 @@ def trace(
 
     Guarantee: the chance that anybody at all is accused wrongly is at most ``family_level``, by Bonferroni over all
     recipients.
+
+    Args:
+        suspect: tensors by name, in the unmarked copy's frame.
+        leaves: the leaves, n of them.
+        unmarked: the committed model's tensors.
+        pulse: the beacon's 64 random bytes.
+        plan: the committed plan of the mark.
+        family_level: chance that anybody is accused wrongly, in (0, 1).
     """
     _check.probability("family_level", family_level)
     everything = read(suspect, leaves, unmarked=unmarked, pulse=pulse, plan=plan)

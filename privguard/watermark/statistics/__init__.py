@@ -1,1 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tails, nulls and e-values: how a score becomes a verdict."""

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Evidence along a text whose writer may change: an e-process by fixed shares, and who wrote which part of it.
 
 A hidden state says which source wrote a block of tokens: none, or one of M keys. A key's block multiplies its weight by

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The exact tail of a·X + b·Y for independent Gamma(n, 1) variables: two keys that are scored with unequal weights.
 
 The variable of larger scale is a negative-binomial mixture of Gammas of the smaller one (Moschopoulos 1985), so the sum

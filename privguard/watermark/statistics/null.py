@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Null models: what a score looks like where there is no mark, and how it then becomes a Verdict.
 
 A null is a frozen value with a sentence, an exact tail and an e-value. The scheme of a mark names its null; nobody

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A public table of bits read under secret shifts: the exact law of a weighted count, whatever the table holds.
 
 transformers' SynthID looks every n-gram up in one public table, once per layer, each layer at its own secret distance.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Exact tails, e-values and multiplicity: the arithmetic under every verdict of a mark.
 
 Every p-value here is super-uniform under its stated null: P(p ≤ α) ≤ α at every α, for every number of trials. Figures

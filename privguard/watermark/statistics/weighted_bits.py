@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The exact tail of a weighted sum of fair bits, by inverting its generating function on a circle (Daniels 1987).
 
 Let S = Σₗ wₗ·Bin(n, ½) with whole weights, M(θ) = E e^{θS} its moment generating function, and θ > 0. Summed over N

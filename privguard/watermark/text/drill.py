@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Drills: what editing, mixing and forging do to a mark, in token ids, with the survival table that they give.
 
 Edits act on the documents alone, as an editor without the key would; drawn from a seeded generator, so that a table can

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The profile: one immutable, signed record that writer and detector share; a mismatch is refused, never guessed away.
 
 It names everything on which the two must agree and holds no secret. The keys come from the owner's secret under labels
@@ -37,7 +38,11 @@ class Tokenizer(Protocol):
 
 
 def vocabulary_digest(tokenizer: Tokenizer) -> str:
-    """SHA-256 over the vocabulary and the special ids: two tokenizers that agree give each token the same id."""
+    """SHA-256 over the vocabulary and the special ids: two tokenizers that agree give each token the same id.
+
+    Args:
+        tokenizer: a tokenizer of transformers, or one with its two names.
+    """
     return _canon.digest({"vocabulary": tokenizer.get_vocab(), "special": sorted(tokenizer.all_special_ids)})
 
 
@@ -85,7 +90,15 @@ class Profile(Record):
     def for_tokenizer(
         cls, tokenizer: Tokenizer, secret: Secret, *, logits_width: int, scheme: Scheme | None = None, model: str = ""
     ) -> Self:
-        """The default profile for this tokenizer, secret and width of the model's logits; ``model`` as above."""
+        """The default profile for this tokenizer, secret and width of the model's logits; ``model`` as above.
+
+        Args:
+            tokenizer: a tokenizer of transformers, or one with its two names.
+            secret: the profile's secret.
+            logits_width: width of the model's logits.
+            scheme: how the mark is written; None for Gumbel.
+            model: a name of the model; empty where the secret marks one.
+        """
         return cls(
             scheme=Gumbel() if scheme is None else scheme,
             key_id=secret.key_id,
@@ -105,6 +118,9 @@ class Profile(Record):
     def from_json(cls, value: Mapping[str, Any]) -> "Profile":
         """The inverse of ``to_json``; law: ``Profile.from_json(p.to_json()) == p``.
 
+        Args:
+            value: JSON values, as they were read.
+
         Raises:
             ProfileMismatchError: a field, scheme, statistic or version that this release does not know.
         """
@@ -120,7 +136,12 @@ class Profile(Record):
             raise ProfileMismatchError(f"profile: {error}; this release reads {VERSION}") from None
 
     def write(self, path: str | Path, *, by: SigningKey) -> None:
-        """Write the profile as a signed statement (in-toto in DSSE)."""
+        """Write the profile as a signed statement (in-toto in DSSE).
+
+        Args:
+            path: the profile's file.
+            by: who signs, or has signed.
+        """
         subject = Digest(name="text-mark-profile", sha256=self.digest())
         predicate = Statement(subjects=(subject,), predicate_type=PREDICATE_TYPE, predicate=self.to_json())
         statement.sign(predicate, by=by).write(Path(path))
@@ -128,6 +149,10 @@ class Profile(Record):
     @classmethod
     def read(cls, path: str | Path, *, by: Identity) -> "Profile":
         """Read a profile that ``by`` signed.
+
+        Args:
+            path: the profile's file.
+            by: who signs, or has signed.
 
         Raises:
             TamperedError: not signed by that identity, or no profile.
@@ -144,6 +169,9 @@ class Profile(Record):
     def require_tokenizer(self, tokenizer: Tokenizer) -> None:
         """Refuse a tokenizer other than the profile's.
 
+        Args:
+            tokenizer: a tokenizer of transformers, or one with its two names.
+
         Raises:
             ProfileMismatchError: its vocabulary has another digest.
         """
@@ -156,6 +184,11 @@ class Profile(Record):
     def stream(self, secret: Secret, *, subkey: int, user: str | None = None) -> ContextStream:
         """The secret bytes of one sub-key, of one user where the mark traces users.
 
+        Args:
+            secret: the profile's secret.
+            subkey: the sub-key's number, from 0.
+            user: for whom the text is; None where users are not traced.
+
         Raises:
             ProfileMismatchError: the secret is not the one that the profile names.
             ValueError: no such sub-key.
@@ -165,7 +198,13 @@ class Profile(Record):
         return self.stream_of_any(secret, subkey=subkey, user=user)
 
     def stream_of_any(self, secret: Secret, *, subkey: int, user: str | None = None) -> ContextStream:
-        """As ``stream``, for a decoy: a secret that is not the profile's, to see what chance alone gives."""
+        """As ``stream``, for a decoy: a secret that is not the profile's, to see what chance alone gives.
+
+        Args:
+            secret: the profile's secret.
+            subkey: the sub-key's number, from 0.
+            user: for whom the text is; None where users are not traced.
+        """
         _check.require(subkey in range(self.subkeys), "subkey", subkey, wanted=f"0 to {self.subkeys - 1}")
         owner = secret if user is None else secret.child("user", user)
         model = [self.vocabulary, self.logits_width, self.model]
@@ -175,6 +214,10 @@ class Profile(Record):
 
 
 def rotation(profile: Profile) -> int:
-    """R of the payload scheme: the larger of the logits width and 2^piece."""
+    """R of the payload scheme: the larger of the logits width and 2^piece.
+
+    Args:
+        profile: a profile with a payload.
+    """
     assert isinstance(profile.scheme, Payload)  # noqa: S101 — for the type checker
     return max(profile.logits_width, 1 << max(profile.scheme.pieces))

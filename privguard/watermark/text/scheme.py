@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The schemes of a text mark: what each token's secret word is worth, and what the sum looks like without a mark.
 
 A scheme is a frozen value. Its numbers are public and stand in the profile; its null is fixed with it. How a writer
@@ -23,7 +24,11 @@ _WORD_BITS = 32
 
 
 def exponential(words: Words) -> Floats:
-    """−ln(1−m/2²³) of the top 23 bits m: never above the Exp(1) variable that a full-precision uniform would give."""
+    """−ln(1−m/2²³) of the top 23 bits m: never above the Exp(1) variable that a full-precision uniform would give.
+
+    Args:
+        words: secret words, (N,).
+    """
     uniform = (words >> np.uint32(_WORD_BITS - UNIFORM_BITS)).astype(np.float64)
     uniform *= -(2.0**-UNIFORM_BITS)
     np.log1p(uniform, out=uniform)
@@ -52,11 +57,21 @@ class TextScheme(Protocol):
         ...
 
     def lookup(self, contexts: Ids, tokens: Ids, *, block_bytes: int) -> Lookup:
-        """Where the secret words of n-grams stand in a stream; contexts (N, h), tokens (N,)."""
+        """Where the secret words of n-grams stand in a stream; contexts (N, h), tokens (N,).
+
+        Args:
+            contexts: token ids before, (N, h), oldest first.
+            tokens: token ids, (N,).
+            block_bytes: bytes of one block of the stream.
+        """
         ...
 
     def scores(self, words: Any, /) -> Floats:
-        """What the words (N,) are worth, (N,): independent and of the null's law where the key had no part."""
+        """What the words (N,) are worth, (N,): independent and of the null's law where the key had no part.
+
+        Args:
+            words: secret words, (N,).
+        """
         ...
 
 
@@ -78,11 +93,21 @@ class Gumbel:
         return ExponentialSum()
 
     def lookup(self, contexts: Ids, tokens: Ids, *, block_bytes: int) -> Lookup:
-        """A 32-bit word per n-gram."""
+        """A 32-bit word per n-gram.
+
+        Args:
+            contexts: token ids before, (N, h), oldest first.
+            tokens: token ids, (N,).
+            block_bytes: bytes of one block of the stream.
+        """
         return words_of(contexts, tokens, block_bytes=block_bytes)
 
     def scores(self, words: Words) -> Floats:
-        """The exponential score of each word."""
+        """The exponential score of each word.
+
+        Args:
+            words: secret words, (N,).
+        """
         return exponential(words)
 
 
@@ -115,11 +140,21 @@ class GreenList:
         return BinomialCount(Fraction(self.green, _LEVELS))
 
     def lookup(self, contexts: Ids, tokens: Ids, *, block_bytes: int) -> Lookup:
-        """A byte per n-gram."""
+        """A byte per n-gram.
+
+        Args:
+            contexts: token ids before, (N, h), oldest first.
+            tokens: token ids, (N,).
+            block_bytes: bytes of one block of the stream.
+        """
         return bytes_of(contexts, tokens, block_bytes=block_bytes)
 
     def scores(self, octets: Bytes) -> Floats:
-        """1 where the n-gram is green, else 0."""
+        """1 where the n-gram is green, else 0.
+
+        Args:
+            octets: secret bytes, (N,).
+        """
         return (octets < self.green).astype(np.float64)
 
 
@@ -156,11 +191,21 @@ class Tournament:
         return WeightedBits(self.weights)
 
     def lookup(self, contexts: Ids, tokens: Ids, *, block_bytes: int) -> Lookup:
-        """A 32-bit word per n-gram."""
+        """A 32-bit word per n-gram.
+
+        Args:
+            contexts: token ids before, (N, h), oldest first.
+            tokens: token ids, (N,).
+            block_bytes: bytes of one block of the stream.
+        """
         return words_of(contexts, tokens, block_bytes=block_bytes)
 
     def scores(self, words: Words) -> Floats:
-        """Weighted sum of each word's bits, read through two tables of 2¹⁶ entries that fit the second-level cache."""
+        """Weighted sum of each word's bits, read through two tables of 2¹⁶ entries that fit the second-level cache.
+
+        Args:
+            words: secret words, (N,).
+        """
         low, high = _bit_sums(self.weights)
         return (low.take(words & np.uint32(0xFFFF)) + high.take(words >> np.uint32(16))).astype(np.float64)
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Forging by list stealing: learn from marked text which token a mark prefers after which context, then write it.
 
 The attacker sees marked and unmarked text and no key (Jovanović et al. 2024, "Watermark stealing in large language

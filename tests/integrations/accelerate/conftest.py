@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Puts the loop beside the tests, and clears accelerate's shared state between them."""
 
 import sys

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """An accelerate loop, private; also a script for several processes.
 
 python loop.py RUN OUT STEPS NOISE RATE [cut] [bands] [resume STATE] [stop STEP] [die RANK STEP]

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """An accelerate loop under ε: what a step is, what is refused, and how it goes on."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Several processes train as one: one sample, one sum, one noise, one ledger."""
 
 from pathlib import Path

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Puts the zoo beside the tests, and keeps transformers quiet."""
 
 import sys

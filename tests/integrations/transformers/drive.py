@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Private trainers and their non-private references, made short."""
 
 import copy

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What transformers' own tests promise of callbacks, checkpoints and evaluation, of Trainer and PrivateTrainer alike.
 
 Both are run on the same data with the same arguments and compared; ``docs/trainer-tests.md`` names the tests of

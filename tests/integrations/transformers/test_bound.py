@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Removing one record, or one user, moves the clipped sum by at most C, for every head, with padding and masks."""
 
 import pytest

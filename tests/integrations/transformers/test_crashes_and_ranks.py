@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """PrivateTrainer killed without warning, on two ranks, and with one of them lost."""
 
 from pathlib import Path

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Twenty-eight ways in which people change Trainer: each is honoured, to 1e-5 of one by one, or refused by name."""
 
 import types

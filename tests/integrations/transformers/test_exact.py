@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One private step without noise and clipping is one step of ``Trainer``, for every head and model."""
 
 import contextlib

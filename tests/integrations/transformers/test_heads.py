@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Sounds, videos and decoders under another name: one private step is one of Trainer with a mean over examples."""
 
 import pytest

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``PrivateDPOTrainer`` and ``PrivateRewardTrainer``: a pair is one record, and its loss is TRL's for it alone."""
 
 import copy

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A private run under Trainer's own loop: what it leaves behind, how it stops, and how it goes on."""
 
 import contextlib

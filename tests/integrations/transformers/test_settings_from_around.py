@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a launcher's environment asks for, and what shows too late or not at all: refused by name, before any step."""
 
 import pytest

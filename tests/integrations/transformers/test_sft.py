@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``PrivateSFTTrainer``: one step is SFTTrainer's for each example by itself, and nothing un-noised comes out."""
 
 import copy

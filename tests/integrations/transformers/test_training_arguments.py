@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every field of TrainingArguments has been thought about."""
 
 import dataclasses

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A PrivateTrainer run in processes of its own, which the tests kill or start as ranks.
 
 python trainer_alone.py RUN OUT STEPS NOISE [resume] [die RANK STEP] [hold STEP]

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tiny transformers of every kind, with data of unequal lengths, padding and masks."""
 
 import torch

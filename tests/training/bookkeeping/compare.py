@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the tests of the clippers share: run one over some batches, and compare two sums."""
 
 from torch import Tensor, nn

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The book-keeper on layers by their settings and on random models; a failure is printed as its smallest program.
 
 ``python -m tests.training.bookkeeping.fuzz [--models N] [--cells N] [--seed S]``. Every sum is held against ordinary

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Layers by settings, types and memory formats: every cell is a layer that users write, and its input."""
 
 import itertools

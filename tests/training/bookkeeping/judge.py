@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Whether the book-keeper is exact for a model: held against ordinary autograd of one record after the other."""
 
 import copy

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The architectures of transformers that are fine-tuned most: what a user gets for each is fast and exact."""
 
 from collections.abc import Callable

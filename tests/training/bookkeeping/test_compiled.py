@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A compiler leaves tapped layers alone, so what is clipped stays what it was; aot_eager traces as inductor does."""
 
 import copy

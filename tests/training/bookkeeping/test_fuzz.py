@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The fuzzer of the book-keeper finds nothing in the product, and what it should find where a bug is planted."""
 
 import pytest

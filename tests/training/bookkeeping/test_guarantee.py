@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the clipped sum promises: bounded by C for every record, whatever the record is."""
 
 import math

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What counts as checked by halves, in the number that a report prints."""
 
 import torch

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Positions that add nothing are left out, and nothing else changes."""
 
 import pytest

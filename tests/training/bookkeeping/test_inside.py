@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Layers that write their own forward around a known operation, or compute their weight from other parameters."""
 
 import random

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every supported layer: the book-keeping sum equals the sum over one autograd pass per example."""
 
 from collections.abc import Callable

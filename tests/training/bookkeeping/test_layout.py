@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where the examples are: in another dimension than the first, or nowhere, in a tensor that all of them share."""
 
 import pytest

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Whole models: transformers, adapters, checkpointing, mixed precision, and two opinions of Opacus'."""
 
 import copy

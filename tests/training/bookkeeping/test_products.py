@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Sums go over examples in float64: no example's rounding depends on another, whichever way the products take."""
 
 import pytest

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the losses of a loop reach is looked at in their graph, whether or not the loop was shown to the probe."""
 
 from collections.abc import Callable

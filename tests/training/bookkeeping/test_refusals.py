@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What is refused, when, and with which word; and that nothing un-noised is left behind."""
 
 import pytest

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the batch shares, T5's relative bias and peft's soft prompt: each example's own gradient of it."""
 
 import copy

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A local notary, an owner with a claim, and suspects that answer as a table of labels says: no training needed."""
 
 import numpy as np

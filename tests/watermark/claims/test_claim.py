@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The order of a claim: what is missing, late, early or vouched for by nobody makes it invalid."""
 
 import json

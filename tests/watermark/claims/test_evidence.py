@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """From challenge to verdict: honest claims are proven, innocents are not, and every change to the file shows."""
 
 import copy

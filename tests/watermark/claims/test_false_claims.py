@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The dishonest accuser: nothing passes, and everything would pass with the one defence missing."""
 
 import numpy as np

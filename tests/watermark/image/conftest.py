@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A fixed secret, its profile, and the two photographs that scikit-learn ships."""
 
 import numpy as np

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A second reader of image-mark-v1, written from docs/spec/image-mark-v1.md alone; it shares no code with privguard.
 
 It knows shifts only, reads with double precision, and takes tails from Lugannani and Rice's saddle-point formula.

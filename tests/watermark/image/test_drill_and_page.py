@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The drill says what handling leaves; the page shows where the evidence lies, and loads nothing."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Files in and out: what is not the mark stays as it was, and what cannot be kept is refused by name."""
 
 from pathlib import Path

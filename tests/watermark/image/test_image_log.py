@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The log says of each picture what it got and what it looked like; attribution keeps the facts apart."""
 
 import hashlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a written mark promises: quality, survival, identifier, refusals, and where it lies."""
 
 import io

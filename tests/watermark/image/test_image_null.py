@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Pictures made without the secret: p-values are what they say, whatever the picture, whatever was searched."""
 
 import numpy as np

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Keyed first noise: exactly normal, one journalled nonce per draw, and an exact test of what was recovered."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A reader written from the specification alone agrees with privguard, and both with the stored vectors."""
 
 import hashlib

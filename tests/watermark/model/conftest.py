@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Small digits models and everything around them, trained once for all tests of the marks."""
 
 import numpy as np

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Fingerprints in a small causal language model, and a stolen one whose stream was rotated and heads permuted."""
 
 import numpy as np

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``lay``: what changes no answer changes no reading, what is missing is left out, and innocents stay innocent."""
 
 import math

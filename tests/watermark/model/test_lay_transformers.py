@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``lay-2``: what changes no answer of a transformer changes no reading, and innocents stay innocent."""
 
 import math

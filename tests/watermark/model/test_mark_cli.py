@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``privguard mark`` from a plain model to a verdict, every command by its exit code."""
 
 import json

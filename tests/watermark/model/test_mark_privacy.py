@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A mark spends nothing: events, sampling and noise are the same, bit for bit, with and without it."""
 
 import hashlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The recipes of the model marks run, in their small form, and say what they should."""
 
 import importlib.util

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Triggers and altered answers: taught, kept through theft, and never read into an innocent model."""
 
 import copy

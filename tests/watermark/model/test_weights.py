@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The weight mark: what is added is found, what is not is bounded, and nothing is read into an innocent model."""
 
 import math

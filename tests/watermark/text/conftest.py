@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A tiny random GPT-2, fixed secrets, and profiles of every scheme."""
 
 from random import Random

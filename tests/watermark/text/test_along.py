@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Evidence along a text: a true martingale, against a slow reference; pieces are found and attributed, forgers not."""
 
 import numpy as np

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``privguard mark text`` from end to end with a real tokenizer and a tiny model on disk."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Detection: what counts, against a slow reference; true p-values under the null; ranks; nothing for nothing."""
 
 from collections import OrderedDict

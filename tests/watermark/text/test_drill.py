@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Drills: edits do what they say, survival falls as they grow, a learnt forgery of the default scheme is refused."""
 
 import numpy as np

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Temperature, min-p, top-k and top-p: each keeps what its definition says, row by row."""
 
 import math

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Writing with transformers: what is written is read, what cannot be marked is refused, nothing else changes."""
 
 import numpy as np

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Other tools' marks: Random123 and vLLM known answers, transformers' own writers and detector."""
 
 import numpy as np

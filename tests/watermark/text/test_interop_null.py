@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Other tools' marks are counted by their true coins: strangers' keys stay at the nominal rate, on any text."""
 
 import hashlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Nothing is found that no key wrote: ids beyond the width, other models, what files and options may hold."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Payloads, tracing and windows: what is hidden is found, named right, and never found where it is not."""
 
 import numpy as np

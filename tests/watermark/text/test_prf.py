@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Contexts and words: injective packing, known answers, and vectors that every implementation must match."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The profile: signed, immutable, and every mismatch between writer and detector is refused."""
 
 import dataclasses

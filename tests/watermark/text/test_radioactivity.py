@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Radioactivity: a model that learnt from marked text shows it, another does not, and copying is not learning."""
 
 import numpy as np

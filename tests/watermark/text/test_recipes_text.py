@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The recipes run as they stand, and detection over a data set in two processes gives what one process gives."""
 
 import subprocess

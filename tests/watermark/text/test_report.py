@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The report: it answers in a sentence, colours what was scored, shows no secret, says what it does not prove."""
 
 import numpy as np

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Marks in a serving engine: requests come, go and move, and each text is the one that it would be alone."""
 
 import numpy as np

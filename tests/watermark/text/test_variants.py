@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Everyday handling is undone: each change gives back the writer's own text as one of the variants, all paid for."""
 
 import re

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Twenty ways of generating: each ends in text that carries the mark, or in an error that names the reason."""
 
 import copy

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reading with the model: a true bet whatever the model says, and far fewer tokens where it is right."""
 
 import numpy as np

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """While training: do the losses of some examples reach rows of others? Asked of what is really sent backward.
 
 The examples of a batch are cut into two random halves. The losses of one half alone go backward, and at every tap the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which dimension of a tensor is the examples', learned from two synthetic batches.
 
 A shape does not tell: (6, 3, d) may be six tokens of three examples or six examples of three tokens, and the mask of

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the losses of a batch reach: no parameter outside the model, and no row of another example.
 
 The probe sees the loss of a loop only where it is shown to it. What a loop really sends backward is looked at here, in

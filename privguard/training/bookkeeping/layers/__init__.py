@@ -1,1 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
 """Book-keeping rules, one file for each kind of layer."""

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``nn.MultiheadAttention``: the same computation in pieces that can be listened to.
 
 The module keeps its class, its parameters and their names; only its forward is written out, since torch's own uses the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Convolutions: the per-example weight gradient is small enough to be formed."""
 
 import time

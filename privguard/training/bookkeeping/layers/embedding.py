@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tables looked up by id."""
 
 from collections.abc import Iterator

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Matrix layers: ``nn.Linear`` and the transposed ``Conv1D`` of transformers."""
 
 import math

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Layers that normalise within an example, then scale and shift: Y = x̂ w + b."""
 
 from collections.abc import Iterator

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``nn.RNN``, ``nn.LSTM`` and ``nn.GRU``: the same recurrence, step by step, so that every gate can be listened to.
 
 The module keeps its class, its parameters and their names. Slower than torch's fused kernel, and exact.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Modules without a rule: their own forward again, one example at a time, for the parameters they own.
 
 Modules below them keep their own taps. The forward must be repeatable: a module that draws random numbers is refused,

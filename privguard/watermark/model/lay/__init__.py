@@ -1,1 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
 """Laying any suspect beside the committed unmarked copy, before a weight mark is read."""

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One door to the laying programs: the one that the committed settings of a weight mark name."""
 
 from collections.abc import Mapping, Sequence

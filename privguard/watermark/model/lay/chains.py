@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``lay-1``: lay a suspect beside an unmarked chain of layers, and leave out what has no counterpart there.
 
 A thief can rename, reorder, rescale, split, drop or add units, and put in layers that do nothing, without a change in

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What laying gives: the suspect's tensors in the unmarked copy's frame, and a report on what was laid."""
 
 from dataclasses import dataclass, field

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One part of ours beside vectors of the suspect: units by assignment, heads by the spaces they span, tokens by place.
 
 Every rule makes the suspect as near as possible to the unmarked copy, and looks at the two alone. What has no

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The order of a plain chain's layers: from the network where it is at hand, else from names and shapes in a file.
 
 A safetensors file gives its tensors back by dtype and name, so that ``0, 10, 2, 4`` is an order of files and of no

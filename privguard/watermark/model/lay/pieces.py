@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Units of the suspect that are pieces of one of ours, and units that are nobody's.
 
 A unit can be split into several with its inputs, whose outputs add up to its own; each alone can be mostly noise that

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which of the suspect's matrices holds a part of ours: the one whose vectors lie nearest to a sample of ours.
 
 The matrix of the same name is looked at first, and taken where it is near enough; otherwise each is, along either axis

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A transformer's vectors of the residual stream, and the frame in which the suspect's and ours are comparable.
 
 RMSNorm lets a thief turn the whole stream by any rotation, LayerNorm by any that keeps the mean; gains can be moved

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a transformer is made of, as a weight mark's settings state it: which matrices read or write its stream.
 
 Each ``Part`` is a list of vectors of the residual stream: rows or columns of one tensor, or some of them where

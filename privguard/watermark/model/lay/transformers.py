@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``lay-2``: lay a suspect beside an unmarked transformer, and leave out what has no counterpart there.
 
 No name, order or fusion of the suspect's tensors is believed: each part of ours takes the matrix whose vectors lie

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """ChaCha8 blocks over whole arrays: one code for numpy on the host and torch on any device.
 
 All arithmetic is on signed 32-bit words that wrap, which numpy and torch define alike, so both give the same bytes.

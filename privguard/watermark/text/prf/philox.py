@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Philox4x32-10 (Salmon et al. 2011) over numpy arrays: what vLLM's watermark draws from. Not a cryptographic function.
 
 The mapping of a context to a state is vLLM's ``philox4x32-10-v1``.

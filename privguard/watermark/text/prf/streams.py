@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """From a context of at most four token ids to its own stream of secret bytes: word t and byte t belong to token t.
 
 The specification is docs/spec/text-mark-v1.md. Detection seeks: it makes only the block in which a token's word stands,

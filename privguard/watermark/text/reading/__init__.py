@@ -1,1 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reading marked text: detection, messages, tracing, and the marks of other tools."""

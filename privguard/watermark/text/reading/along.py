@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reading along a text: evidence where the sub-key changes from piece to piece, and who wrote which stretch.
 
 A chat, a stitched or an edited text is written in pieces, each under a sub-key of its own, and the best sub-key of the
@@ -56,7 +57,14 @@ class Along:
 
 
 def read_along(profile: Profile, scores: Floats, ngrams: Ngrams, *, log10_p: Floats) -> Along:
-    """Evidence and stretches from the scores (M, N) of n-grams; ``log10_p`` (D,) is what else is known of each."""
+    """Evidence and stretches from the scores (M, N) of n-grams; ``log10_p`` (D,) is what else is known of each.
+
+    Args:
+        profile: the signed profile.
+        scores: score of every n-gram under every sub-key, (M, N).
+        ngrams: the unique n-grams.
+        log10_p: log10 p of each document by other means, (D,).
+    """
     factors = evalues.bets(profile.scheme.null, np.ascontiguousarray(scores.T))
     made = evalues.blocks(factors, ngrams.document, documents=ngrams.documents)
     seen = evalues.watch(made)

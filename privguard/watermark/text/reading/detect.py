@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Detection: token ids and the secret in, one exact p-value per document out. No model, no text, no torch.
 
 Documents are scored together: one sort removes repeated n-grams, one AES call per sub-key makes all words, and one
@@ -77,18 +78,31 @@ class Detections:
         name anybody. Text of one sub-key is chance to all others, whatever stands beside it; a forgery learnt from
         texts under many agrees a little with all of them at once (arXiv 2507.07871), which their sum shows long before
         any single one does. With one sub-key the rule is the p-value's alone.
+
+        Args:
+            log10_level: log10 of the level, at most 0.
         """
         whole = (self.log10_p_best <= log10_level) & (self.log10_p_others > MIXED)
         named = np.array([len(stretches) > 0 for stretches in self.stretches], np.bool_)
         return (self.log10_p <= log10_level) & (whole | (named & (self.log10_p_beside > MIXED)))
 
     def mixed(self, *, log10_level: float) -> NDArray[np.bool_]:
-        """Whether many sub-keys agree with a text beyond what its stretches explain: short pieces, or a forgery."""
+        """Whether many sub-keys agree with a text beyond what its stretches explain: short pieces, or a forgery.
+
+        Args:
+            log10_level: log10 of the level, at most 0.
+        """
         found = self.log10_p <= log10_level
         return found & ~self.accepted(log10_level=log10_level) & (self.log10_p_beside <= MIXED)
 
     def verdict(self, document: int, *, tests: float = 1.0, details: Mapping[str, Any] | None = None) -> Verdict:
-        """The verdict on one document; ``tests`` is how many documents, keys and variants were tested beside it."""
+        """The verdict on one document; ``tests`` is how many documents, keys and variants were tested beside it.
+
+        Args:
+            document: the document's number, from 0.
+            tests: documents, keys and variants tested beside it, at least 1.
+            details: more facts for the verdict; None for none.
+        """
         row = int(document)
         return Verdict(
             scheme=f"text/{self.profile.scheme.name}",
@@ -134,7 +148,11 @@ class Detector:
         self._streams = [profile.stream(secret, subkey=j, user=user) for j in range(profile.subkeys)]
 
     def detect(self, documents: Documents) -> Detections:
-        """One result per document, each n-gram counted once in its document."""
+        """One result per document, each n-gram counted once in its document.
+
+        Args:
+            documents: token ids of all documents.
+        """
         ngrams = scored_ngrams(self.profile, documents)
         return self.judge(ngrams)
 
@@ -142,11 +160,18 @@ class Detector:
         """One result for all documents together, each n-gram counted once in the corpus.
 
         For templated text, where the same n-grams come back in every document.
+
+        Args:
+            documents: token ids of all documents.
         """
         return self.judge(scored_ngrams(self.profile, documents, corpus=True).as_one())
 
     def detect_text(self, texts: Sequence[str], tokenizer: Any) -> Detections:
         """Tokenize with the profile's tokenizer (no special tokens added), then ``detect``.
+
+        Args:
+            texts: texts, as they are read.
+            tokenizer: the profile's tokenizer.
 
         Raises:
             ProfileMismatchError: another tokenizer.
@@ -154,21 +179,38 @@ class Detector:
         return self.detect(encode(texts, tokenizer, profile=self.profile))
 
     def lookup(self, ngrams: Ngrams) -> Lookup:
-        """Where the words of n-grams stand: the same for all users and secrets of a profile, so make it once."""
+        """Where the words of n-grams stand: the same for all users and secrets of a profile, so make it once.
+
+        Args:
+            ngrams: unique n-grams of all documents, N of them.
+        """
         return self._scheme.lookup(ngrams.contexts, ngrams.tokens, block_bytes=self._streams[0].block_bytes)
 
     def scores(self, ngrams: Ngrams) -> Floats:
-        """Score of every n-gram under every sub-key: (M, N)."""
+        """Score of every n-gram under every sub-key: (M, N).
+
+        Args:
+            ngrams: unique n-grams of all documents, N of them.
+        """
         lookup = self.lookup(ngrams)
         return np.stack([self._scheme.scores(lookup.read(stream)) for stream in self._streams])
 
     def best(self, ngrams: Ngrams, *, lookup: Lookup) -> Floats:
-        """log10 p of the best sub-key of each document, after all sub-keys: what tracing compares users by, (D,)."""
+        """log10 p of the best sub-key of each document, after all sub-keys: what tracing compares users by, (D,).
+
+        Args:
+            ngrams: unique n-grams of all documents, N of them.
+            lookup: where their words stand.
+        """
         sums = sums_of(self._scheme, self._streams, ngrams, lookup)
         return best_subkey(self.profile, sums, ngrams.count())[0]
 
     def judge(self, ngrams: Ngrams) -> Detections:
-        """Score unique n-grams, some documents at a time, for the best sub-key of each and along its text."""
+        """Score unique n-grams, some documents at a time, for the best sub-key of each and along its text.
+
+        Args:
+            ngrams: unique n-grams of all documents, N of them.
+        """
         counts, starts = ngrams.count(), np.searchsorted(ngrams.document, np.arange(ngrams.documents + 1))
         group = (np.cumsum(counts) - counts) // _AT_ONCE
         cuts = [*(np.flatnonzero(np.diff(group)) + 1).tolist(), ngrams.documents]
@@ -180,14 +222,27 @@ class Detector:
 
 
 def best_subkey(profile: Profile, sums: Floats, count: NDArray[np.int64]) -> tuple[Floats, NDArray[np.int64]]:
-    """From sums per sub-key and document (M, D): log10 p of the best, paid for, and which it is."""
+    """From sums per sub-key and document (M, D): log10 p of the best, paid for, and which it is.
+
+    Args:
+        profile: the signed profile.
+        sums: sums of scores by sub-key and document, (M, D).
+        count: scored n-grams of each document, (D,).
+    """
     best = sums.argmax(0)
     top = sums[best, np.arange(sums.shape[1])]
     return tails.bonferroni(profile.scheme.null.log10_tail(top, count), len(sums)), best
 
 
 def sums_of(scheme: TextScheme, streams: Sequence[ContextStream], ngrams: Ngrams, lookup: Lookup) -> Floats:
-    """Sum of scores per sub-key and document, (M, D)."""
+    """Sum of scores per sub-key and document, (M, D).
+
+    Args:
+        scheme: the profile's scheme.
+        streams: the streams of the sub-keys, M of them.
+        ngrams: unique n-grams of all documents, N of them.
+        lookup: where their words stand.
+    """
     return np.stack([_reduced(scheme.scores(lookup.read(stream))[None], ngrams)[0] for stream in streams])
 
 
@@ -238,6 +293,12 @@ def decoy_ranks(profile: Profile, secret: Secret, documents: Documents, *, decoy
     the rank is uniform. For one given secret it is not: a template that all documents share gives all of them the same
     rank, as it gives them the same p-value; only ``Detector.detect_corpus`` counts a template once. Its smallest
     value is 1/(decoys+1). The decoys come from the secret, so the result is repeatable.
+
+    Args:
+        profile: the signed profile.
+        secret: the profile's secret.
+        documents: token ids of all documents.
+        decoys: how many other keys.
     """
     _check.count("decoys", decoys)
     scheme = _scoring(profile)
@@ -258,6 +319,11 @@ def encode(texts: Sequence[str], tokenizer: Any, *, profile: Profile) -> Documen
     """Token ids of texts, without special tokens, after checking that the tokenizer is the profile's.
 
     Ids that lie beyond the model's logits, which it cannot have written, break a window and are not scored.
+
+    Args:
+        texts: texts, as they are read.
+        tokenizer: the profile's tokenizer.
+        profile: the signed profile.
     """
     profile.require_tokenizer(tokenizer)
     lists = [tokenizer.encode(text, add_special_tokens=False) for text in texts]

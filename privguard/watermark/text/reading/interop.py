@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reading the marks of other tools: vLLM's Gumbel and SynthID, transformers' green list and SynthID. Never written.
 
 Their keys are small integers over functions that are mostly not cryptographic: whoever sees enough marked text can find
@@ -40,6 +41,12 @@ def read_vllm_gumbel(documents: Documents, *, key: int, context_width: int = 4, 
 
     Scores are rounded down to k/2²⁴, where vLLM rounds up, so that the p-value is never too small.
 
+    Args:
+        documents: token ids of all documents.
+        key: the other tool's key, a whole number.
+        context_width: tokens before a token that choose its words.
+        prf: the other tool's name of its function.
+
     Raises:
         ValueError: no such function, or the key is too large for it.
     """
@@ -55,6 +62,13 @@ def read_vllm_dual_key(
 
     ``alpha`` is the detection weight of key B (vLLM's detector takes 0.2). The tail of the weighted sum is exact, where
     vLLM matches moments.
+
+    Args:
+        documents: token ids of all documents.
+        key: the other tool's key, a whole number.
+        alpha: weight of key B, in [0, 1].
+        context_width: tokens before a token that choose its words.
+        prf: the other tool's name of its function.
     """
     _check.probability("alpha", alpha, zero=True, one=True)
     ngrams = unique_ngrams(documents, width=_check.count("context_width", context_width))
@@ -80,7 +94,15 @@ def read_vllm_dual_key(
 def read_vllm_synthid(
     documents: Documents, *, key: int, depth: int = 32, context_width: int = 4, weighted: bool = True
 ) -> list[Verdict]:
-    """VLLM's SynthID: layer i reads bit i of the token's Philox word. ``weighted`` counts early layers for more."""
+    """VLLM's SynthID: layer i reads bit i of the token's Philox word. ``weighted`` counts early layers for more.
+
+    Args:
+        documents: token ids of all documents.
+        key: the other tool's key, a whole number.
+        depth: layers of the tournament.
+        context_width: tokens before a token that choose its words.
+        weighted: whether early layers count for more.
+    """
     weights = Tournament(depth=depth).weights if weighted else (1,) * depth
     ngrams = unique_ngrams(documents, width=_check.count("context_width", context_width))
     words = _vllm_words(ngrams, key=key, prf="philox")
@@ -97,6 +119,11 @@ def read_transformers_green_list(documents: Documents, *, config: Any, vocabular
     evidence. Tokens under one seed are drawn without replacement, so the binomial tail is an upper bound from one match
     above the mean on (Hoeffding 1956), and below that the p-value is 1. One permutation of the vocabulary is made per
     distinct seed; so the cost grows with the vocabulary. ``config`` is a ``WatermarkingConfig``.
+
+    Args:
+        documents: token ids of all documents.
+        config: the other tool's configuration.
+        vocabulary_size: size of the vocabulary that lists were made of.
 
     Raises:
         ValueError: selfhash with a context of less than two tokens.
@@ -123,6 +150,10 @@ def read_transformers_synthid(documents: Documents, *, config: Any) -> list[Verd
 
     Every layer reads one public table, moved by its key. The null is exact: each distinct key a uniform shift of the
     table as it is, each place of it that n-grams meet counted once, layers with equal keys merged into one.
+
+    Args:
+        documents: token ids of all documents.
+        config: the other tool's configuration.
 
     Raises:
         MarkError: the size of the table is no power of two, for which keys are no shifts.
@@ -166,7 +197,15 @@ def read_transformers_synthid(documents: Documents, *, config: Any) -> list[Verd
 
 
 def foreign_verdicts(name: str, null: Null, ngrams: Ngrams, scores: Floats, *, key_bits: int) -> list[Verdict]:
-    """One verdict per document on the sum of its scores."""
+    """One verdict per document on the sum of its scores.
+
+    Args:
+        name: the mark's name, for the verdict.
+        null: the law without a mark.
+        ngrams: the unique n-grams, N of them.
+        scores: score of each n-gram, (N,).
+        key_bits: bits of the key; no p-value is below 2^−bits.
+    """
     return [
         foreign_verdict(
             name,
@@ -183,7 +222,15 @@ def foreign_verdicts(name: str, null: Null, ngrams: Ngrams, scores: Floats, *, k
 def without_replacement_verdicts(
     name: str, ngrams: Ngrams, green: Floats, *, chance: Fraction, key_bits: int
 ) -> list[Verdict]:
-    """One verdict per document on its green tokens, where tokens of one seed share a list of fixed size."""
+    """One verdict per document on its green tokens, where tokens of one seed share a list of fixed size.
+
+    Args:
+        name: the mark's name, for the verdict.
+        ngrams: the unique n-grams, N of them.
+        green: 1 where an n-gram is green, else 0, (N,).
+        chance: share of the vocabulary that is green.
+        key_bits: bits of the key; no p-value is below 2^−bits.
+    """
     null, counts = BinomialCount(chance), ngrams.count()
     out: list[Verdict] = []
     for total, count in zip(_sums(ngrams, green), counts, strict=True):
@@ -202,7 +249,16 @@ def without_replacement_verdicts(
 
 
 def foreign_verdict(name: str, *, log10_p: float, score: float, trials: int, null: str, key_bits: int) -> Verdict:
-    """A verdict under an insecure key, whose p-value is at least 2^−bits: one key among so many can have no less."""
+    """A verdict under an insecure key, whose p-value is at least 2^−bits: one key among so many can have no less.
+
+    Args:
+        name: the mark's name, for the verdict.
+        log10_p: log10 of the p-value.
+        score: the sum of the scores.
+        trials: how many n-grams were scored.
+        null: the law without a mark, in words.
+        key_bits: bits of the key; no p-value is below 2^−bits.
+    """
     floor = -key_bits * math.log10(2)
     sought = min(0.0, log10_p - floor)
     return Verdict(
@@ -219,7 +275,14 @@ def foreign_verdict(name: str, *, log10_p: float, score: float, trials: int, nul
 def distinct_coins(
     ngrams: Ngrams, seeds: NDArray[np.int64], *, keep: NDArray[np.bool_], by_token: bool = True
 ) -> tuple[Ngrams, NDArray[np.int64]]:
-    """The first n-gram of each document with each seed and token (or each seed alone), of those to ``keep``."""
+    """The first n-gram of each document with each seed and token (or each seed alone), of those to ``keep``.
+
+    Args:
+        ngrams: the unique n-grams, N of them.
+        seeds: the generator's seed for each n-gram, (N,).
+        keep: which n-grams count, (N,).
+        by_token: whether a seed counts once for each token.
+    """
     columns = [ngrams.document, seeds, ngrams.tokens] if by_token else [ngrams.document, seeds]
     rows = np.stack(columns, 1)[keep]
     first = np.unique(rows, axis=0, return_index=True)[1] if len(rows) else np.empty(0, np.int64)
@@ -229,7 +292,14 @@ def distinct_coins(
 
 
 def in_permuted_lists(seeds: NDArray[np.int64], tokens: NDArray[np.int64], *, vocabulary: int, listed: int) -> Floats:
-    """1 where a token is among the first ``listed`` of torch's permutation of the vocabulary under its seed, else 0."""
+    """1 where a token is among the first ``listed`` of torch's permutation of the vocabulary under its seed, else 0.
+
+    Args:
+        seeds: the generator's seed for each n-gram, (N,).
+        tokens: token ids, (N,).
+        vocabulary: size of the vocabulary.
+        listed: how many of the permutation are in the list.
+    """
     import torch
 
     generator, out = torch.Generator(), np.zeros(len(seeds))

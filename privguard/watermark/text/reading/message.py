@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reading a payload: every message is tried, the best one is given with the confidence of each of its bits.
 
 Under message piece m, token t of a context has word (t + m) mod R of that context's stream, so one stream holds the
@@ -48,6 +49,12 @@ class Message(Record):
 def read(profile: Profile, secret: Secret, documents: Documents, *, user: str | None = None) -> list[Message]:
     """The likeliest message of each document.
 
+    Args:
+        profile: a profile with a payload.
+        secret: the profile's secret.
+        documents: token ids of all documents.
+        user: for whom the text was written; None where users are not traced.
+
     Raises:
         MarkError: the profile carries no payload.
         ProfileMismatchError: the secret is not the profile's.
@@ -71,6 +78,13 @@ def expect(
 
     The null is "nobody with the secret wrote this". Text that carries another message refutes it too where the two
     share a 16-bit piece: to tell messages apart, compare with ``read``.
+
+    Args:
+        profile: a profile with a payload.
+        secret: the profile's secret.
+        documents: token ids of all documents.
+        message: the message in question, a number of the profile's bits.
+        user: for whom the text was written; None where users are not traced.
     """
     scheme = _scheme(profile)
     _check.require(0 <= message < 1 << scheme.bits, "message", message, wanted=f"a number of {scheme.bits} bits")

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """From documents of token ids to the n-grams that count: whole, unique, without prompt, padding or special tokens.
 
 Every null model here needs each n-gram (context and token) once: a repeated n-gram repeats its score, and counting it

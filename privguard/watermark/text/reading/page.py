@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A detection report that a non-expert can read: the answer, a coloured picture of the text, what it does not prove.
 
 One self-contained HTML page, no script, nothing loaded from elsewhere; or the same facts as JSON.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Radioactivity: was a model trained on text that carries our mark?
 
 A model that learnt from marked text prefers marked n-grams itself (Sander et al. 2024, "Watermarking makes language
@@ -34,6 +35,11 @@ NOTES = (
 def closed_access(profile: Profile, secret: Secret, documents: Documents) -> Verdict:
     """Verdict on texts that the suspect wrote; give its prompts as prompts, so that what it quotes never counts.
 
+    Args:
+        profile: the signed profile.
+        secret: the profile's secret.
+        documents: texts that the suspect wrote, with its prompts as prompts.
+
     Raises:
         ProfileMismatchError: the secret is not the profile's.
     """
@@ -53,6 +59,12 @@ def open_access(
     Guarantee: the p-value is exact where the documents were written without the secret. In marked documents each
     prediction is still made before its own token is seen, but which predictions follow can depend on how earlier ones
     scored, since a marked token leads to the next context. So show unmarked documents where the figure has to stand.
+
+    Args:
+        profile: the signed profile.
+        secret: the profile's secret.
+        documents: token ids of texts, one array each.
+        predictions: token ids, one array for each document and of its length.
 
     Raises:
         ValueError: a document and its predictions differ in length.
@@ -91,7 +103,12 @@ def open_access(
 
 
 def predict(model: Any, documents: Sequence[ArrayLike]) -> list[NDArray[np.int64]]:
-    """The likeliest next tokens of a causal transformers model, aligned as ``open_access`` wants them."""
+    """The likeliest next tokens of a causal transformers model, aligned as ``open_access`` wants them.
+
+    Args:
+        model: a causal language model of transformers.
+        documents: token ids of texts, one array each.
+    """
     import torch
 
     out: list[NDArray[np.int64]] = []

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tracing: which of N users was a text written for, with a family-wise error over all users.
 
 Each user writes under keys of their own, so for everybody else the text is a text without a mark, and a false
@@ -36,6 +37,12 @@ def trace(profile: Profile, secret: Secret, documents: Documents, *, users: Sequ
     """Test every document against every user's keys.
 
     Guarantee: for a document written for none of them, P(any user's corrected p ≤ α) ≤ α.
+
+    Args:
+        profile: the signed profile.
+        secret: the profile's secret.
+        documents: token ids of all documents.
+        users: everybody who is asked about, each once.
 
     Raises:
         ValueError: no users, or one twice.

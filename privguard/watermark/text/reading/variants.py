@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Canonical variants of a text: what mail, editors and word processors did to it is undone before it is tokenized.
 
 Accents come apart (NFD), spaces turn hard, lines get quoted and wrapped, and each such change gives other tokens, so
@@ -22,18 +23,30 @@ _QUOTES = str.maketrans({"\u2018": "'", "\u2019": "'", "\u201c": '"', "\u201d": 
 
 
 def clean(text: str) -> str:
-    """NFC, ordinary spaces and line ends, nothing invisible."""
+    """NFC, ordinary spaces and line ends, nothing invisible.
+
+    Args:
+        text: a text as it was found.
+    """
     text = _INVISIBLE.sub("", unicodedata.normalize("NFC", text))
     return _SPACES.sub(" ", text).replace("\r\n", "\n").replace("\r", "\n")
 
 
 def unquote(text: str) -> str:
-    """Without the ``>`` of a quoted mail."""
+    """Without the ``>`` of a quoted mail.
+
+    Args:
+        text: a text as it was found.
+    """
     return re.sub(r"(?m)^(?:> ?)+", "", clean(text))
 
 
 def unwrap(text: str) -> str:
-    """Lines joined where a wrap broke them: at single line ends between words."""
+    """Lines joined where a wrap broke them: at single line ends between words.
+
+    Args:
+        text: a text as it was found.
+    """
     return re.sub(r"(?<=\S)[ \t]*\n(?=\S)", " ", clean(text))
 
 
@@ -49,7 +62,11 @@ VARIANTS: dict[str, Callable[[str], str]] = {
 
 
 def variants_of(text: str) -> dict[str, str]:
-    """The distinct variants of a text by name, first of all the text itself."""
+    """The distinct variants of a text by name, first of all the text itself.
+
+    Args:
+        text: a text as it was found.
+    """
     out: dict[str, str] = {}
     for name, change in VARIANTS.items():
         changed = change(text)
@@ -70,12 +87,21 @@ class Reading:
     found: Detections
 
     def verdict(self, *, tests: float = 1.0) -> Verdict:
-        """The verdict, which pays for ``tests`` texts and all variants."""
+        """The verdict, which pays for ``tests`` texts and all variants.
+
+        Args:
+            tests: texts tested beside it, at least 1.
+        """
         return self.found.verdict(self.row, tests=tests * self.tried, details={"variant": self.variant})
 
 
 def detect_variants(detector: Detector, texts: Sequence[str], tokenizer: Any) -> list[Reading]:
     """Read every distinct variant of each text and keep the best.
+
+    Args:
+        detector: the detector of profile and secret.
+        texts: texts as they were found.
+        tokenizer: the profile's tokenizer.
 
     Raises:
         ProfileMismatchError: another tokenizer than the profile's.

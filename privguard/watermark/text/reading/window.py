@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A marked part inside a long document: fixed windows over its unique n-grams, all of them paid for.
 
 A mark in 200 of 5,000 tokens drowns in the sum over the whole. Windows of 50, 100, 200, … n-grams, each moved by a
@@ -31,6 +32,11 @@ class Window:
 
 def find_windows(detector: Detector, document: Documents, *, log10_level: float = -3.0) -> list[Window]:
     """The marked parts of one document, best first, not overlapping; each p-value pays for every window tried.
+
+    Args:
+        detector: the detector of profile and secret.
+        document: one document.
+        log10_level: log10 of the level, at most 0.
 
     Raises:
         ValueError: more than one document.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reading with the model: each token's chance under it says how much its word should weigh, most at low entropy.
 
 Where the Gumbel mark took a token of probability p, its uniform u has the density (1/p)·u^{1/p−1}; without a mark it
@@ -47,6 +48,11 @@ def read_with_model(detector: Detector, documents: Documents, log_probabilities:
     Choose model, temperature and use of a prompt before looking; each further choice that is tried is paid for with
     ``tails.bonferroni``. ``log_probabilities_of`` makes the numbers; they may be kept and used for every secret.
 
+    Args:
+        detector: the detector of profile and secret.
+        documents: token ids of all documents.
+        log_probabilities: natural logarithms, one for each token, (T,).
+
     Raises:
         MarkError: the profile's scheme is not Gumbel.
         ValueError: not one finite or −inf number, 0 or below, for each token.
@@ -78,6 +84,12 @@ def log_probabilities_of(
     """What a causal transformers model gives each token of documents after those before it, all in one row (T,).
 
     The first token of a document, which has nothing before it, counts as uniform over the model's vocabulary.
+
+    Args:
+        model: a causal language model of transformers.
+        documents: token ids of all documents.
+        temperature: what logits are divided by, above 0.
+        batch: documents in one forward pass.
     """
     import torch
 

@@ -1,1 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
 """Writing marked text: one step of sampling, with transformers or in a serving engine."""

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One step of writing: rows of final logits and their contexts go in, marked rows come out.
 
 Neither transformers nor vLLM is known here. Whoever generates brings logits and token ids and says which pen each row

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The choosers of ``privguard.watermark.text.writing.host`` in torch, for logits that live on another device.
 
 Under ``aes256-v1`` the words are made on the host and copied, B × V × 4 bytes a step; under ``aes256-chacha8-v1`` only

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Temperature, min-p, top-k and top-p as a serving engine applies them, for writers that stand before them.
 
 A mark without distortion has to see the distribution that the token is drawn from. Where an engine lets processors in

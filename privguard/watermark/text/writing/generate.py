@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Writing the mark with transformers: ``model.generate(..., custom_generate=MarkedGeneration(profile, secret))``.
 
 A plain logits processor runs before temperature, top-k and top-p and cannot see beams, so the mark enters as a
@@ -61,6 +62,11 @@ class MarkedGeneration:
 
     def run(self, loop: Callable[..., Any], input_ids: torch.Tensor, **options: Any) -> Any:
         """Run transformers' sampling ``loop`` with the mark behind all its processors.
+
+        Args:
+            loop: transformers' own decoding loop.
+            input_ids: prompts, (B, T).
+            **options: what the loop takes besides.
 
         Raises:
             MarkError: beams, assisted decoding, or greedy decoding under a scheme that needs sampling.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How a mark gets into transformers: ``generate(custom_generate=mark)`` runs transformers' own loop with the mark.
 
 transformers hands a custom loop neither the streamer nor what stop strings need, does not tell it of an assistant, and

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How a writer on the CPU uses the secret words of one context: pick a token, or raise the green ones.
 
 Each chooser works on one row of final logits, (V,) float32 with −inf for what temperature, top-k and top-p removed, in

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Marks in a serving engine, where requests come and go between any two tokens: no type of any engine is known here.
 
 Each request is written under one sub-key, dealt from a shuffled deck so that samples of one prompt differ as far as
