@@ -171,7 +171,9 @@ HISTORIES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("typed", "relation", "reference"), HISTORIES, ids=lambda value: str(value)[:60])
+@pytest.mark.parametrize(
+    ("typed", "relation", "reference"), HISTORIES, ids=[" + ".join(typed) for typed, _, _ in HISTORIES]
+)
 def test_a_mixed_history_costs_what_an_independent_composition_says(typed, relation, reference):
     def composed(rounded):
         whole, *rest = [mechanism(rounded).times(times) for mechanism, times in reference]
