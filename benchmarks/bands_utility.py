@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """MNIST at one ε, with independent and with correlated noise, and with an average of the weights beside the last ones.
 
 ``python -m benchmarks.bands_utility [--seeds N] [--rates R …] [--first SEED]``
