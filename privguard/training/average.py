@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """An exponential average of the weights, beside the last ones: post-processing of what was released, so it is free.
 
 Noise that the last steps added is averaged out: 8 to 12 % of what is left in the weights with independent noise, little

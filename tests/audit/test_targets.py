@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Models of every kind, in every way that a person can hand them over: an audit, or one clear line."""
 
 import json

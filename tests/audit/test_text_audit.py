@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A language model audited from files of texts, on disk and behind an address, against what attacks on it give."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """An average of the weights: its definition, sealed and resumed; and the deviation of noise that optimizers ask for."""
 
 import numpy as np

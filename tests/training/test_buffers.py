@@ -98,6 +98,59 @@ def test_an_average_of_the_weights_passes_after_the_probe_has_seen_it_move(way: 
     clipper.close()
 
 
+NORMS = [nn.utils.parametrizations.spectral_norm, nn.utils.spectral_norm]
+
+
+@pytest.mark.parametrize("norm", NORMS, ids=["parametrization", "hook"])
+def test_spectral_norms_train_though_no_probe_saw_them_move(norm: Any) -> None:
+    """Its power iteration has converged when it is probed, and goes on when the weights have moved."""
+    model = nn.Sequential(norm(nn.Linear(4, 3)))
+    clipper = OneByOne(model, max_grad_norm=1.0)
+    for _ in range(200):
+        model(torch.randn(1, 4))
+    for _ in range(2):
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter += torch.randn_like(parameter)
+        step(clipper, model, torch.randn(3, 4))
+    clipper.close()
+
+
+@pytest.mark.parametrize("norm", NORMS, ids=["parametrization", "hook"])
+def test_only_its_own_two_vectors_pass(norm: Any) -> None:
+    model = nn.Sequential(norm(nn.Linear(4, 4)), Keeps(mean))
+    clipper = OneByOne(model, max_grad_norm=1.0)
+    with pytest.raises(InteractionError, match=r"buffer='1.kept'"):
+        step(clipper, model, torch.randn(3, 4))
+    clipper.close()
+
+
+@pytest.mark.parametrize(
+    ("model", "names"),
+    [
+        (nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Linear(4, 3))), "0.parametrizations.weight.0._u, "),
+        (nn.Sequential(nn.utils.spectral_norm(nn.Linear(4, 3))), "0.weight_u, 0.weight_v"),
+        (Keeps(lambda self, x: self.kept + 1), "kept"),
+        (Keeps(lambda self, x: 0.9 * self.kept + 0.1 * self.layer.weight.detach()), "kept"),
+    ],
+    ids=["spectral norm", "the older one", "a count", "an average"],
+)
+def test_what_counts_forwards_is_named_in_the_claim(model: nn.Module, names: str) -> None:
+    """A clipper that takes one record at a time has as many forwards as records: a checkpoint would tell the draws."""
+    clipper, _ = choose(model, lambda x: model(x).square().sum(1), POINTS, max_grad_norm=1.0)
+    (sentence,) = clipper.unchecked
+    assert names in sentence
+    assert "how many physical batches were drawn" in sentence
+    clipper.close()
+
+
+def test_a_model_whose_buffers_stand_still_has_nothing_to_say() -> None:
+    model = Keeps(lambda self, x: self.kept)
+    clipper, _ = choose(model, lambda x: model(x).square().sum(1), POINTS, max_grad_norm=1.0)
+    assert clipper.unchecked == ()
+    clipper.close()
+
+
 class Remembers(nn.Module):
     def __init__(self, *, detached: bool) -> None:
         super().__init__()

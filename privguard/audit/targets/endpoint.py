@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Models that answer with outputs or with labels alone, as functions from inputs to what an attack reads.
 
 An endpoint is sent ``{"inputs": [record, …]}`` and answers with a list, one entry for each record, or with an object

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Questions to a model behind HTTP: counted, paced, asked again where a server is busy, and kept for a resume.
 
 What was answered once is never asked again: answers lie in a file beside the audit, by the digest of the question.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Answers of a model, kept in a file by the digest of what was asked, so that a stopped audit goes on where it was.
 
 The file says what a model said of each record: it is written for its owner's eyes only.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Classifiers of transformers, from a folder as ``save_pretrained`` writes it, as modules that an audit can ask."""
 
 import json

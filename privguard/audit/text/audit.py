@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One audit of a language model, whole: who was in, how far planted secrets stand out, and what comes out verbatim.
 
 Each model sees each text once. Everything else, extraction and exposure included, is worked out from what it said of

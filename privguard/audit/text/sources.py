@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Texts → what a model says of each token: a causal model in memory, or an address that speaks completions.
 
 Texts are asked about in batches of like length, so that little padding is computed, and what was answered once is kept.

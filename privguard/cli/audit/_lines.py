@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How the audit commands say what membership audits found."""
 
 from pathlib import Path

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the first ``mark commit`` commits to, and how ``mark embed`` teaches what has to be taught."""
 
 from dataclasses import dataclass

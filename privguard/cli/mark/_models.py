@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Models as the ``mark`` commands read and write them: a safetensors file, or a folder as transformers writes it."""
 
 import json

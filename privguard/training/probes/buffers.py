@@ -4,7 +4,9 @@
 A buffer is in every checkpoint and no noise protects it. The probe looks at what two synthetic batches leave behind
 (``privguard.training.probes.examples``); here the same is asked of real forwards, since a model may write one only
 in a batch of another size or kind. A buffer that moves in the probe moves by itself, such as an average of the weights:
-there it was the same after two batches.
+there it was the same after two batches. The vectors of spectral normalisation follow the weights alone and move when
+these do, so no probe has to see them move. What moves by itself moves once in every forward, though, and how many
+forwards there were depends on the draws: the claim names it.
 """
 
 from collections.abc import Generator, Iterator
@@ -13,6 +15,8 @@ from typing import Any, final
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import _SpectralNorm
+from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.utils import _pytree as pytree
 
 from privguard.errors import InteractionError
@@ -31,7 +35,7 @@ class BufferChecks:
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
-        self._moving = set[str]()
+        self._moving = set(_of_weights(model))
         self._before: _Kept | None = None
 
     @contextmanager
@@ -68,6 +72,28 @@ def refuse_changed(name: str | None) -> None:
         )
 
 
+def saved(model: nn.Module) -> dict[str, Tensor]:
+    """Copies of the buffers that ``state_dict`` holds, by name, counts of batches included."""
+    return {name: buffer.detach().clone() for name, buffer in _persistent(model, counts=True)}
+
+
+def moved_by_itself(model: nn.Module, before: dict[str, Tensor], after: dict[str, Tensor]) -> str | None:
+    """A sentence about buffers that every forward updates, whatever the records are, or None.
+
+    Args:
+        model: the model, whose spectral normalisations may stand still for now.
+        before: ``saved`` before a forward.
+        after: ``saved`` after it, with nothing that depends on the records.
+    """
+    moving = [name for name, value in after.items() if name not in before or not _same(before[name], value)]
+    if not (names := sorted({*moving, *_of_weights(model)})):
+        return None
+    return (
+        f"Every forward updates buffers that checkpoints hold ({', '.join(names[:3])}): they follow no record's "
+        "values, but can tell how many physical batches were drawn, without noise."
+    )
+
+
 def attributes(model: nn.Module) -> dict[str, Tensor]:
     """Copies of the tensors that modules keep as plain attributes, by place; neither parameters nor buffers."""
     places: dict[str, Tensor] = {}
@@ -93,13 +119,24 @@ def kept_of_records(one: dict[str, Tensor], other: dict[str, Tensor]) -> str | N
     )
 
 
-def _persistent(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+def _persistent(model: nn.Module, *, counts: bool = False) -> Iterator[tuple[str, Tensor]]:
     for path, module in model.named_modules():
         hidden = module._non_persistent_buffers_set  # noqa: SLF001 — torch has no public name for it
         for name, buffer in module.named_buffers(recurse=False):
-            counts = buffer.dim() == 0 and not buffer.is_floating_point()
-            if name not in hidden and not counts:
+            is_count = buffer.dim() == 0 and not buffer.is_floating_point()
+            if name not in hidden and (counts or not is_count):
                 yield f"{path}.{name}".removeprefix("."), buffer
+
+
+def _of_weights(model: nn.Module) -> Iterator[str]:
+    """The vectors of torch's own spectral normalisations, which power iteration makes of the weight alone."""
+    for path, module in model.named_modules():
+        names = ["_u", "_v"] if type(module) is _SpectralNorm else []
+        hooks: list[Any] = list(module._forward_pre_hooks.values())  # noqa: SLF001 — where the older form keeps itself
+        for hook in hooks:
+            if type(hook) is SpectralNorm:
+                names += [f"{hook.name}_u", f"{hook.name}_v"]
+        yield from (f"{path}.{name}".removeprefix(".") for name in names)
 
 
 def _kept(model: nn.Module) -> _Kept:

@@ -25,7 +25,7 @@ from privguard.training import structure as trees
 from privguard.training.attach import attach
 from privguard.training.clip import Clipper
 from privguard.training.one_by_one import OneByOne
-from privguard.training.probes.buffers import attributes, kept_of_records
+from privguard.training.probes.buffers import attributes, kept_of_records, moved_by_itself, saved
 from privguard.training.probes.fields import (
     Field,
     Structure,
@@ -84,8 +84,7 @@ def probe(model: nn.Module, clipper: Clipper, losses: Losses, structure: Structu
         structure = _with_ignored(losses, structure, device)
         first, second = (make(structure, rows, seed=seed, device=device) for seed in (1, 2))
         _check_shape(losses, first, rows)
-        kept = _check_buffers(model, losses, first, second)
-        clipper.unchecked += () if kept is None else (kept,)
+        clipper.unchecked += _check_buffers(model, losses, first, second)
         sizes = (1,) if clipper.rows else (3, 5)
         for size in sizes:
             with clipper.rehearsal(size):
@@ -376,17 +375,19 @@ def _check_exact(model: nn.Module, clipper: Clipper, losses: Losses, batch: Any,
             )
 
 
-def _check_buffers(model: nn.Module, losses: Losses, first: Any, second: Any) -> str | None:
+def _check_buffers(model: nn.Module, losses: Losses, first: Any, second: Any) -> tuple[str, ...]:
     """Refuse a model with a buffer that depends on the data after a forward: it would carry them out without noise.
 
     Returns:
-        A sentence about plain attributes that do, or None.
+        Sentences about plain attributes that do, and about buffers that count forwards.
     """
+    before = saved(model)
     after: list[dict[str, Tensor]] = []
     plainly: list[dict[str, Tensor]] = []
     for batch in (first, second):
         with untouched(model), torch.no_grad():
             run(losses, batch)
+            moved = moved_by_itself(model, before, saved(model))
             after.append({name: buffer.clone() for name, buffer in model.named_buffers()})
             plainly.append(attributes(model))
     for name, value in after[0].items():
@@ -395,4 +396,4 @@ def _check_buffers(model: nn.Module, losses: Losses, first: Any, second: Any) ->
                 f"buffer={name!r}: takes the data in during the forward, where no noise protects it; freeze or "
                 "remove it"
             )
-    return kept_of_records(*plainly)
+    return tuple(sentence for sentence in (kept_of_records(*plainly), moved) if sentence is not None)
