@@ -67,6 +67,8 @@ class OneByOne:
         if not mask.item():
             return
         gradient = gradients_of(losses.sum(), self._parameters)
+        if not gradient:
+            return  # no parameter takes part in this record's loss: its gradient is zero
         norm = global_norm(gradient.values())
         if not norm.isfinite():
             return  # counts as zero; the noise does not tell

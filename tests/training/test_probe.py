@@ -300,3 +300,25 @@ def test_examples_that_meet_on_the_way_back_are_trained_one_by_one() -> None:
     clipper, why = choose(model, lambda batch: each(model, batch), IMAGES, max_grad_norm=0.1)
     assert isinstance(clipper, OneByOne)
     assert why is not None
+
+
+def test_losses_of_another_model_are_refused_before_the_first_step():
+    model, other = nn.Linear(4, 3), nn.Linear(4, 3)
+    with pytest.raises(ValueError, match="uses no trainable parameter of this model"):
+        choose(model, lambda x: other(x).square().sum(1), Field((4,), torch.float32), max_grad_norm=1.0)
+    with pytest.raises(ValueError, match="uses no trainable parameter of this model"):
+        choose(model, lambda x: x.sum(1), Field((4,), torch.float32), max_grad_norm=1.0)
+
+
+def test_a_record_that_no_parameter_sees_counts_as_zero():
+    """Its loss has a graph that ends in a tensor outside the model."""
+    model, outside = nn.Linear(4, 3), torch.zeros((), requires_grad=True)
+    clipper = OneByOne(model, max_grad_norm=1.0)
+    for sees in (True, False):
+        clipper.begin(torch.ones(1, dtype=torch.bool))
+        x = torch.ones(1, 4)
+        clipper.backward(model(x).sum(1) if sees else x.sum(1) * outside)
+    clipped = clipper.take()
+    assert clipped.records == 2
+    assert torch.cat([g.flatten() for g in clipped.gradients.values()]).norm() <= 1.001
+    clipper.close()

@@ -23,7 +23,7 @@ from privguard import _check
 from privguard.errors import SensitivityError, UnsupportedModelError
 from privguard.training import structure as trees
 from privguard.training.attach import attach
-from privguard.training.clip import Clipper
+from privguard.training.clip import Clipper, gradients_of, trainable
 from privguard.training.one_by_one import OneByOne
 from privguard.training.probes.buffers import attributes, kept_of_records, moved_by_itself, saved
 from privguard.training.probes.fields import (
@@ -76,7 +76,7 @@ def probe(model: nn.Module, clipper: Clipper, losses: Losses, structure: Structu
     Raises:
         SensitivityError: an example's gradient depends on another example.
         UnsupportedModelError: the clipper does not find the true gradients, or a buffer takes data in; by name.
-        ValueError: ``losses`` does not return one loss per example.
+        ValueError: ``losses`` does not return one loss per example, or uses no trainable parameter of the model.
     """
     device = next(model.parameters()).device
     rows = clipper.rows or 4
@@ -84,6 +84,7 @@ def probe(model: nn.Module, clipper: Clipper, losses: Losses, structure: Structu
         structure = _with_ignored(losses, structure, device)
         first, second = (make(structure, rows, seed=seed, device=device) for seed in (1, 2))
         _check_shape(losses, first, rows)
+        _check_used(model, losses, first)
         clipper.unchecked += _check_buffers(model, losses, first, second)
         sizes = (1,) if clipper.rows else (3, 5)
         for size in sizes:
@@ -234,6 +235,19 @@ def _check_shape(losses: Losses, batch: Any, rows: int) -> None:
         shape,
         wanted=f"({rows},), one loss per example",
         remedy="pass reduction='none' and reduce over everything but the examples",
+    )
+
+
+def _check_used(model: nn.Module, losses: Losses, batch: Any) -> None:
+    """Refuse losses that are of another model than the one to train, or of none."""
+    total = run(losses, batch).sum()
+    used = total.requires_grad and bool(gradients_of(total, trainable(model)))
+    _check.require(
+        used,
+        "losses",
+        "a function that uses no trainable parameter of this model",
+        wanted="losses of the model that is trained",
+        remedy="call that model, not a copy or another one, outside torch.no_grad()",
     )
 
 
