@@ -35,6 +35,7 @@ SHARED = ("image_pictures", "text_corpus", "text_writer", "model_mark_", "seal_"
 QUICK: Mapping[str, list[str]] = {
     "audit": ["times"],
     "bands": ["cost", "--rounds", "3"],
+    "bands_utility": ["--seeds", "1", "--tuning", "1", "--rates", "6"],
     "book": ["--kills", "20"],
     "calibrate": ["--rounds", "1"],
     "image_mark": ["--quick", "survival", "time"],

@@ -7,9 +7,12 @@
 Every way of training takes its step on the same draw, in turn, in one process with one thread; a ratio is the median
 over the rounds of a way's time over that of the ordinary step in the same mode and the same round.
 
-On a CPU, time is process CPU time. privguard's contains sampler, AES noise and ledger, and each way's contains fetching
-a batch by its own loader, the ordinary one's a shuffling ``DataLoader``. Peak memory is that of a process of its own
-for each way, all of it, the interpreter and the accounting libraries included, the median of five.
+On a CPU, time is process CPU time; beside it stands the time on the wall, in which noise is made on a core that torch
+does not use, where there is one idle. privguard's contains sampler, AES noise and ledger, and each way's contains
+fetching a batch by its own loader, the ordinary one's a shuffling ``DataLoader``. Peak memory is that of a process of
+its own for each way, all of it, the interpreter and the accounting libraries included, the median of five. A run sends
+the halves of one step in 32 backward on their own (and of its first two): "checked" does so in every step, "unchecked"
+in none, so a run pays a 32nd of their difference, and its peak memory over that of "unchecked".
 
 On a GPU, time is that between two CUDA events around four steps, from rest; noise and ledger, which are the host's
 work, are in it as far as the device has to wait for them. Batches lie on the device beforehand, since loader processes
@@ -38,6 +41,7 @@ import os
 import statistics
 import subprocess
 import sys
+import time
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -56,6 +60,7 @@ from privguard.errors import UnsupportedModelError
 from privguard.training.sampling.batches import PoissonLoader, to_device
 from privguard.training.sampling.sample import Poisson
 
+OURS = "privguard"
 _PROCESSES = 5  # whose peaks are compared
 Found = dict[str, dict[str, Any]]
 
@@ -81,18 +86,27 @@ def measure(setting: Setting, clock: Clock, ways: list[str], rounds: int) -> Fou
     """Median seconds, and median ratio to ordinary, of each way that runs; the words of each that does not."""
     steps, found = ready(setting, ways)
     times: dict[str, list[float]] = {way: [] for way in steps}
+    walls: dict[str, list[float]] = {way: [] for way in steps}
     for batch, ours, theirs in itertools.islice(draws(setting), rounds):
         for way, step in steps.items():
             fetching = (ours if way.startswith("privguard") else theirs) if clock.fetching else 0.0
+            began = time.perf_counter()
             times[way].append(timed(clock, lambda step=step, batch=batch: step(batch)) + fetching)
-    ordinary = times.get("ordinary", [])
+            walls[way].append(time.perf_counter() - began + fetching)
     for way, taken in times.items():
         found[way] = {
             "seconds": statistics.median(taken),
-            "ratio": statistics.median(t / o for t, o in zip(taken, ordinary, strict=True)),
-            "least": min(taken) / min(ordinary),
+            "ratio": _ratio(taken, times["ordinary"]),
+            "least": min(taken) / min(times["ordinary"]),
         }
+        if clock.fetching:
+            found[way]["wall"] = _ratio(walls[way], walls["ordinary"])
     return found
+
+
+def _ratio(taken: list[float], ordinary: list[float]) -> float:
+    """The median over the rounds."""
+    return statistics.median(t / o for t, o in zip(taken, ordinary, strict=True))
 
 
 def ready(setting: Setting, ways: list[str]) -> tuple[dict[str, Any], Found]:
@@ -146,20 +160,22 @@ def table(results: dict[str, Any], cases: list[Case]) -> str:
     for mode, by_case in results.items():
         ways = [way for way in WAYS if way != "ordinary" and any(way in case["time"] for case in by_case.values())]
         heading = [] if len(results) == 1 else [f"## {mode}", ""]
-        columns = ["model", "bar", "ordinary, ms", *ways, "memory: bar", *(way for way in ways if _holds(way))]
+        holding = [way for way in ways if _holds(way)]
+        columns = ["model", "bar", "ordinary, ms", *ways, "wall: bar", OURS, "memory: bar", *holding]
         rows = [_row(case, by_case[case.name], ways) for case in cases if case.name in by_case]
         parts.append("\n".join([*heading, _line(columns), "|---" * len(columns) + "|", *rows, *_said(by_case)]))
     return "\n\n".join(parts)
 
 
 def _row(case: Case, found: dict[str, Any], ways: list[str]) -> str:
-    time, peaks = found["time"], found.get("peak", {})
+    taken, peaks = found["time"], found.get("peak", {})
     base = peaks.get("ordinary")
     memory = [_number(peaks[way] / base) if base and peaks.get(way) else "–" for way in ways if _holds(way)]
-    cells = [_cell(time.get(way, {})) for way in ways]
-    seconds = time["ordinary"].get("seconds")
-    ordinary = next(iter(time["ordinary"])) if seconds is None else f"{1000 * seconds:,.0f}"
-    return _line([case.name, _number(case.bar), ordinary, *cells, _number(case.memory), *memory])
+    cells = [_cell(taken.get(way, {})) for way in ways]
+    seconds = taken["ordinary"].get("seconds")
+    ordinary = next(iter(taken["ordinary"])) if seconds is None else f"{1000 * seconds:,.0f}"
+    wall = [_number(case.wall), _number(taken.get(OURS, {}).get("wall"))]
+    return _line([case.name, _number(case.bar), ordinary, *cells, *wall, _number(case.memory), *memory])
 
 
 def _cell(found: dict[str, Any]) -> str:
@@ -179,7 +195,7 @@ def _said(by_case: dict[str, Any]) -> list[str]:
 
 
 def _holds(way: str) -> bool:
-    return way in {"privguard", "Opacus hooks", "Opacus ghost"}
+    return way in {OURS, "privguard, unchecked", "Opacus hooks", "Opacus ghost"}
 
 
 def _number(value: float | None) -> str:

@@ -122,6 +122,22 @@ class Private:
         self.clipper.backward(self.setting.losses(self.model, batch))
 
 
+class Checked(Private):
+    """The same with the halves of every step sent backward on their own first, where a run checks one of 32."""
+
+    def clip(self, batch: Batch) -> None:
+        self.clipper.checks.steps = 0
+        super().clip(batch)
+
+
+class Unchecked(Private):
+    """The same with no step checked: what the checks cost is the difference."""
+
+    def clip(self, batch: Batch) -> None:
+        self.clipper.checks.impossible = "not in this way of the benchmark"
+        super().clip(batch)
+
+
 class WithoutNoise(Private):
     """The same without noise and ledger: what clipping alone costs."""
 
@@ -184,6 +200,8 @@ WAYS: dict[str, Callable[[Setting], Any]] = {
     "ordinary": Ordinary,
     "privguard": Private,
     "privguard, no noise": WithoutNoise,
+    "privguard, checked": Checked,
+    "privguard, unchecked": Unchecked,
     "privguard, torch.compile": wrapped_by_the_compiler,
     "Opacus hooks": lambda setting: Opacus(setting, ghost=False),
     "Opacus ghost": lambda setting: Opacus(setting, ghost=True),

@@ -28,10 +28,11 @@ def test_the_step_is_measured_on_the_cpu_when_asked(tmp_path):
     done = run("benchmarks.step", *options, "--out", str(tmp_path))
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "step.json").read_text())["results"]["float32"]["MLP"]["time"]
-    assert list(found) == ["ordinary", "privguard", "privguard, no noise"]
+    ours = ["privguard", "privguard, no noise", "privguard, checked", "privguard, unchecked"]
+    assert list(found) == ["ordinary", *ours]
     assert found["ordinary"]["seconds"] > 0
     assert found["privguard"]["ratio"] == pytest.approx(found["privguard"]["seconds"] / found["ordinary"]["seconds"])
-    assert "| MLP | 1.30 |" in (tmp_path / "step.md").read_text()
+    assert "| MLP | 1.80 |" in (tmp_path / "step.md").read_text()
 
 
 def test_what_was_not_measured_again_stays(tmp_path):
@@ -74,7 +75,7 @@ def test_every_mode_trains_on_the_cpu_and_what_is_refused_is_said_in_its_own_wor
     assert {"ordinary", "privguard", "privguard, no noise"} <= set(found)
     assert "| refused |" in text
     assert "* MLP: privguard, torch.compile, refused: model=OptimizedModule: compiled before it was tapped" in text
-    assert "| MLP | 1.30 | failed |" in text
+    assert "| MLP | 1.80 | failed |" in text
     assert "* MLP: ordinary, failed: OutOfMemoryError" in text
 
 
