@@ -158,7 +158,11 @@ def run(
 
 
 def target_digest(model: object) -> str:
-    """SHA-256 over a module's parameters and buffers in name order; for a plain function, its name."""
+    """SHA-256 over a module's parameters and buffers in name order; for a plain function, its name.
+
+    Args:
+        model: a module, what wraps one, or a function.
+    """
     while not isinstance(model, nn.Module) and hasattr(model, "wrapped"):
         model = model.wrapped  # type: ignore[attr-defined] — what reads a model's outputs in another way
     if hasattr(model, "address"):

@@ -140,7 +140,15 @@ class Logits:
 
 
 def read_as(model: object, outputs: Outputs, *, classes: int, copies: int = 1, noise: float = 0.0) -> object:
-    """The model as an attack wants it, from what a person says its outputs are."""
+    """The model as an attack wants it, from what a person says its outputs are.
+
+    Args:
+        model: a module, an estimator, or a function of inputs (n, ...).
+        outputs: what it gives for a record.
+        classes: how many there are, for labels.
+        copies: altered copies of a record that are asked for their labels.
+        noise: standard deviation of what is added to a copy, in the units of the inputs.
+    """
     if outputs is Outputs.DETECT:
         return model
     if outputs is Outputs.LABELS:

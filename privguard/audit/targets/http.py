@@ -87,6 +87,9 @@ class Client:
     def ask(self, question: Mapping[str, Any]) -> Any:
         """The answer to one question, from the file where it was asked before.
 
+        Args:
+            question: what is sent, as JSON.
+
         Raises:
             AuditError: the budget is spent.
             ConnectionError: the server does not answer, or refuses.

@@ -23,7 +23,11 @@ class Pretrained(nn.Module):
         self.network = network
 
     def forward(self, inputs: Tensor) -> Any:
-        """The network's output; padding tokens are masked."""
+        """The network's output; padding tokens are masked.
+
+        Args:
+            inputs: token ids (n, T), or pixels (n, channels, height, width).
+        """
         if inputs.is_floating_point():
             return self.network(pixel_values=inputs)
         padding = getattr(self.network.config, "pad_token_id", None)
@@ -33,6 +37,10 @@ class Pretrained(nn.Module):
 
 def load(folder: Path, *, base: Path | None = None) -> Pretrained:
     """The classifier in a folder, or the adapter there on its ``base``; nothing is fetched and no pickle read.
+
+    Args:
+        folder: as ``save_pretrained`` writes it.
+        base: the folder of an adapter's base; None takes the one that the adapter names.
 
     Raises:
         ValueError: the folder holds no classifier, or an adapter whose base is not at hand.
@@ -45,6 +53,9 @@ def load(folder: Path, *, base: Path | None = None) -> Pretrained:
 
 def class_of(config: dict[str, Any]) -> Any:
     """The class of transformers that a config names.
+
+    Args:
+        config: the fields of ``config.json``.
 
     Raises:
         ValueError: where it is none that classifies.
@@ -85,6 +96,10 @@ def _adapted(folder: Path, base: Path | None, load: Callable[[Path], nn.Module])
 def load_language(folder: Path, *, base: Path | None = None) -> nn.Module:
     """The causal language model in a folder, or the adapter there on its ``base``.
 
+    Args:
+        folder: as ``save_pretrained`` writes it.
+        base: the folder of an adapter's base; None takes the one that the adapter names.
+
     Raises:
         ValueError: the folder holds none, or an adapter whose base is not at hand.
     """
@@ -95,7 +110,11 @@ def load_language(folder: Path, *, base: Path | None = None) -> nn.Module:
 
 
 def base_of(folder: Path) -> Path | None:
-    """The base that an adapter's folder names, where it is a folder here."""
+    """The base that an adapter's folder names, where it is a folder here.
+
+    Args:
+        folder: of the adapter.
+    """
     config = folder / ADAPTER_CONFIG
     if not config.is_file():
         return None
@@ -114,6 +133,10 @@ def _causal(folder: Path) -> nn.Module:
 
 def load_tokenizer(folder: Path, base: Path | None = None) -> Any:
     """The tokenizer in a folder, or in that of the base where an adapter has none.
+
+    Args:
+        folder: of the model or adapter.
+        base: the folder of the adapter's base.
 
     Raises:
         ValueError: there is none in either.

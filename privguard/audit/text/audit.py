@@ -111,7 +111,13 @@ def audit_texts(
 def statistics(
     said: Sequence[TokenScores], texts: Sequence[str], before: Sequence[TokenScores] | None = None
 ) -> dict[str, FloatArray]:
-    """One score per text (n,) by attack, larger for a likelier member; those that what was said allows."""
+    """One score per text (n,) by attack, larger for a likelier member; those that what was said allows.
+
+    Args:
+        said: what the model says of each text, n of them.
+        texts: the texts.
+        before: what its base says of each.
+    """
     scores: Mapping[str, FloatArray] = {
         "loss": attacks.mean_log_probability(said),
         "zlib": attacks.zlib_ratio(said, texts),
@@ -129,7 +135,11 @@ def statistics(
 
 
 def extracted(said: Sequence[TokenScores]) -> Extracted:
-    """How many of the texts come out, from what a model said of their tokens: no further pass is needed."""
+    """How many of the texts come out, from what a model said of their tokens: no further pass is needed.
+
+    Args:
+        said: what the model says of each text.
+    """
     halves = [len(each.observed) // 2 for each in said]
     verbatim = sum(bool(each.greedy[half:].all()) for each, half in zip(said, halves, strict=True))
     needed = [
@@ -140,12 +150,23 @@ def extracted(said: Sequence[TokenScores]) -> Extracted:
 
 
 def canary_scores(target: Source, canaries: Sequence[str], *, base: Source | None = None) -> FloatArray:
-    """One score per canary (m,): the log-probability of all its tokens, over that of the base where there is one."""
+    """One score per canary (m,): the log-probability of all its tokens, over that of the base where there is one.
+
+    Args:
+        target: the model.
+        canaries: the texts that coins put in or left out, m of them.
+        base: the model before fine-tuning.
+    """
     said = np.array([each.observed.sum() for each in target.scores(canaries)])
     return said if base is None else said - np.array([each.observed.sum() for each in base.scores(canaries)])
 
 
 def exposures(scores: FloatArray, included: NDArray[np.bool_]) -> list[Exposure]:
-    """Exposure of each canary that was in among those that coins left out (Carlini et al. 2019), in their order."""
+    """Exposure of each canary that was in among those that coins left out (Carlini et al. 2019), in their order.
+
+    Args:
+        scores: one for each canary, (m,).
+        included: whether its coin put it in, (m,).
+    """
     _check.require(bool((~included).any()), "canaries left out", 0, wanted="at least one, to rank against")
     return [exposure(float(score), scores[~included]) for score in scores[included]]

@@ -28,7 +28,14 @@ class Source(Protocol):
         ...
 
     def scores(self, texts: Sequence[str]) -> list[TokenScores]:
-        """What the model says of each text."""
+        """What the model says of each text.
+
+        Args:
+            texts: n texts.
+
+        Returns:
+            One record of its tokens for each, in their order.
+        """
         ...
 
 
@@ -57,6 +64,9 @@ class Local:
 
     def scores(self, texts: Sequence[str]) -> list[TokenScores]:
         """What the model says of each text.
+
+        Args:
+            texts: n texts.
 
         Raises:
             ValueError: for a text of fewer than two tokens.
@@ -95,6 +105,9 @@ class Completions:
 
     def scores(self, texts: Sequence[str]) -> list[TokenScores]:
         """What the model says of each text.
+
+        Args:
+            texts: n texts.
 
         Raises:
             ValueError: where the answer has no log-probabilities of the text itself.

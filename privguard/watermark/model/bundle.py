@@ -76,7 +76,11 @@ class Bundle:
             return self.embed_weights(taught)
 
     def embed_weights(self, model: nn.Module) -> nn.Module:
-        """A copy with the weight carriers only."""
+        """A copy with the weight carriers only.
+
+        Args:
+            model: the network whose tensors are the unmarked ones.
+        """
         return theft.load(model, self._carried(theft.tensors(model)))
 
     def embed_tensors(self) -> dict[str, NDArray[np.float32]]:
