@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who sealed, opened, re-wrapped, marked or granted what: a chain of signed lines that can only grow.
+"""Who sealed, opened, re-wrapped, marked, granted or answered what: a chain of signed lines that can only grow.
 
 Keys decide who can open a file; the journal lets others see that it was done. Every line carries the SHA-256 of the
 line before it and a signature, so a changed, dropped or reordered line is found. A tail that was cut off is found
@@ -36,7 +36,7 @@ from privguard.errors import TamperedError
 from privguard.records import Record
 
 START = "0" * 64  # what stands for the line before the first
-ACTIONS = ("seal", "open", "rewrap", "mark", "grant")
+ACTIONS = ("seal", "open", "rewrap", "mark", "grant", "answer")
 _CONTEXT = b"privguard journal v1\0"
 _LONGEST_LINE = 64 << 10
 

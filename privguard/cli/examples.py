@@ -62,6 +62,11 @@ mark image credentials verify signed/ --root ca/root.pem
 mark image drill photos/ --profile picture.json --secret mark.secret --trust signer.pem
 mark image attribute found.jpg --profile picture.json --secret mark.secret --trust signer.pem \
 --log pictures.jsonl --log-trust signer.pem
+mark public token --tokens tokens.db --client press --one-time --count 20
+mark public serve --sign-with signer.key --tokens tokens.db --journal answers.log --image-profile picture.json \
+--image-secret mark.secret
+mark public receipt answer.json --content found.jpg --trust signer.pem
+mark public revoke --tokens tokens.db --client press
 audit plan --epsilon 8 --delta 1e-5 --canaries 1000 --guesses-in 250 --guesses-out 250 --out audit/
 audit membership my_model:trained --members in.npz --non-members out.npz --architecture my_model:network --references 16
 audit membership https://models.example/predict --members in.npz --non-members out.npz --rate 5 --out audit/

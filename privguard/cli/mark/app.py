@@ -3,7 +3,7 @@
 
 import typer
 
-from privguard.cli.mark import image, image_credentials, image_drill, model, read_text, text
+from privguard.cli.mark import image, image_credentials, image_drill, model, public, read_text, text
 
 app = typer.Typer(
     help="""Write, read and test marks in models, in text and in pictures.
@@ -12,7 +12,9 @@ app = typer.Typer(
 
     Text: text setup, text write, text detect; text message, text trace.
 
-    Pictures: image setup, image write, image detect, image attribute, image drill.""",
+    Pictures: image setup, image write, image detect, image attribute, image drill.
+
+    A detector for everybody: public token, public serve, public receipt.""",
     no_args_is_help=True,
 )
 app.add_typer(model.app)
@@ -21,3 +23,4 @@ app.add_typer(text.app, name="text")
 image.app.add_typer(image_drill.app)
 image.app.add_typer(image_credentials.app, name="credentials")
 app.add_typer(image.app, name="image")
+app.add_typer(public.app, name="public")

@@ -77,30 +77,43 @@ class Picture:
         return {key: value for key, value in options.items() if value is not None}
 
 
-def read_picture(path: str | os.PathLike[str]) -> Picture:
+def read_picture(
+    file: str | os.PathLike[str] | io.BytesIO,
+    *,
+    name: str = "",
+    formats: tuple[str, ...] | None = None,
+    most_pixels: int | None = None,
+) -> Picture:
     """Read a picture file.
 
     Args:
-        path: the picture file.
+        file: the picture file, or its bytes.
+        name: what messages call it; the path where none is given.
+        formats: Pillow's names of the formats that are read; None for all.
+        most_pixels: the largest picture that is decoded; None for what Pillow opens without danger.
 
     Raises:
-        ValueError: it is none, is cut short, or is larger than Pillow opens without danger.
+        ValueError: it is none, is cut short, or is larger than that.
         MarkError: a kind of picture that cannot be marked and kept as it was: 16 bits, CMYK, or moving.
     """
+    named = name or str(file)
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
-            with Image.open(path) as image:
+            with Image.open(file, formats=formats) as image:
+                if most_pixels is not None and image.width * image.height > most_pixels:
+                    raise ValueError(f"{named}: expected at most {most_pixels} pixels; cut it or make it smaller first")
                 image.load()
-                return _picture(image, str(path))
+                return _picture(image, named)
         except UnidentifiedImageError:
-            raise ValueError(f"{path}: expected a picture; it is none that Pillow knows") from None
+            known = "that Pillow knows" if formats is None else f"of {', '.join(formats)}"
+            raise ValueError(f"{named}: expected a picture; it is none {known}") from None
         except (Image.DecompressionBombWarning, Image.DecompressionBombError):
-            raise ValueError(f"{path}: expected at most {Image.MAX_IMAGE_PIXELS} pixels; cut it first") from None
+            raise ValueError(f"{named}: expected at most {Image.MAX_IMAGE_PIXELS} pixels; cut it first") from None
         except (SyntaxError, EOFError, OSError) as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise
-            raise ValueError(f"{path}: expected a whole picture; {error}") from None
+            raise ValueError(f"{named}: expected a whole picture; {error}") from None
 
 
 def _picture(image: Image.Image, name: str) -> Picture:
