@@ -28,6 +28,7 @@ MIME = {
     ".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".webp": "image/webp",
     ".tif": "image/tiff", ".tiff": "image/tiff",
 }  # fmt: skip
+_EXPIRED = "signingCredential.expired"
 _SOURCES = "http://cv.iptc.org/newscodes/digitalsourcetype/"
 
 PrivateKey: TypeAlias = ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey
@@ -45,6 +46,7 @@ class State(StrEnum):
 
     TRUSTED = "trusted"
     VALID = "valid"
+    EXPIRED = "expired"
     INVALID = "invalid"
     NONE = "none"
 
@@ -52,6 +54,7 @@ class State(StrEnum):
 MEANING = {
     State.TRUSTED: "signed under a root that you named, and unchanged since",
     State.VALID: "unchanged since it was signed, but under no root of yours: anybody can make one that is valid",
+    State.EXPIRED: "unchanged since, but the signer's certificate has ended, and nothing dates the signature",
     State.INVALID: "changed after it was signed, or signed wrongly",
     State.NONE: "no credentials; they vanish whenever a file is saved again, so this says nothing",
 }
@@ -148,9 +151,13 @@ def sign(
         The signed file, which was verified against the chain's own root.
 
     Raises:
-        MarkError: C2PA does not accept file or chain; its code is in the message.
+        MarkError: the file has credentials already, or C2PA does not accept file or chain; its code is in the message.
     """
     c2pa, mime, out = _library(), _mime(suffix), io.BytesIO()
+    if _has_credentials(
+        c2pa, mime, content, signer.root
+    ):  # new ones would take their place, and say that it was made just now
+        raise MarkError("credentials: the file has some already; sign the file as it was before")
     algorithm = "ED25519" if isinstance(signer.key, ed25519.Ed25519PrivateKey) else "ES256"
     try:
         seal = c2pa.Signer.from_callback(
@@ -195,10 +202,20 @@ def read(content: bytes, *, suffix: str, roots: Sequence[str]) -> Credentials:
     return _credentials(told)
 
 
+def _has_credentials(c2pa: Any, mime: str, content: bytes, root: str) -> bool:
+    try:
+        c2pa.Reader(mime, io.BytesIO(content), context=_context(c2pa, [root]))
+    except c2pa.C2paError:  # none, or no picture at all, which signing says better
+        return False
+    return True
+
+
 def _credentials(told: Mapping[str, Any]) -> Credentials:
     state = State(str(told.get("validation_state", "Invalid")).lower())
     results = told.get("validation_results", {}).get("activeManifest", {})
     failures = tuple(str(each["code"]) for each in results.get("failure", []))
+    if _EXPIRED in failures and all(code.startswith("signingCredential.") for code in failures):
+        state = State.EXPIRED  # C2PA calls it invalid, like a picture that was changed
     if state is not State.TRUSTED:
         return Credentials(state=state, meaning=MEANING[state], failures=failures)
     manifest = told["manifests"][told["active_manifest"]]
@@ -243,7 +260,7 @@ def _manifest(profile: ImageProfile, identifier: int, made: Made) -> dict[str, A
 
 def _context(c2pa: Any, roots: Sequence[str]) -> Any:
     settings = {
-        "trust": {"trust_anchors": "".join(roots)},
+        "trust": {"trust_anchors": "\n".join(roots)},
         "verify": {"verify_trust": True, "remote_manifest_fetch": False, "ocsp_fetch": False},
         "builder": {"thumbnail": {"enabled": False}},  # it would be kilobytes of unmarked picture in every file
     }

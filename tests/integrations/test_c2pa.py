@@ -4,6 +4,8 @@
 import io
 import json
 import socket
+import time
+from datetime import timedelta
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from privguard.errors import MarkError
+from privguard.integrations import c2pa_chain
 from privguard.integrations.c2pa import CredentialSigner, Made, State, read, sign
 from privguard.integrations.c2pa_chain import TestChain
 from privguard.watermark.image.profile import ImageProfile
@@ -81,6 +84,33 @@ def test_every_changed_byte_of_the_picture_is_seen():
         told = read(bytes(changed), suffix=".png", roots=[CHAIN.root])
         assert told.state is State.INVALID
         assert told.failures
+
+
+def test_bytes_after_the_picture_are_seen_and_roots_need_no_last_line_end():
+    content = signed(".png", "PNG")
+    assert read(content + b"more", suffix=".png", roots=[CHAIN.root]).state is State.INVALID
+    roots = [OTHER.root.rstrip(), CHAIN.root.rstrip()]  # C2PA reads one text: the second root was lost
+    assert read(content, suffix=".png", roots=roots).accepted
+
+
+def test_an_ended_certificate_is_not_called_a_changed_picture(monkeypatch):
+    monkeypatch.setattr(c2pa_chain, "_VALID", timedelta(seconds=1.5))
+    chain = TestChain.generate("Example")
+    signer = CredentialSigner.from_pem(chain.key.encode(), chain.chain)
+    content = sign(picture("PNG"), suffix=".png", profile=PROFILE, identifier=1, signer=signer)
+    time.sleep(2.5)  # C2PA has no clock that could be set
+    told = read(content, suffix=".png", roots=[chain.root])
+    assert (told.state, told.accepted, told.identifier) == (State.EXPIRED, False, None)
+    assert "certificate has ended" in told.meaning
+    changed = content[:-60] + bytes([content[-60] ^ 1]) + content[-59:]
+    assert read(changed, suffix=".png", roots=[chain.root]).state is State.INVALID
+
+
+@pytest.mark.parametrize(("suffix", "kind"), [(".png", "PNG"), (".jpg", "JPEG"), (".webp", "WEBP"), (".tif", "TIFF")])
+def test_credentials_are_not_replaced(suffix, kind):
+    content = signed(suffix, kind)
+    with pytest.raises(MarkError, match="has some already"):
+        sign(content, suffix=suffix, profile=PROFILE, identifier=2, signer=SIGNER)
 
 
 def test_saving_again_leaves_nothing():
