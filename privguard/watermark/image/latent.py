@@ -7,17 +7,22 @@ the model; a bad inversion costs strength, never validity. One marked picture le
 the noise to another picture, so a finding counts only with its log entry.
 """
 
+import json
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from privguard import _canon, _check
+from privguard.attest import journal as journals
 from privguard.attest.journal import Journal
-from privguard.errors import MarkError, ProfileMismatchError
-from privguard.records import Verdict
+from privguard.attest.statement import Identity
+from privguard.errors import MarkError, ProfileMismatchError, TamperedError
+from privguard.records import Record, Verdict
 from privguard.watermark.image.profile import ImageProfile
 from privguard.watermark.secret import Prf, Secret
 from privguard.watermark.statistics import tails
@@ -28,7 +33,7 @@ NONCE_BYTES = 12
 _PER_BLOCK = 128
 _STEP, _MOST = 0.25, 12  # weights are quarters of the recovered noise, at most 3
 NOTES = (
-    "A small p-value says that the picture's noise agrees with this nonce; without its log entry it names nobody.",
+    "A small p-value says that the picture agrees with this log entry's noise, not that it is the entry's picture.",
     "One marked picture and a similar model are enough to carry the noise to another picture.",
     "A crop, a shift or regeneration removes it; a large p-value proves nothing.",
 )
@@ -71,46 +76,96 @@ class KeyedLatents:
         raise TypeError("KeyedLatents: not picklable; it holds a key")
 
 
-def latent_verdict(
-    profile: ImageProfile, secret: Secret, recovered: NDArray[np.floating[Any]], *, nonces: Sequence[str]
-) -> Verdict:
-    """The exact verdict on recovered noise of any shape: the best of these nonces, all of which are paid for.
+@final
+@dataclass(frozen=True, kw_only=True)
+class NoiseEntry(Record):
+    """What the log says of one draw: its line, when, the nonce, the profile, and the shape of the noise."""
 
-    Conditional on the recovered noise the score is a sum of whole weights under keyed fair signs.
+    sequence: int
+    time: str
+    nonce: str
+    profile: str
+    shape: tuple[int, ...]
+
+
+def read_noise_log(path: str | os.PathLike[str], *, trusted: Sequence[Identity]) -> list[NoiseEntry]:
+    """All draws in a journal whose every line is verified; the only way to a verdict on recovered noise.
+
+    Args:
+        path: the journal's file.
+        trusted: who may have signed its lines.
+
+    Raises:
+        TamperedError: the journal does not hold, or a line of a draw is none.
+    """
+    journals.verify(path, trusted=trusted)
+    return [drawn for entry in journals.read(path) if (drawn := _drawn(entry, Path(path))) is not None]
+
+
+def latent_verdict(
+    profile: ImageProfile, secret: Secret, recovered: NDArray[np.floating[Any]], *, entries: Sequence[NoiseEntry]
+) -> Verdict:
+    """The exact verdict on recovered noise: the best of these log entries, all of which are paid for.
+
+    Conditional on the recovered noise the score is a sum of whole weights under keyed fair signs. There is no verdict
+    on a nonce that is in no log: one that was sought afterwards could be made to fit any picture.
 
     Args:
         profile: the signed profile.
         secret: the profile's secret.
-        recovered: first noise as an inversion recovered it, of any shape.
-        nonces: recorded nonces, in hexadecimal; all are paid for.
+        recovered: first noise as an inversion recovered it, of the shape that was drawn.
+        entries: draws of the log under this profile; all are paid for.
 
     Raises:
-        ProfileMismatchError: the secret is not the profile's.
-        ValueError: no nonce, or one that is none, or noise that is not finite.
+        ProfileMismatchError: the secret is not the profile's, or an entry is of another profile.
+        ValueError: no entry, noise of another shape than an entry's, or noise that is not finite.
     """
-    _check.require(bool(nonces), "nonces", nonces, wanted="at least one of the journal's")
+    _check.require(bool(entries), "entries", entries, wanted="at least one of the log's")
+    _check.require(bool(np.isfinite(recovered).all()), "recovered", "…", wanted="finite numbers")
+    for entry in entries:
+        if entry.profile != profile.digest():
+            raise ProfileMismatchError(f"entry {entry.sequence}: of profile {entry.profile}, not {profile.digest()}")
+        _check.require(entry.shape == recovered.shape, "recovered", recovered.shape, wanted=f"{entry.shape}, as drawn")
     flat = np.asarray(recovered, np.float64).ravel()
-    _check.require(bool(np.isfinite(flat).all()), "recovered", "…", wanted="finite numbers")
     weights = (np.sign(flat) * np.minimum(np.rint(np.abs(flat) / _STEP), _MOST)).astype(np.int64)
     prf, null = _prf(profile, secret), SignedWeights.of(weights)
-    scores = [float((_signs(prf, _nonce(text), len(weights)) * weights).sum()) for text in nonces]
+    scores = [float((_signs(prf, _nonce(entry.nonce), len(weights)) * weights).sum()) for entry in entries]
     best = int(np.argmax(scores))
     return Verdict(
         scheme=f"image/{VERSION}",
         null_model=f"noise recovered from a picture made without this nonce; given it, {null.sentence}",
-        log10_p=float(tails.bonferroni(null.log10_tail(scores[best], 1), len(nonces))),
+        log10_p=float(tails.bonferroni(null.log10_tail(scores[best], 1), len(entries))),
         trials=null.signs,
         matches=scores[best],
-        bound="exact" if len(nonces) == 1 else "bonferroni over nonces",
+        bound="exact" if len(entries) == 1 else "bonferroni over log entries",
         details={
             "profile": profile.digest(),
             "key_id": profile.key_id,
-            "nonce": nonces[best],
-            "nonces_tried": len(nonces),
-            "needs_log_entry": True,
+            "log_entry": entries[best].to_json(),
+            "entries_tried": len(entries),
         },
         notes=NOTES,
     )
+
+
+def _drawn(entry: journals.Entry, path: Path) -> NoiseEntry | None:
+    try:
+        facts = json.loads(entry.role)
+    except ValueError:
+        return None
+    if entry.action != "mark" or not isinstance(facts, dict) or facts.get("version") != VERSION:
+        return None
+    try:
+        shape = tuple(map(int, facts["shape"]))
+        return NoiseEntry(
+            sequence=entry.sequence,
+            time=entry.time,
+            nonce=_nonce(str(facts["nonce"])).hex(),
+            profile=str(facts["profile"]),
+            shape=shape,
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise TamperedError(f"{path}: line {entry.sequence} is no draw of noise ({error})") from None
 
 
 def _prf(profile: ImageProfile, secret: Secret) -> Prf:

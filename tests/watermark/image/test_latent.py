@@ -11,20 +11,28 @@ from scipy.stats import kstest
 from privguard.attest import journal
 from privguard.attest.journal import Journal
 from privguard.attest.statement import SigningKey
-from privguard.errors import MarkError, ProfileMismatchError
-from privguard.watermark.image.latent import KeyedLatents, latent_verdict
+from privguard.errors import MarkError, ProfileMismatchError, TamperedError
+from privguard.watermark.image.latent import KeyedLatents, NoiseEntry, latent_verdict, read_noise_log
+from privguard.watermark.image.profile import ImageProfile
 from privguard.watermark.secret import Secret
 
 SHAPE = (4, 32, 32)
 
 
+SIGNER = SigningKey.generate()
+
+
 @pytest.fixture
 def source(profile, secret, tmp_path):
-    return KeyedLatents(profile, secret, Journal(tmp_path / "log", by=SigningKey.generate()))
+    return KeyedLatents(profile, secret, Journal(tmp_path / "log", by=SIGNER))
+
+
+def entry(profile, nonce, shape, sequence=1):
+    return NoiseEntry(sequence=sequence, time="", nonce=nonce, profile=profile.digest(), shape=shape)
 
 
 def nonces(path):
-    return [json.loads(entry.role)["nonce"] for entry in journal.read(path)]
+    return [json.loads(line.role)["nonce"] for line in journal.read(path)]
 
 
 @pytest.mark.stat
@@ -65,27 +73,41 @@ def recovered(noise, agreement, seed=0):
     return agreement * noise + np.sqrt(1 - agreement**2) * chance
 
 
-def test_recovered_noise_is_found_among_the_nonces_and_they_are_paid_for(profile, secret, source):
+def test_recovered_noise_is_found_among_the_entries_and_they_are_paid_for(profile, secret, source, tmp_path):
     draws = [source.draw(SHAPE) for _ in range(20)]
-    every = [nonce for _, nonce in draws]
+    log = read_noise_log(tmp_path / "log", trusted=[SIGNER.identity])
+    assert [each.nonce for each in log] == [nonce for _, nonce in draws]
     noise = recovered(draws[7][0], 0.4)
-    one = latent_verdict(profile, secret, noise, nonces=[every[7]])
-    all_ = latent_verdict(profile, secret, noise, nonces=every)
+    one, all_ = (latent_verdict(profile, secret, noise, entries=some) for some in ([log[7]], log))
     assert one.log10_p < -80
-    assert all_.details["nonce"] == every[7]
+    assert all_.details["log_entry"] == log[7].to_json()
     assert all_.log10_p == pytest.approx(one.log10_p + np.log10(20))
-    assert all_.details["needs_log_entry"] is True
-    assert latent_verdict(profile, secret, noise, nonces=every[:7]).log10_p > -6
+    assert latent_verdict(profile, secret, noise, entries=log[:7]).log10_p > -6
+
+
+def test_a_nonce_counts_only_out_of_a_log_that_holds(profile, secret, source, tmp_path):
+    noise, _ = source.draw(SHAPE)
+    source.draw((3, 3))
+    log = tmp_path / "log"
+    with pytest.raises(TamperedError):
+        read_noise_log(log, trusted=[SigningKey.generate().identity])
+    drawn, other = read_noise_log(log, trusted=[SIGNER.identity])
+    with pytest.raises(ValueError, match="as drawn"):
+        latent_verdict(profile, secret, noise, entries=[drawn, other])
+    foreign = entry(ImageProfile.create(secret, subkeys=4), drawn.nonce, SHAPE)
+    with pytest.raises(ProfileMismatchError, match="entry 1"):
+        latent_verdict(profile, secret, noise, entries=[foreign])
+    Journal(log, by=SIGNER).record("mark", "x", role=json.dumps({"version": "image-latent-v1", "nonce": "00"}))
+    with pytest.raises(TamperedError, match="line 3 is no draw"):
+        read_noise_log(log, trusted=[SIGNER.identity])
 
 
 @pytest.mark.stat
 def test_wrong_nonces_give_uniform_p_values_whatever_was_recovered(profile, secret):
     """300 nonces on skewed, partly empty noise; KS at 1e-6."""
     noise = np.maximum(np.random.default_rng(3).standard_normal(2000), 0) * 3
-    p = [
-        latent_verdict(profile, secret, noise, nonces=[number.to_bytes(12, "big").hex()]).p_value
-        for number in range(300)
-    ]
+    given = [entry(profile, number.to_bytes(12, "big").hex(), (2000,)) for number in range(300)]
+    p = [latent_verdict(profile, secret, noise, entries=[each]).p_value for each in given]
     assert kstest(p, "uniform").pvalue > 1e-6
     assert kstest(np.sqrt(p), "uniform").pvalue < 1e-6
 
@@ -94,9 +116,10 @@ def test_what_cannot_be_kept_is_refused(profile, secret, tmp_path):
     lax = Journal(tmp_path / "log", by=SigningKey.generate(), strict=False)
     with pytest.raises(MarkError, match="strict"):
         KeyedLatents(profile, secret, lax)
+    one, fine = np.ones(9), entry(profile, "00" * 12, (9,))
     with pytest.raises(ProfileMismatchError):
-        latent_verdict(profile, Secret(bytes(32)), np.ones(9), nonces=["00" * 12])
-    one = np.ones(9)
-    for noise, given in ((one, []), (one, ["zz"]), (one, ["00"]), (one * np.nan, ["00" * 12])):
+        latent_verdict(profile, Secret(bytes(32)), one, entries=[fine])
+    short = entry(profile, "zz", (9,))
+    for noise, given in ((one, []), (one, [short]), (one * np.nan, [fine])):
         with pytest.raises(ValueError, match="expected"):
-            latent_verdict(profile, secret, noise, nonces=given)
+            latent_verdict(profile, secret, noise, entries=given)
