@@ -140,6 +140,22 @@ def null(quick):
     return out
 
 
+def null_again(quick):
+    """Four million keys that no other run saw, on the one picture of which a count of ``null`` lay outside."""
+    keys_count, keys = (20_000 if quick else 4_000_000), PROFILE.keys(SECRET)
+    picture = np.ascontiguousarray(pictures()["china.jpg"][200:328, 200:328])
+    laid = place(picture, keys)
+    y = luma(laid.applied(picture))
+    weights = Evidence.of(y, Grid.of(y.shape, top=laid.top, left=laid.left), keys).weights.ravel()
+    law = SignedWeights.of(weights, repeats=2)
+    critical = [_critical(law, level) for level in LEVELS]
+    exact = [10 ** float(law.log10_tail(value, 1)) for value in critical]
+    counts, _ = _count(np.tile(weights, 2), critical, keys_count, "photograph, again")
+    z = [(c - keys_count * p) / math.sqrt(keys_count * p * (1 - p)) for c, p in zip(counts, exact, strict=True)]
+    print(f"again: counts {counts} of {keys_count}, deviations {np.round(z, 2).tolist()}", flush=True)
+    return {"keys": keys_count, "exact": exact, "counts": counts, "deviations": z}
+
+
 def _critical(law, level):
     low, high = 0, int(8 * law.deviation)
     while high - low > 1:
@@ -335,7 +351,7 @@ def _learnt(rgb, coarse, fields, nearest):
 def honest(quick):
     """Honest marks of 320 pixels, each under its own secret: detected at 1e-6, and accepted."""
     found_count = accepted = 0
-    parts = list(_parts(30 if quick else 300))
+    parts = list(_parts(30 if quick else 1000))
     for number, rgb in enumerate(parts):
         secret = SECRET.child("honest", number)
         profile = ImageProfile.create(secret)
@@ -445,8 +461,8 @@ def _seconds(job):
 
 
 PARTS = {
-    "null": null, "owners": owners, "survival": survival, "identifier": identifier, "forge": forge, "learn": learn,
-    "attribution": attribution, "latents": latents, "honest": honest, "time": timing,
+    "null": null, "null_again": null_again, "owners": owners, "survival": survival, "identifier": identifier,
+    "forge": forge, "learn": learn, "attribution": attribution, "latents": latents, "honest": honest, "time": timing,
 }  # fmt: skip
 
 

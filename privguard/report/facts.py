@@ -169,7 +169,9 @@ def trade_off(report: Report) -> Rows:
 
 
 def statistic(verdict: Verdict) -> str:
-    """What a mark's verdict rests on: a count of matches, or a statistic over so many trials."""
+    """What a mark's verdict rests on: a count of matches, a signed sum, or a statistic over so many trials."""
+    if verdict.scheme.startswith("image/"):
+        return f"sum {verdict.matches:g} of whole weights under {verdict.trials} signs"
     whole = float(verdict.matches).is_integer()
     return (
         f"{verdict.matches:g} of {verdict.trials}"

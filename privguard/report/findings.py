@@ -57,7 +57,7 @@ def read(folder: Path, names: Sequence[str], *, judge: Judge | None = None) -> E
             elif value.get("record") == "Membership":
                 found.memberships.append(record.membership(name, value))
             elif value.get("record") == "Verdict":
-                found.verdicts.append(record.verdict(value))
+                found.verdicts.append(_whole(record.verdict(value)))
             elif "payloadType" in value and (claim := _mark_claim(name, value, judge)) is not None:
                 found.claims.append(claim)
             else:
@@ -124,6 +124,18 @@ def access(path: Path, checkpoints: Sequence[Checkpoint]) -> Access:
 def signers(entries: Sequence[journal.Entry]) -> list[Identity]:
     """The identities that signed these lines, each once."""
     return [Identity.from_json(each) for each in dict.fromkeys(entry.by for entry in entries)]
+
+
+def _whole(verdict: Verdict) -> Verdict:
+    """Refuse a finding in a picture that does not say what the log has of it: marks and noise can be carried over."""
+    picture = verdict.scheme.startswith("image/")
+    if picture and "answer" not in verdict.details:
+        raise ValueError(
+            "a mark in a picture without what the log says; make it with `mark image attribute --evidence`"
+        )
+    if picture and "latent" in verdict.scheme and "log_entry" not in verdict.details:
+        raise ValueError("noise in a picture without its log entry, which proves nothing; read it against the log")
+    return verdict
 
 
 def _mark_claim(name: str, value: Mapping[str, Any], judge: Judge | None) -> MarkClaim | None:

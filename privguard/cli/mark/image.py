@@ -147,6 +147,9 @@ def attribute(
     log_trust: Annotated[list[Path], typer.Option("--log-trust", help="PEM of a signer of the log; again for each.")],
     search: Annotated[str, typer.Option("--search", help="grid, scale or scale+angle, as for detect.")] = "grid",
     level: Level = 1e-6,
+    evidence: Annotated[
+        Path | None, typer.Option("--evidence", help="A run's evidence folder: what is found enters its report.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Say of each picture whether the log has it: found, copied or not found; exit code 1 when none was found.
@@ -154,6 +157,7 @@ def attribute(
     Copied means that the mark is there on a picture that looks like none of the entries with its identifier.
     """
     from privguard.attest.statement import Identity
+    from privguard.watermark.image import evidence as evidences
     from privguard.watermark.image import registry as logs
     from privguard.watermark.image.detect import ImageDetector
     from privguard.watermark.image.pictures import find_pictures, read_picture
@@ -164,14 +168,16 @@ def attribute(
     detector = ImageDetector(image_profile(profile, trust), image_secret(secret))
     entries = logs.read_log(log, trusted=[Identity.read(path) for path in log_trust])
     paths = [path for path, _ in find_pictures(inputs)]
-    log10_level = math.log10(_level(level)) - math.log10(max(1, len(paths)))
+    log10_level, tests = math.log10(_level(level)), max(1, len(paths))
     rows: list[dict[str, Any]] = []
     with progress() as bar:
         for path in bar.track(paths, description="asking"):
             rgb = read_picture(path).rgb
-            digest = hashlib.sha256(path.read_bytes()).hexdigest()
-            detections = detector.detect([rgb], search=Search(search))
-            answer = logs.attribute(rgb, detections, entries, sha256=digest, log10_level=log10_level)
+            content = path.read_bytes()
+            detections, digest = detector.detect([rgb], search=Search(search)), hashlib.sha256(content).hexdigest()
+            answer = logs.attribute(rgb, detections, entries, sha256=digest, log10_level=log10_level, tests=tests)
+            if evidence is not None and (answer.mark_found or answer.same_file):
+                evidences.write(evidences.of_mark(answer, name=path.name, content=content), evidence)
             rows.append({"picture": str(path), **answer.to_json()})
     lines = [f"{row['answer']:10s} log10 p = {row['verdict']['log10_p']:8.2f}  {row['picture']}" for row in rows]
     emit(rows, as_json=as_json, lines=lines)

@@ -214,6 +214,7 @@ def attribute(
     *,
     sha256: str = "",
     log10_level: float = -6.0,
+    tests: float = 1.0,
 ) -> Attribution:
     """Whether this picture is one of the log.
 
@@ -225,10 +226,11 @@ def attribute(
         detections: what a detector found in the picture.
         log: the pictures of the log.
         sha256: digest of the picture's file, in hexadecimal.
-        log10_level: log10 of the level, at most 0.
+        log10_level: log10 of the level, at most 0, over all tests together.
+        tests: pictures and keys tested beside it, at least 1.
     """
-    reading, verdict = detections.readings[0], detections.verdict(0)
-    found = verdict.log10_p <= log10_level
+    reading, verdict = detections.readings[0], detections.verdict(0, tests=tests)
+    found = verdict.log10_p_corrected <= log10_level
     profile, identifier = detections.profile.digest(), reading.best[1]
     named = [entry for entry in log if entry.profile == profile and entry.identifier == identifier] if found else []
     alike = [entry for entry in named if _looks_like(rgb, reading, entry)]
@@ -242,7 +244,7 @@ def attribute(
         answer=answer,
         same_file=same,
         mark_found=found,
-        accepted=bool(detections.accepted(log10_level=log10_level)[0]),
+        accepted=found and bool(detections.accepted(log10_level=0.0)[0]),
         entries=tuple(entry.sequence for entry in named),
         alike=tuple(entry.sequence for entry in alike),
         verdict=verdict,
