@@ -66,13 +66,15 @@ class Credentials(Record):
     """What the credentials of one file say.
 
     ``identifier``, ``profile`` and ``key_id`` are what the signer says of the mark, and are ``None`` unless the state
-    is TRUSTED; whether the mark is there, only its detector says. ``failures`` are C2PA's own codes.
+    is TRUSTED; whether the mark is there, only its detector says. ``time`` is when it was signed, by a timestamp
+    authority under one of your roots, and ``None`` without one. ``failures`` are C2PA's own codes.
     """
 
     state: State
     meaning: str
     failures: tuple[str, ...] = ()
     signer: str | None = None
+    time: str | None = None
     identifier: int | None = None
     profile: str | None = None
     key_id: str | None = None
@@ -128,7 +130,7 @@ class CredentialSigner:
         return r.to_bytes(32, "big") + s.to_bytes(32, "big")
 
 
-def sign(
+def sign(  # noqa: PLR0913 — what is signed, by whom, and what is said of it
     content: bytes,
     *,
     suffix: str,
@@ -136,6 +138,7 @@ def sign(
     identifier: int,
     signer: CredentialSigner,
     made: Made = Made.GENERATED,
+    timestamp: str | None = None,
 ) -> bytes:
     """A picture file with credentials; do it last, for every later change of the file breaks them.
 
@@ -146,6 +149,7 @@ def sign(
         identifier: What the mark carries.
         signer: Key and chain.
         made: How the picture was made.
+        timestamp: Address of an RFC 3161 timestamp authority; without one the credentials end with the certificate.
 
     Returns:
         The signed file, which was verified against the chain's own root.
@@ -154,19 +158,17 @@ def sign(
         MarkError: the file has credentials already, or C2PA does not accept file or chain; its code is in the message.
     """
     c2pa, mime, out = _library(), _mime(suffix), io.BytesIO()
-    if _has_credentials(
-        c2pa, mime, content, signer.root
-    ):  # new ones would take their place, and say that it was made just now
+    if _has_credentials(c2pa, mime, content, signer.root):  # new ones would replace them, and say: made just now
         raise MarkError("credentials: the file has some already; sign the file as it was before")
     algorithm = "ED25519" if isinstance(signer.key, ed25519.Ed25519PrivateKey) else "ES256"
     try:
         seal = c2pa.Signer.from_callback(
-            cast("Callable[[bytes], bytes]", signer.signature), c2pa.C2paSigningAlg[algorithm], signer.chain, None
+            cast("Callable[[bytes], bytes]", signer.signature), c2pa.C2paSigningAlg[algorithm], signer.chain, timestamp
         )
         builder = c2pa.Builder(_manifest(profile, identifier, made), context=_context(c2pa, [signer.root]))
         builder.sign(seal, mime, io.BytesIO(content), out)
     except c2pa.C2paError as error:
-        raise MarkError(f"credentials: C2PA refuses this file or chain ({error})") from None
+        raise MarkError(f"credentials: C2PA refuses this file, chain or timestamp ({error})") from None
     signed = out.getvalue()
     told = read(signed, suffix=suffix, roots=[signer.root])
     if not told.accepted:
@@ -221,11 +223,14 @@ def _credentials(told: Mapping[str, Any]) -> Credentials:
     manifest = told["manifests"][told["active_manifest"]]
     assertions = {each["label"]: each["data"] for each in manifest.get("assertions", [])}
     own: Mapping[str, Any] = assertions.get(ASSERTION, {})
+    signature = manifest.get("signature_info", {})
+    successes = {str(each["code"]) for each in results.get("success", [])}
     return Credentials(
         state=state,
         meaning=MEANING[state],
         failures=failures,
-        signer=manifest.get("signature_info", {}).get("issuer"),
+        signer=signature.get("issuer"),
+        time=signature.get("time") if "timeStamp.trusted" in successes else None,
         identifier=_identifier(assertions.get("c2pa.soft-binding", {})),
         profile=own.get("profile"),
         key_id=own.get("key_id"),

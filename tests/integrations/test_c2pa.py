@@ -4,15 +4,24 @@
 import io
 import json
 import socket
+import threading
 import time
-from datetime import timedelta
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import numpy as np
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import ExtendedKeyUsageOID
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
+from privguard.attest.local import TimestampServer
+from privguard.attest.timestamp import Authority
 from privguard.errors import MarkError
 from privguard.integrations import c2pa_chain
 from privguard.integrations.c2pa import CredentialSigner, Made, State, read, sign
@@ -104,6 +113,66 @@ def test_an_ended_certificate_is_not_called_a_changed_picture(monkeypatch):
     assert "certificate has ended" in told.meaning
     changed = content[:-60] + bytes([content[-60] ^ 1]) + content[-59:]
     assert read(changed, suffix=".png", roots=[chain.root]).state is State.INVALID
+
+
+def test_a_timestamp_outlives_the_certificate_where_its_root_is_trusted(monkeypatch):
+    monkeypatch.setattr(c2pa_chain, "_VALID", timedelta(seconds=2))
+    chain = TestChain.generate("Example")
+    signer = CredentialSigner.from_pem(chain.key.encode(), chain.chain)
+    with timestamp_authority() as (address, root):
+        content = sign(picture("PNG"), suffix=".png", profile=PROFILE, identifier=1, signer=signer, timestamp=address)
+    assert read(content, suffix=".png", roots=[chain.root]).time is None  # of an authority that nobody named
+    time.sleep(2.5)
+    assert read(content, suffix=".png", roots=[chain.root]).state is State.EXPIRED
+    told = read(content, suffix=".png", roots=[chain.root, root])
+    assert told.accepted
+    assert abs((datetime.fromisoformat(told.time) - datetime.now(UTC)).total_seconds()) < 60
+    with pytest.raises(MarkError, match="timestamp"):
+        sign(picture("PNG"), suffix=".png", profile=PROFILE, identifier=1, signer=SIGNER, timestamp=address)
+
+
+@contextmanager
+def timestamp_authority():
+    """An RFC 3161 authority over HTTP on loopback: its address, and its root in PEM."""
+    above, below = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
+    names = c2pa_chain._name("Authority", "root"), c2pa_chain._name("Authority", "clock")
+    now = datetime.now(UTC)
+    certificates = []
+    for name, key in zip(names, (above, below), strict=True):
+        builder = x509.CertificateBuilder(names[0], name, key.public_key(), x509.random_serial_number())
+        builder = builder.not_valid_before(now - timedelta(hours=1)).not_valid_after(now + timedelta(days=9))
+        builder = builder.add_extension(x509.BasicConstraints(ca=key is above, path_length=None), critical=True)
+        builder = builder.add_extension(c2pa_chain._usage(is_root=key is above), critical=True)
+        if key is below:
+            usage = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.TIME_STAMPING])
+            builder = builder.add_extension(usage, critical=True)
+            above_id = x509.AuthorityKeyIdentifier.from_issuer_public_key(above.public_key())
+            builder = builder.add_extension(above_id, critical=False)
+        own_id = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
+        certificates.append(builder.add_extension(own_id, critical=False).sign(above, hashes.SHA256()))
+    authority = Authority(name="clock", root=certificates[0].public_bytes(Encoding.DER), external=False)
+    clock = TimestampServer(authority, certificates[1], below)
+
+    class Answers(BaseHTTPRequestHandler):
+        def do_POST(self):
+            told = clock.answer(self.rfile.read(int(self.headers["content-length"])))
+            self.send_response(200)
+            self.send_header("content-type", "application/timestamp-reply")
+            self.send_header("content-length", str(len(told)))
+            self.end_headers()
+            self.wfile.write(told)
+
+        def log_message(self, *_args):
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Answers) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}/", c2pa_chain._pem(certificates[0])
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 @pytest.mark.parametrize(("suffix", "kind"), [(".png", "PNG"), (".jpg", "JPEG"), (".webp", "WEBP"), (".tif", "TIFF")])

@@ -45,6 +45,9 @@ def sign(
     composite: Annotated[
         bool, typer.Option("--composite", help="Say that only parts of the pictures were generated.")
     ] = False,
+    timestamp: Annotated[
+        str | None, typer.Option("--timestamp", help="Address of an RFC 3161 authority; the one use of a network.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Give marked pictures signed credentials with the identifier that is read from them; the last step before release.
@@ -64,7 +67,7 @@ def sign(
     with progress() as bar:
         for path, place in bar.track(pairs, description="signing"):
             try:
-                rows.append(_signed(detector, signer, path, out / place, composite=composite))
+                rows.append(_signed(detector, signer, path, out / place, composite=composite, timestamp=timestamp))
             except MarkError as error:
                 rows.append({"picture": str(path), "refused": str(error)})
     emit(rows, as_json=as_json, lines=[_line(row) for row in rows])
@@ -75,7 +78,12 @@ def sign(
 @app.command()
 def verify(
     inputs: Inputs,
-    root: Annotated[list[Path], typer.Option("--root", help="PEM of a root you trust; again for each.")],
+    root: Annotated[
+        list[Path],
+        typer.Option(
+            "--root", help="PEM of a root that you trust to vouch for signers and timestamps; again for each."
+        ),
+    ],
     as_json: AsJson = False,
 ) -> None:
     """Say whether files carry credentials that a root of yours vouches for; exit code 1 unless all do, 3 when changed.
@@ -98,7 +106,13 @@ def verify(
 
 
 def _signed(
-    detector: "ImageDetector", signer: "CredentialSigner", path: Path, target: Path, *, composite: bool
+    detector: "ImageDetector",
+    signer: "CredentialSigner",
+    path: Path,
+    target: Path,
+    *,
+    composite: bool,
+    timestamp: str | None,
 ) -> dict[str, Any]:
     from privguard.errors import MarkError
     from privguard.integrations.c2pa import Made
@@ -117,6 +131,7 @@ def _signed(
         identifier=found.identifier[0],
         signer=signer,
         made=Made.COMPOSITE if composite else Made.GENERATED,
+        timestamp=timestamp,
     )
     write_new(target, content)
     return {"picture": str(path), "target": str(target), "identifier": found.identifier[0]}
