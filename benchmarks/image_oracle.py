@@ -17,7 +17,8 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
-from benchmarks.image_mark import PROFILE, SECRET, _parts, jpeg, noisy
+from benchmarks.image_mark import PROFILE, SECRET
+from benchmarks.image_pictures import jpeg, noisy, parts
 from privguard.integrations.public_detector.answers import Answer, PictureReader
 from privguard.watermark.image.detect import ImageDetector
 from privguard.watermark.image.pictures import Picture
@@ -39,28 +40,28 @@ def marked(rgb):
 def remove(quick):
     """Quality in decibels at which each way removes the mark, by halving with eight answers a picture."""
     rows = {}
-    parts = [ImageMark(PROFILE, SECRET).write(rgb).pixels for rgb in _parts(3 if quick else 20)]
-    parts = [rgb for rgb in parts if marked(rgb)]
+    own = [ImageMark(PROFILE, SECRET).write(rgb).pixels for rgb in parts(3 if quick else 20)]
+    own = [rgb for rgb in own if marked(rgb)]
     for name, change in REMOVALS.items():
         strengths = []
-        for rgb in parts:
+        for rgb in own:
             low, high = 0.0, 1.0
             for _ in range(8):
                 middle = (low + high) / 2
                 low, high = (middle, high) if marked(change(rgb, middle)) else (low, middle)
             strengths.append(high)
-        told = [psnr(rgb, change(rgb, s)) for rgb, s in zip(parts, strengths, strict=True)]
-        blind = [psnr(rgb, change(rgb, max(strengths))) for rgb in parts]
+        told = [psnr(rgb, change(rgb, s)) for rgb, s in zip(own, strengths, strict=True)]
+        blind = [psnr(rgb, change(rgb, max(strengths))) for rgb in own]
         rows[name] = {"median_db_with_answers": float(np.median(told)), "median_db_without": float(np.median(blind))}
         print(name, rows[name], flush=True)
-    return {"pictures": len(parts), "answers_each": 8 * len(REMOVALS), **rows}
+    return {"pictures": len(own), "answers_each": 8 * len(REMOVALS), **rows}
 
 
 def forge(quick):
     """Random steps of an unmarked picture, and of a mixture that is just marked, with some hundred answers each."""
     rng, answers = np.random.default_rng(0), 60 if quick else 500
-    own = [ImageMark(PROFILE, SECRET).write(rgb).pixels for rgb in _parts(2 if quick else 5)]
-    foreign = list(_parts(len(own), foreign=True))
+    own = [ImageMark(PROFILE, SECRET).write(rgb).pixels for rgb in parts(2 if quick else 5)]
+    foreign = list(parts(len(own), foreign=True))
     from_nothing = 0
     for rgb in foreign:
         for _ in range(answers // 2):

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Photographs that come inside packages: scikit-learn's two, and those of scikit-image's wheel."""
+"""Photographs that come inside packages: scikit-learn's two, and those of scikit-image's wheel; parts, and changes."""
 
+import io
 from functools import lru_cache
 from pathlib import Path
 
@@ -30,3 +31,31 @@ def pictures() -> dict[str, NDArray[np.uint8]]:
     names = [*TEN, *(name for name in out if name not in TEN)]
     cut = {name: out[name][:600, :800] if max(out[name].shape) > 900 else out[name] for name in names}
     return {name: np.ascontiguousarray(rgb) for name, rgb in cut.items()}
+
+
+def jpeg(rgb, quality):
+    file = io.BytesIO()
+    Image.fromarray(rgb).save(file, "JPEG", quality=quality)
+    return np.asarray(Image.open(file).convert("RGB"))
+
+
+def resized(rgb, factor):
+    size = (round(rgb.shape[1] * factor), round(rgb.shape[0] * factor))
+    return np.asarray(Image.fromarray(rgb).resize(size, Image.Resampling.BICUBIC))
+
+
+def noisy(rgb, deviation):
+    return np.clip(rgb + np.random.default_rng(1).normal(0, deviation, rgb.shape), 0, 255).astype(np.uint8)
+
+
+def parts(count, *, foreign=False, size=320):
+    """Random parts of half of the photographs, scaled and turned; ``foreign`` ones of the other half."""
+    names = [name for name in pictures() if name != "motorcycle_right.png"]  # the scene of its left neighbour
+    rng, photographs = np.random.default_rng(7), [pictures()[name] for name in names[int(foreign) :: 2]]
+    for _ in range(count):
+        rgb = photographs[rng.integers(len(photographs))]
+        factor = max(rng.uniform(0.6, 1.3), (size + 1) / min(rgb.shape[:2]))
+        rgb = resized(rgb, factor)
+        top, left = (int(rng.integers(n - size + 1)) for n in rgb.shape[:2])
+        part = np.rot90(rgb[top : top + size, left : left + size], rng.integers(4))
+        yield np.ascontiguousarray(part[:, ::-1] if rng.random() < 0.5 else part)

@@ -3,6 +3,10 @@
 
 import json
 import os
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -123,3 +127,13 @@ def test_what_cannot_be_kept_is_refused(profile, secret, tmp_path):
     for noise, given in ((one, []), (one, [short]), (one * np.nan, [fine])):
         with pytest.raises(ValueError, match="expected"):
             latent_verdict(profile, secret, noise, entries=given)
+
+
+def test_the_recipe_finds_the_noise_of_a_flow_model_that_it_trains(tmp_path):
+    """Five seconds of training: a poor generator, whose pictures are inverted all the same."""
+    root = Path(__file__).parents[3]
+    command = [sys.executable, str(root / "recipes" / "mark_first_noise.py"), "--tiny", "--pictures", "8"]
+    environment = {"PYTHONPATH": str(root), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    told = subprocess.run(command, check=True, capture_output=True, text=True, env=environment, timeout=300).stdout
+    rows = dict(re.findall(r"^(.+?) +median .+ right entry (\d+) of 8$", told, re.MULTILINE))
+    assert rows == {"8 bits": "8", "JPEG 90": "8", "JPEG 70": "8", "shifted by one pixel": "0", "unmarked": "0"}
