@@ -172,7 +172,7 @@ def attribute(
     rows: list[dict[str, Any]] = []
     with progress() as bar:
         for path in bar.track(paths, description="asking"):
-            rgb = read_picture(path).rgb
+            rgb = read_picture(path).seen()
             content = path.read_bytes()
             detections, digest = detector.detect([rgb], search=Search(search)), hashlib.sha256(content).hexdigest()
             answer = logs.attribute(rgb, detections, entries, sha256=digest, log10_level=log10_level, tests=tests)
@@ -208,7 +208,9 @@ class _Writing:
         with acting("mark", target):
             if self.log is not None:  # first: a picture in the world without its line could not be attributed
                 digest = hashlib.sha256(content).hexdigest()
-                self.log.record(written.pixels, identifier=written.identifier, sha256=digest, subject=str(place))
+                self.log.record(
+                    picture.seen(written.pixels), identifier=written.identifier, sha256=digest, subject=str(place)
+                )
             write_new(target, content)
         return {
             "picture": str(path),
@@ -232,7 +234,7 @@ class _Asked:
 def _look(detector: "ImageDetector", path: Path, place: Path, asked: _Asked) -> dict[str, Any]:
     from privguard.watermark.image.pictures import read_picture
 
-    rgb = read_picture(path).rgb
+    rgb = read_picture(path).seen()
     detections = detector.detect([rgb], search=asked.search)
     verdict = detections.verdict(0, tests=max(1, asked.tests), identifier=asked.identifier)
     hit = verdict.log10_p_corrected <= asked.log10_level

@@ -121,7 +121,7 @@ def _signed(
 
     if target.exists():
         return {"picture": str(path), "target": str(target), "there_already": True}
-    found = detector.detect([read_picture(path).rgb])
+    found = detector.detect([read_picture(path).seen()])
     if found.log10_p[0] > _LOG10_LEVEL:
         raise MarkError("no mark of this profile was found in it, so its credentials cannot say that it is marked")
     content = sign_file(

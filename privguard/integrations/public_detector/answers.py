@@ -110,7 +110,8 @@ class PictureReader:
 
     def answer(self, content: bytes) -> Answer:
         """See ``Reader.answer``."""
-        rgb = read_picture(io.BytesIO(content), name="picture", formats=FORMATS, most_pixels=self.most_pixels).rgb
+        picture = read_picture(io.BytesIO(content), name="picture", formats=FORMATS, most_pixels=self.most_pixels)
+        rgb = picture.seen()
         if min(rgb.shape[:2]) < SMALLEST:
             return Answer.TOO_SMALL
         found = self.detector.detect([rgb], search=self.search)

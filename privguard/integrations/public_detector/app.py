@@ -124,7 +124,7 @@ class PublicDetector:
     async def _ask(self, request: Request) -> JSONResponse:
         try:
             reader = self._reader(request.path_params["kind"])
-            client = self._client(request)
+            client = await to_thread.run_sync(self._client, request)
             content = await self._content(request, reader)
             answer = await self._read(reader, content)
             body = await to_thread.run_sync(self._receipt, client, answer, content, reader)
@@ -140,7 +140,10 @@ class PublicDetector:
 
     def _client(self, request: Request) -> Client:
         scheme, _, token = request.headers.get("authorization", "").partition(" ")
-        client = self.tokens.client(token.strip()) if scheme.lower() == "bearer" else None
+        try:
+            client = self.tokens.client(token.strip()) if scheme.lower() == "bearer" else None
+        except OSError:
+            raise _RefusalError(503, "the tokens cannot be read; tell the owner") from None
         if client is None:
             raise _RefusalError(
                 401, "token: expected one that is valid, as Authorization: Bearer …", **{"www-authenticate": "Bearer"}

@@ -39,6 +39,20 @@ class Picture:
     grey: bool = False
     info: dict[str, Any] = field(default_factory=dict[str, Any])
 
+    def seen(self, rgb: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
+        """What people see: the pixels on white where they are transparent, (H, W, 3). Marks are read in this.
+
+        Under clear pixels a marked picture could lie that nobody sees, below another one.
+
+        Args:
+            rgb: pixels (H, W, 3) in this picture's place; None for its own.
+        """
+        shown = self.rgb if rgb is None else rgb
+        if self.alpha is None:
+            return shown
+        share = (self.alpha.astype(np.float32) / 255)[..., None]
+        return np.rint(shown * share + 255 * (1 - share)).astype(np.uint8)
+
     def encoded(self, rgb: NDArray[np.uint8], suffix: str) -> bytes:
         """The file of other pixels of the same size in this picture's place.
 

@@ -89,6 +89,16 @@ def test_a_mark_carried_to_another_picture_is_not_called_marked(detector):
     assert detector.ask("image", carried.read_bytes()).json()["answer"] == "not marked"
 
 
+def test_a_marked_picture_that_nobody_sees_is_not_called_marked(detector):
+    """Below clear pixels lies the marked one; what is seen is another."""
+    rgb = _pixels((detector.home / "out" / "plain.png").read_bytes())
+    layers = np.dstack([rgb, np.zeros(rgb.shape[:2], np.uint8)])
+    layers[50:250, 50:250] = (*np.random.default_rng(0).integers(0, 256, 3), 255)
+    assert detector.ask("image", encoded(layers)).json()["answer"] == "not marked"
+    layers = np.dstack([rgb, np.full(rgb.shape[:2], 255, np.uint8)])
+    assert detector.ask("image", encoded(layers)).json()["answer"] == "marked"
+
+
 def test_the_journal_has_every_answer_and_nothing_of_the_content(detector):
     before = len(list(journal.read(detector.journal))) if detector.journal.exists() else 0
     token = detector.tokens.issue("the press")
@@ -241,7 +251,15 @@ def test_an_answer_that_cannot_be_recorded_is_not_given(home, tmp_path):
     assert set(told.json()) == {"error"}
 
 
-def asked(home, tokens, log, bounds):
+def test_tokens_that_cannot_be_read_are_no_crash(home, tmp_path):
+    def spoil(store):
+        store.path.write_bytes(b"no database" * 1000)
+
+    told = asked(home, tmp_path / "tokens.db", tmp_path / "log", Bounds(tick=0.01), before=spoil)
+    assert (told.status_code, told.json()) == (503, {"error": "the tokens cannot be read; tell the owner"})
+
+
+def asked(home, tokens, log, bounds, before=lambda store: None):
     """One question to the application itself, whose reader calls everything marked."""
     key, store = SigningKey.read(home / "signer.key"), Tokens(tokens)
     public = PublicDetector({"text": _Marked()}, key, store, journal.Journal(log, by=key), bounds)
@@ -249,6 +267,7 @@ def asked(home, tokens, log, bounds):
     async def ask():
         transport = httpx2.ASGITransport(public.app())
         headers = {"authorization": f"Bearer {store.issue('a')}"}
+        before(store)
         async with httpx2.AsyncClient(transport=transport, base_url="http://x") as client:
             return await client.post("/v1/text", content=b"a", headers=headers)
 

@@ -111,3 +111,28 @@ def test_the_commands_log_and_attribute(tmp_path, photographs):
     assert entry.sha256 == hashlib.sha256((tmp_path / "out" / "a.png").read_bytes()).hexdigest()
     told = privguard("mark", "image", "write", tmp_path / "a.png", "-o", tmp_path / "out2", *keyed, "--log", log)
     assert told.code == 2
+
+
+def test_what_is_seen_is_what_is_read_and_logged(photographs, tmp_path):
+    """A cut-out is found again on white; a marked picture below clear pixels is not."""
+    china = photographs["china"]
+    layers = np.dstack([china, np.full(china.shape[:2], 255, np.uint8)])
+    layers[:, :200, 3] = 0
+    Image.fromarray(layers).save(tmp_path / "cut.png")
+    keyed = ["--profile", tmp_path / "p.json", "--secret", tmp_path / "s"]
+    privguard("mark", "image", "setup", *keyed, "--sign-with", tmp_path / "k")
+    keyed += ["--trust", tmp_path / "p.pem"]
+    log = ["--log", tmp_path / "log"]
+    privguard("mark", "image", "write", tmp_path / "cut.png", "-o", tmp_path / "out", *keyed, *log, "--sign-with",
+              tmp_path / "k")  # fmt: skip
+    marked = np.asarray(Image.open(tmp_path / "out" / "cut.png"))
+    shown = np.where(marked[..., 3:] == 255, marked[..., :3], 255).astype(np.uint8)
+    Image.fromarray(shown).save(tmp_path / "out" / "on-white.png")
+    hidden = marked.copy()
+    hidden[..., 3] = 0
+    Image.fromarray(hidden).save(tmp_path / "out" / "hidden.png")
+    told = privguard("mark", "image", "attribute", tmp_path / "out", *keyed, *log, "--log-trust", tmp_path / "k.pub",
+                     "--json")  # fmt: skip
+    answers = {row["picture"].split("/")[-1]: row["answer"] for row in json.loads(told.stdout)}
+    assert answers == {"cut.png": "found", "on-white.png": "found", "hidden.png": "not found"}
+    assert privguard("mark", "image", "detect", tmp_path / "out" / "hidden.png", *keyed).code == 1
