@@ -19,9 +19,9 @@ from benchmarks.image_mark import ATTACKS, PROFILE, SECRET
 from benchmarks.image_pictures import parts, pictures
 from privguard.attest.journal import Journal
 from privguard.attest.statement import SigningKey
-from privguard.watermark.image.blocks import LEAST_CONTRAST, Grid, content, contrast
+from privguard.watermark.image.blocks import LEAST_CONTRAST, Grid, _weights, content, contrast
 from privguard.watermark.image.detect import ImageDetector
-from privguard.watermark.image.keys import TILE
+from privguard.watermark.image.keys import BLOCK, TILE, pieces_of, walsh
 from privguard.watermark.image.pixels import luma, mask, residual, spread_out
 from privguard.watermark.image.registry import ImageLog, attribute, read_log
 from privguard.watermark.image.write import ImageMark
@@ -101,9 +101,51 @@ def learn(quick):
     return out
 
 
-def _library(pieces, number):
+def manifests(quick):
+    """The learner who knows each picture's identifier, and turns every residual back before he averages.
+
+    Why manifests hold a keyed value in the identifier's place.
+    """
+    out, targets = {}, list(parts(5 if quick else 50, foreign=True))
+    coarse, fields, subkeys, identifiers = _library(parts(30 if quick else 300), None, with_identifiers=True)
+    used = contrast(coarse) >= LEAST_CONTRAST
+    told = used & (subkeys == np.bincount(subkeys).argmax())
+    signs = _weights(fields).astype(np.float32)
+    turned = np.stack([signs * _turns(identifiers, piece) for piece in range(PROFILE.pieces)])
+    for forger, kept, nearest in (("", used, 12), (", sub-key told", told, 4)):
+        forged = [_turned(rgb, coarse[kept], turned[:, kept], nearest) for rgb in targets]
+        found = ImageDetector(PROFILE, SECRET).detect(forged)
+        row = out[f"identifiers told{forger}"] = {
+            "accepted": int(found.accepted(log10_level=-6).sum()),
+            "found": int((found.log10_p <= -6).sum()),
+            "least_log10_p": float(found.log10_p.min()),
+            "of": len(forged),
+        }
+        print(f"learnt, identifiers told{forger}:", row, flush=True)
+    return out
+
+
+def _turns(identifiers, piece):
+    values = [pieces_of(int(each), pieces=PROFILE.pieces)[piece] for each in identifiers]
+    table = {value: walsh(value).astype(np.float32) for value in set(values)}
+    return np.stack([table[value] for value in values])
+
+
+def _turned(rgb, coarse, turned, nearest, identifier=12345):
+    known = coarse / (np.linalg.norm(coarse, axis=1, keepdims=True) + 1e-9)
+    y = luma(rgb)
+    grid = Grid.of(y.shape)
+    near = np.argsort(-(content(grid.cut(y)) @ known.T), axis=1)[:, :nearest]
+    own = [walsh(m).astype(np.float32) for m in pieces_of(identifier, pieces=PROFILE.pieces)]
+    summed = sum(turned[piece][near].mean(1) * own[piece] for piece in range(PROFILE.pieces))
+    field = grid.join(spread_out(summed.reshape(-1, BLOCK, BLOCK), BLOCK), y.shape)
+    tile = np.tile(spread_out(PROFILE.keys(SECRET).sync, TILE), (3, 3))[:320, :320]
+    return _paste(field / field.std() + 0.5 * tile, rgb, 40)
+
+
+def _library(pieces, number, *, with_identifiers=False):
     """What a forger sees in marked pictures: content (N, 15), residuals (N, 64, 64), and each one's sub-key (N,)."""
-    writer, coarse, fields, subkeys = ImageMark(PROFILE, SECRET), [], [], []
+    writer, coarse, fields, subkeys, identifiers = ImageMark(PROFILE, SECRET), [], [], [], []
     for rgb in pieces:
         written = writer.write(rgb, identifier=number)
         y = luma(written.pixels)
@@ -111,7 +153,9 @@ def _library(pieces, number):
         coarse.append(content(grid.cut(y)))
         fields.append(grid.cut(residual(y)))
         subkeys += [written.subkey] * len(coarse[-1])
-    return np.concatenate(coarse), np.concatenate(fields), np.array(subkeys)
+        identifiers += [written.identifier] * len(coarse[-1])
+    out = np.concatenate(coarse), np.concatenate(fields), np.array(subkeys)
+    return (*out, np.array(identifiers)) if with_identifiers else out
 
 
 def _learnt(rgb, coarse, fields, nearest):
@@ -148,7 +192,7 @@ def attribution(quick):
     return {"carried": carried, "honest_edits": edits}
 
 
-PARTS = {"forge": forge, "learn": learn, "attribution": attribution}
+PARTS = {"forge": forge, "learn": learn, "manifests": manifests, "attribution": attribution}
 
 
 def main():

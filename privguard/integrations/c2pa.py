@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Content credentials (C2PA) for marked pictures: signed and verified offline, the mark's identifier in them.
+"""Content credentials (C2PA) for marked pictures: signed and verified offline, bound to the mark.
 
 A manifest says who signed which bytes; any later save of the file drops it, and the mark is what stays. Only *Trusted*
 is accepted: "Valid" means that the bytes fit a certificate, which anybody can make for himself. Extra ``c2pa``.
@@ -65,7 +65,7 @@ MEANING = {
 class Credentials(Record):
     """What the credentials of one file say.
 
-    ``identifier``, ``profile`` and ``key_id`` are what the signer says of the mark, and are ``None`` unless the state
+    ``binding``, ``profile`` and ``key_id`` are what the signer says of the mark, and are ``None`` unless the state
     is TRUSTED; whether the mark is there, only its detector says. ``time`` is when it was signed, by a timestamp
     authority under one of your roots, and ``None`` without one. ``failures`` are C2PA's own codes.
     """
@@ -75,7 +75,7 @@ class Credentials(Record):
     failures: tuple[str, ...] = ()
     signer: str | None = None
     time: str | None = None
-    identifier: int | None = None
+    binding: str | None = None
     profile: str | None = None
     key_id: str | None = None
 
@@ -135,7 +135,7 @@ def sign(  # noqa: PLR0913 — what is signed, by whom, and what is said of it
     *,
     suffix: str,
     profile: ImageProfile,
-    identifier: int,
+    binding: str,
     signer: CredentialSigner,
     made: Made = Made.GENERATED,
     timestamp: str | None = None,
@@ -146,7 +146,7 @@ def sign(  # noqa: PLR0913 — what is signed, by whom, and what is said of it
         content: The file of a marked picture.
         suffix: Its kind, such as ``.png``.
         profile: The profile under which it was marked.
-        identifier: What the mark carries.
+        binding: What stands for the mark's identifier: ``ImageDetector.binding``.
         signer: Key and chain.
         made: How the picture was made.
         timestamp: Address of an RFC 3161 timestamp authority; without one the credentials end with the certificate.
@@ -165,7 +165,7 @@ def sign(  # noqa: PLR0913 — what is signed, by whom, and what is said of it
         seal = c2pa.Signer.from_callback(
             cast("Callable[[bytes], bytes]", signer.signature), c2pa.C2paSigningAlg[algorithm], signer.chain, timestamp
         )
-        builder = c2pa.Builder(_manifest(profile, identifier, made), context=_context(c2pa, [signer.root]))
+        builder = c2pa.Builder(_manifest(profile, binding, made), context=_context(c2pa, [signer.root]))
         builder.sign(seal, mime, io.BytesIO(content), out)
     except c2pa.C2paError as error:
         raise MarkError(f"credentials: C2PA refuses this file, chain or timestamp ({error})") from None
@@ -231,33 +231,30 @@ def _credentials(told: Mapping[str, Any]) -> Credentials:
         failures=failures,
         signer=signature.get("issuer"),
         time=signature.get("time") if "timeStamp.trusted" in successes else None,
-        identifier=_identifier(assertions.get("c2pa.soft-binding", {})),
+        binding=_binding(assertions.get("c2pa.soft-binding", {})),
         profile=own.get("profile"),
         key_id=own.get("key_id"),
     )
 
 
-def _identifier(binding: Mapping[str, Any]) -> int | None:
-    if binding.get("alg") != SOFT_BINDING:
-        return None
+def _binding(soft: Mapping[str, Any]) -> str | None:
     try:
-        return int(binding["blocks"][0]["value"], 16)
-    except (KeyError, IndexError, TypeError, ValueError):
+        return str(soft["blocks"][0]["value"]) if soft.get("alg") == SOFT_BINDING else None
+    except (KeyError, IndexError, TypeError):
         return None
 
 
-def _manifest(profile: ImageProfile, identifier: int, made: Made) -> dict[str, Any]:
+def _manifest(profile: ImageProfile, binding: str, made: Made) -> dict[str, Any]:
     from privguard import __version__
 
     agent = {"name": "privguard", "version": __version__}
     created = {"action": "c2pa.created", "digitalSourceType": f"{_SOURCES}{made}", "softwareAgent": agent}
-    value = f"{identifier:0{profile.identifier_bits // 4}x}"
     own = {"profile": profile.digest(), "key_id": profile.key_id, "version": profile.version}
     return {
         "claim_generator_info": [agent],
         "assertions": [
             {"label": "c2pa.actions.v2", "data": {"actions": [created, {"action": "c2pa.watermarked.bound"}]}},
-            {"label": "c2pa.soft-binding", "data": {"alg": SOFT_BINDING, "blocks": [{"scope": {}, "value": value}]}},
+            {"label": "c2pa.soft-binding", "data": {"alg": SOFT_BINDING, "blocks": [{"scope": {}, "value": binding}]}},
             {"label": ASSERTION, "data": own},
         ],
     }

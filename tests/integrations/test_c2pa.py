@@ -26,12 +26,15 @@ from privguard.errors import MarkError
 from privguard.integrations import c2pa_chain
 from privguard.integrations.c2pa import CredentialSigner, Made, State, read, sign
 from privguard.integrations.c2pa_chain import TestChain
+from privguard.watermark.image.detect import ImageDetector
 from privguard.watermark.image.profile import ImageProfile
+from privguard.watermark.image.write import ImageMark
 from privguard.watermark.secret import Secret
 from tests.watermark.image.test_cli_image import privguard
 
 c2pa = pytest.importorskip("c2pa")
 PROFILE = ImageProfile.create(Secret(bytes(range(32))))
+BINDING = ImageDetector(PROFILE, Secret(bytes(range(32)))).binding(0xABC)
 CHAIN, OTHER = TestChain.generate("Example"), TestChain.generate("Somebody else")
 SIGNER = CredentialSigner.from_pem(CHAIN.key.encode(), CHAIN.chain)
 
@@ -53,14 +56,14 @@ def picture(kind, size=(200, 220)):
 
 
 def signed(suffix, kind, **options):
-    return sign(picture(kind), suffix=suffix, profile=PROFILE, identifier=0xABC, signer=SIGNER, **options)
+    return sign(picture(kind), suffix=suffix, profile=PROFILE, binding=BINDING, signer=SIGNER, **options)
 
 
 @pytest.mark.parametrize(("suffix", "kind"), [(".png", "PNG"), (".jpg", "JPEG"), (".webp", "WEBP"), (".tif", "TIFF")])
 def test_a_round_trip_is_trusted_and_says_what_was_signed(suffix, kind):
     told = read(signed(suffix, kind), suffix=suffix, roots=[OTHER.root, CHAIN.root])
     assert told.accepted
-    assert (told.identifier, told.profile, told.key_id) == (0xABC, PROFILE.digest(), PROFILE.key_id)
+    assert (told.binding, told.profile, told.key_id) == (BINDING, PROFILE.digest(), PROFILE.key_id)
     assert (told.signer, told.failures) == ("Example", ())
 
 
@@ -71,7 +74,7 @@ def test_the_manifest_is_what_another_reader_finds():
     data = {each["label"]: each["data"] for each in manifest["assertions"]}
     assert [each["action"] for each in data["c2pa.actions.v2"]["actions"]] == ["c2pa.created", "c2pa.watermarked.bound"]
     assert data["c2pa.actions.v2"]["actions"][0]["digitalSourceType"].endswith("/compositeWithTrainedAlgorithmicMedia")
-    assert data["c2pa.soft-binding"]["blocks"][0]["value"] == "000abc"
+    assert data["c2pa.soft-binding"]["blocks"][0]["value"] == BINDING
     assert "thumbnail" not in json.dumps(manifest)
 
 
@@ -79,7 +82,7 @@ def test_a_root_that_is_not_ours_is_not_enough():
     told = read(signed(".png", "PNG"), suffix=".png", roots=[OTHER.root])
     assert (told.state, told.accepted) == (State.VALID, False)
     assert "signingCredential.untrusted" in told.failures
-    assert told.identifier is told.profile is told.signer is None
+    assert told.binding is told.profile is told.signer is None
     assert "anybody can make one that is valid" in told.meaning
 
 
@@ -106,10 +109,10 @@ def test_an_ended_certificate_is_not_called_a_changed_picture(monkeypatch):
     monkeypatch.setattr(c2pa_chain, "_VALID", timedelta(seconds=1.5))
     chain = TestChain.generate("Example")
     signer = CredentialSigner.from_pem(chain.key.encode(), chain.chain)
-    content = sign(picture("PNG"), suffix=".png", profile=PROFILE, identifier=1, signer=signer)
+    content = sign(picture("PNG"), suffix=".png", profile=PROFILE, binding=BINDING, signer=signer)
     time.sleep(2.5)  # C2PA has no clock that could be set
     told = read(content, suffix=".png", roots=[chain.root])
-    assert (told.state, told.accepted, told.identifier) == (State.EXPIRED, False, None)
+    assert (told.state, told.accepted, told.binding) == (State.EXPIRED, False, None)
     assert "certificate has ended" in told.meaning
     changed = content[:-60] + bytes([content[-60] ^ 1]) + content[-59:]
     assert read(changed, suffix=".png", roots=[chain.root]).state is State.INVALID
@@ -120,7 +123,8 @@ def test_a_timestamp_outlives_the_certificate_where_its_root_is_trusted(monkeypa
     chain = TestChain.generate("Example")
     signer = CredentialSigner.from_pem(chain.key.encode(), chain.chain)
     with timestamp_authority() as (address, root):
-        content = sign(picture("PNG"), suffix=".png", profile=PROFILE, identifier=1, signer=signer, timestamp=address)
+        named = {"profile": PROFILE, "binding": BINDING, "timestamp": address}
+        content = sign(picture("PNG"), suffix=".png", signer=signer, **named)
     assert read(content, suffix=".png", roots=[chain.root]).time is None  # of an authority that nobody named
     time.sleep(2.5)
     assert read(content, suffix=".png", roots=[chain.root]).state is State.EXPIRED
@@ -128,7 +132,7 @@ def test_a_timestamp_outlives_the_certificate_where_its_root_is_trusted(monkeypa
     assert told.accepted
     assert abs((datetime.fromisoformat(told.time) - datetime.now(UTC)).total_seconds()) < 60
     with pytest.raises(MarkError, match="timestamp"):
-        sign(picture("PNG"), suffix=".png", profile=PROFILE, identifier=1, signer=SIGNER, timestamp=address)
+        sign(picture("PNG"), suffix=".png", signer=SIGNER, **named)
 
 
 @contextmanager
@@ -179,7 +183,7 @@ def timestamp_authority():
 def test_credentials_are_not_replaced(suffix, kind):
     content = signed(suffix, kind)
     with pytest.raises(MarkError, match="has some already"):
-        sign(content, suffix=suffix, profile=PROFILE, identifier=2, signer=SIGNER)
+        sign(content, suffix=suffix, profile=PROFILE, binding="0" * 32, signer=SIGNER)
 
 
 def test_saving_again_leaves_nothing():
@@ -200,7 +204,7 @@ def test_what_cannot_be_signed_or_trusted_is_refused():
     with pytest.raises(ValueError, match="suffix"):
         read(picture("PNG"), suffix=".bmp", roots=[CHAIN.root])
     with pytest.raises(MarkError, match="C2PA"):
-        sign(b"no picture", suffix=".png", profile=PROFILE, identifier=1, signer=SIGNER)
+        sign(b"no picture", suffix=".png", profile=PROFILE, binding=BINDING, signer=SIGNER)
 
 
 def test_the_commands_sign_what_is_marked_and_verify(tmp_path):
@@ -222,8 +226,21 @@ def test_the_commands_sign_what_is_marked_and_verify(tmp_path):
     refused = privguard(*group, "sign", tmp_path / "unmarked.png", "-o", tmp_path / "signed", *with_key)
     assert (refused.code, (tmp_path / "signed" / "unmarked.png").exists()) == (1, False)
     root = ["--root", tmp_path / "ca" / "root.pem"]
-    rows = json.loads(privguard(*group, "verify", tmp_path / "signed", *root, "--json").stdout)
-    assert [(row["state"], row["identifier"]) for row in rows] == [("trusted", identifier)]
+    rows = json.loads(privguard(*group, "verify", tmp_path / "signed", *root, *keyed, "--json").stdout)
+    assert [(row["state"], row["mark"]) for row in rows] == [("trusted", "named")]
+    known = ImageProfile.create(Secret.read(tmp_path / "s"))
+    assert rows[0]["binding"] == ImageDetector(known, Secret.read(tmp_path / "s")).binding(identifier)
+    manifest = c2pa.Reader("image/png", io.BytesIO((tmp_path / "signed" / "a.png").read_bytes())).json()
+    assert f"{identifier:06x}" not in manifest.lower()  # whoever learns from many pictures must not know it
+    other = ImageMark(known, Secret.read(tmp_path / "s")).write(rgb, identifier=identifier ^ 1).pixels
+    file = io.BytesIO()
+    Image.fromarray(other).save(file, "PNG")
+    signer = CredentialSigner.from_pem((tmp_path / "ca/leaf.key").read_bytes(), (tmp_path / "ca/chain.pem").read_text())
+    swapped = sign(file.getvalue(), suffix=".png", profile=known, binding=rows[0]["binding"], signer=signer)
+    (tmp_path / "swapped.png").write_bytes(swapped)
+    told = privguard(*group, "verify", tmp_path / "swapped.png", *root, *keyed)
+    assert (told.code, "mark another" in told.stdout) == (1, True)
+    assert privguard(*group, "verify", tmp_path / "swapped.png", *root).code == 0  # without the secret nobody can tell
     (tmp_path / "other.pem").write_text(OTHER.root)
     assert privguard(*group, "verify", tmp_path / "signed", "--root", tmp_path / "other.pem").code == 1
     changed = bytearray((tmp_path / "signed" / "a.png").read_bytes())

@@ -84,25 +84,58 @@ def verify(
             "--root", help="PEM of a root that you trust to vouch for signers and timestamps; again for each."
         ),
     ],
+    profile: Annotated[Path | None, typer.Option("--profile", help="With the next two: is the mark theirs?")] = None,
+    secret: Annotated[Path | None, typer.Option("--secret", help="The owner's secret.", exists=True)] = None,
+    trust: Annotated[
+        Path | None, typer.Option("--trust", help="PEM public key of who signed the profile.", exists=True)
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Say whether files carry credentials that a root of yours vouches for; exit code 1 unless all do, 3 when changed.
 
-    Only "trusted" counts. "valid" is not enough: anybody can make a certificate that is valid.
+    Only "trusted" counts. "valid" is not enough: anybody can make a certificate that is valid. With the owner's secret
+    the mark in the picture is read too; one that is not the mark which the credentials name counts like no trust.
     """
     from privguard.integrations.c2pa import State, read
     from privguard.watermark.image.pictures import find_pictures
 
     roots = [path.read_text(encoding="utf-8") for path in root]
+    detector = _detector(profile, secret, trust)
     rows: list[dict[str, Any]] = []
     for path, _ in find_pictures(inputs):
-        rows.append({"picture": str(path), **read(path.read_bytes(), suffix=path.suffix, roots=roots).to_json()})
-    lines = [f"{row['state']:8s} {row['picture']}: {row['meaning']}" for row in rows]
+        told = read(path.read_bytes(), suffix=path.suffix, roots=roots)
+        mark = {} if detector is None else {"mark": _mark(detector, path, told.binding)}
+        rows.append({"picture": str(path), **told.to_json(), **mark})
+    lines = [f"{row['state']:8s} {row['picture']}: {row['meaning']}{_said(row)}" for row in rows]
     emit(rows, as_json=as_json, lines=lines)
     if any(row["state"] == State.INVALID for row in rows):
         raise typer.Exit(TAMPERED)
-    if any(row["state"] != State.TRUSTED for row in rows):
+    if any(row["state"] != State.TRUSTED or row.get("mark", "named") != "named" for row in rows):
         raise typer.Exit(1)
+
+
+def _detector(profile: Path | None, secret: Path | None, trust: Path | None) -> "ImageDetector | None":
+    from privguard.watermark.image.detect import ImageDetector
+
+    if profile is None and secret is None and trust is None:
+        return None
+    if profile is None or secret is None or trust is None:
+        raise ValueError("--profile, --secret, --trust: expected all three or none")
+    return ImageDetector(image_profile(profile, trust), image_secret(secret))
+
+
+def _mark(detector: "ImageDetector", path: Path, binding: str | None) -> str:
+    """Whether the mark in a picture is the one that its credentials name."""
+    from privguard.watermark.image.pictures import read_picture
+
+    found = detector.detect([read_picture(path).seen()])
+    if found.log10_p[0] > _LOG10_LEVEL:
+        return "not found"
+    return "named" if detector.binding(found.identifier[0]) == binding else "another"
+
+
+def _said(row: dict[str, Any]) -> str:
+    return f"; mark {row['mark']}" if "mark" in row else ""
 
 
 def _signed(
@@ -128,7 +161,7 @@ def _signed(
         path.read_bytes(),
         suffix=path.suffix,
         profile=detector.profile,
-        identifier=found.identifier[0],
+        binding=detector.binding(found.identifier[0]),
         signer=signer,
         made=Made.COMPOSITE if composite else Made.GENERATED,
         timestamp=timestamp,

@@ -246,6 +246,14 @@ class ImageDetector:
         fields = self._fields(evidence, *_best(scores))
         return Reading(found, evidence, scores, null, (evidence.weights * fields).sum(1, dtype=np.int64))
 
+    def binding(self, identifier: int) -> str:
+        """What credentials say in this identifier's place; only the secret leads from one to the other.
+
+        Args:
+            identifier: what a picture carries.
+        """
+        return self._keys.binding(identifier)
+
     def block_z(self, reading: Reading) -> Floats:
         """How far each block agrees with the best sub-key and identifier, in deviations, (rows, columns).
 

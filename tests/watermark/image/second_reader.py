@@ -18,6 +18,7 @@ class Owner:
         self.secret, self.pieces = secret, pieces
         self.aes = {name: self._cipher(name) for name in ("sync", "hash")}
         self.aes["evidence"] = self._cipher("evidence", pieces)
+        self.aes["binding"] = self._cipher("binding")
 
     def _cipher(self, *labels):
         info = b"privguard mark v1\0" + json.dumps(["prf", "image-mark-v1", *labels]).encode()
@@ -29,6 +30,11 @@ class Owner:
         encryptor = self.aes[name].encryptor()
         out = np.frombuffer(encryptor.update(plain) + encryptor.finalize(), np.uint8)
         return ((out[:, None] >> np.arange(8)) & 1).ravel().astype(int)
+
+    def binding(self, identifier):
+        words = (identifier % 2**32, identifier // 2**32, self.pieces, 0)
+        bits = self.bits("binding", [words])
+        return bytes(int("".join(map(str, bits[8 * i : 8 * i + 8][::-1])), 2) for i in range(16)).hex()
 
     def tile(self):
         return (2 * self.bits("sync", [(n, 0, 0, 0) for n in range(128)]) - 1).reshape(128, 128)

@@ -37,6 +37,13 @@ def test_keyed_arrays_are_those_of_the_vectors():
         assert sha256_int8(fields[case["piece"], 0]) == case["sha256_int8"]
 
 
+@pytest.mark.parametrize(("pieces", "identifier"), [(2, 0), (2, 0xABCDEF), (4, 2**48 - 3), (4, 0xABCDEF)])
+def test_what_stands_for_an_identifier_in_credentials(pieces, identifier):
+    told = ImageKeys(Secret(RAW), pieces=pieces).binding(identifier)
+    assert told == second_reader.Owner(RAW, pieces).binding(identifier)
+    assert len(told) == 32
+
+
 @pytest.mark.parametrize("case", MARKED, ids=lambda case: case["file"])
 def test_both_readers_agree_on_a_marked_picture(case):
     rgb = np.asarray(Image.open(FOLDER / case["file"]))
