@@ -10,6 +10,7 @@ import argparse
 import json
 import tempfile
 import warnings
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -168,6 +169,30 @@ def _learnt(rgb, coarse, fields, nearest):
     return _paste(field / field.std() + 0.5 * tile, rgb, 40)
 
 
+def _captioned(rgb):
+    out = rgb.copy()
+    out[: len(rgb) // 5] = 20
+    out[len(rgb) // 15 : len(rgb) // 10, 20:200] = 250
+    return out
+
+
+def _vignette(rgb):
+    rows, columns = np.indices(rgb.shape[:2])
+    far = np.hypot(rows / rgb.shape[0] - 0.5, columns / rgb.shape[1] - 0.5)
+    return (rgb * (1 - 0.7 * far)[..., None]).astype(np.uint8)
+
+
+STRONG = {
+    "half of the contrast": lambda a: np.clip(a * 0.5 + 60, 0, 255).astype(np.uint8),
+    "160 % contrast": lambda a: np.clip((a - 128.0) * 1.6 + 128, 0, 255).astype(np.uint8),
+    "gamma 0.6": lambda a: (255 * (a / 255.0) ** 0.6).astype(np.uint8),
+    "gamma 1.8": lambda a: (255 * (a / 255.0) ** 1.8).astype(np.uint8),
+    "a caption": _captioned,
+    "a vignette": _vignette,
+    "a small part": lambda a: np.ascontiguousarray(a[90:282, 70:262]),
+}
+
+
 def attribution(quick):
     """Marks written with the key on pictures that are not their entry's, and honest edits of twenty pictures."""
     writer, detector = ImageMark(PROFILE, SECRET), ImageDetector(PROFILE, SECRET)
@@ -179,17 +204,17 @@ def attribution(quick):
         for number, each in enumerate(marked):
             keeper.record(each.pixels, identifier=each.identifier, sha256="0" * 64, subject=str(number))
         entries = read_log(Path(folder) / "log", trusted=[signer.identity])
-    carried = {"found": 0, "copied": 0, "not found": 0}
+    carried = Counter()
     for number, rgb in enumerate(parts(5 if quick else 50, foreign=True)):
         foreign = writer.write(rgb, identifier=marked[number % len(marked)].identifier).pixels
-        carried[attribute(foreign, detector.detect([foreign]), entries).answer] += 1
-    edits = {"found": 0, "copied": 0, "not found": 0}
+        carried[str(attribute(foreign, detector.detect([foreign]), entries).answer)] += 1
+    edits = Counter()
     for each in marked:
-        for change in list(ATTACKS.values())[:12]:
+        for change in [*list(ATTACKS.values())[:12], *STRONG.values()]:
             rgb = change(each.pixels)
-            edits[attribute(rgb, detector.detect([rgb]), entries).answer] += 1
+            edits[str(attribute(rgb, detector.detect([rgb]), entries).answer)] += 1
     print("carried marks:", carried, "honest edits:", edits, flush=True)
-    return {"carried": carried, "honest_edits": edits}
+    return {"carried": dict(carried), "honest_edits": dict(edits)}
 
 
 PARTS = {"forge": forge, "learn": learn, "manifests": manifests, "attribution": attribution}

@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 import warnings
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -115,8 +115,12 @@ def flow(quick):
     plain = _grey(recipe.generated(model, torch.randn(noise.shape, generator=generator)))
     out = {"pictures": count, "energy_distance_p": _energy_p(marked, plain, 99 if quick else 999)}
     some = marked[: 16 if quick else 64]
-    for name, change in {**recipe.CHANGES, "unmarked": None}.items():
-        handled = plain[: len(some)] if change is None else np.stack([change(a) for a in some])
+    again = {f"regenerated from t = {t}": partial(_regenerated, model, t=t) for t in (0.1, 0.3, 0.5)}
+    changes = {
+        name: lambda grey, change=change: np.stack([change(a) for a in grey]) for name, change in recipe.CHANGES.items()
+    }
+    for name, change in {**changes, **again, "unmarked": None}.items():
+        handled = plain[: len(some)] if change is None else change(some)
         recovered = _recovered(model, handled)
         p = [latent_verdict(PROFILE, SECRET, each, entries=log).log10_p for each in recovered]
         right = float(np.mean(np.sign(recovered) == np.sign(noise[: len(some)])))
@@ -125,6 +129,17 @@ def flow(quick):
         print(name, out[name], flush=True)
     print("energy distance p", out["energy_distance_p"], flush=True)
     return out
+
+
+@torch.no_grad()
+def _regenerated(model, grey, *, t):
+    """What a remover does who has the very model: noise up to time t, and back."""
+    x = torch.from_numpy(grey.astype(np.float32) / 127.5 - 1)[:, None]
+    x = torch.lerp(x, torch.randn(x.shape, generator=torch.Generator().manual_seed(8)), t)
+    steps = round(recipe.STEPS * t)
+    for k in range(steps, 0, -1):
+        x = x - model(x, torch.full((len(x),), t * k / steps)) * t / steps
+    return _grey(x)
 
 
 def _energy_p(one, other, permutations):

@@ -152,9 +152,10 @@ def attribute(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say of each picture whether the log has it: found, copied or not found; exit code 1 when none was found.
+    """Say of each picture whether the log has it: found, copied, undecided or not found; exit code 1 if none was found.
 
-    Copied means that the mark is there on a picture that looks like none of the entries with its identifier.
+    Copied means that the mark is there on a picture that looks like none of the entries with its identifier; undecided,
+    that too little of it carries the mark, or it is too changed, to say.
     """
     from privguard.attest.statement import Identity
     from privguard.watermark.image import evidence as evidences

@@ -19,6 +19,7 @@ from privguard.watermark.image.registry import Attributed, Attribution
 _MEANING = {
     Attributed.FOUND: "found, and it looks like its log entry",
     Attributed.COPIED: "COPIED: the mark lies on other content than its log entry",
+    Attributed.UNDECIDED: "undecided: too little of it carries the mark, or it is too changed, to compare with the log",
     Attributed.NOT_FOUND: "not found in the log",
 }
 
@@ -36,6 +37,7 @@ def of_mark(told: Attribution, *, name: str, content: bytes) -> Verdict:
         "accepted": told.accepted,
         "log_entries": list(told.entries),
         "log_entries_alike": list(told.alike),
+        "likeness": list(told.likeness),
     }
     meaning = _MEANING[told.answer]
     if told.same_file and not told.mark_found:

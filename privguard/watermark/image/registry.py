@@ -29,9 +29,12 @@ from privguard.watermark.image.pixels import luma
 from privguard.watermark.image.profile import ImageProfile
 
 _FINE_BLOCKS = 4000  # up to here two by two cells of a block are noted, above one
-_ALIKE = 0.95  # least correlation of the cells: honest edits measured 0.994 and above, foreign pictures 0.904 and below
-_SLOPES = (0.5, 2.0)  # of contrast: a faint copy of the shading is not the picture
-_CHARACTERISTIC = 4.0  # grey levels: cells that vary less have no looks to compare
+_FEWEST, _MANY = 16, 100  # cells with evidence: fewer are not compared, and from so many on chance likeness is small
+_ALIKE, _ALIKE_IF_FEW = 0.75, 0.95  # correlations: honest edits measured 0.776 and above, crops of few cells 0.99
+_UNLIKE = 0.7  # foreign pictures measured 0.51 and below, but for one of 150 with 0.695
+_SLOPES = (1 / 3, 3.0)  # of contrast: a faint copy of the shading is not the picture
+_CHARACTERISTIC = 2.0  # grey levels: cells that vary less beyond their surroundings have no looks to compare
+_CARRYING = 2.0  # deviations: what a block with evidence has at least
 
 
 @final
@@ -76,20 +79,28 @@ class Looks:
         except ValueError:
             raise TamperedError("log entry: its fingerprint is none") from None
 
-    def shown_by(self, y: Reals, grid: Grid) -> bool:
-        """Whether a picture, or the part of one, looks like a part of this one of its size.
+    def likeness(self, y: Reals, grid: Grid, carrying: NDArray[np.bool_]) -> float | None:
+        """How far the blocks that carry a mark look like a part of this picture: the best correlation over all places.
+
+        Compared is what each cell has beyond its surroundings, so captions, vignettes and contrast do not count; blocks
+        without evidence, such as what was pasted in, are left out. None where there is too little to compare, or where
+        the likeness is a faint one.
 
         Args:
             y: luma (H, W).
             grid: where the blocks lie.
+            carrying: (rows, columns), whether each block carries evidence.
         """
-        part = _cells(y, grid, self.per_block).astype(np.float64)
-        if part.size == 0 or part.std() < _CHARACTERISTIC:
-            return False
-        whole, step = self.cells.astype(np.float64), self.per_block
-        steps = [range(0, whole.shape[axis] - part.shape[axis] + 1, step) for axis in (0, 1)]
+        part, used = _cells(y, grid, self.per_block), _each_cell(carrying, self.per_block)
+        after = _beyond_surroundings(part, used)
+        if used.sum() < _FEWEST or after[used].std() < _CHARACTERISTIC:
+            return None
+        steps = [range(0, self.cells.shape[axis] - part.shape[axis] + 1, self.per_block) for axis in (0, 1)]
         rows, columns = part.shape
-        return any(_alike(whole[i : i + rows, j : j + columns], part) for i in steps[0] for j in steps[1])
+        places = (self.cells[i : i + rows, j : j + columns] for i in steps[0] for j in steps[1])
+        fits = [_fit(_beyond_surroundings(each, used)[used], after[used]) for each in places]
+        correlation, slope = max(fits, default=(-1.0, 1.0))
+        return None if correlation >= _UNLIKE and not _SLOPES[0] <= slope <= _SLOPES[1] else correlation
 
 
 def _cells(y: Reals, grid: Grid, per_block: int) -> NDArray[np.uint8]:
@@ -100,12 +111,27 @@ def _cells(y: Reals, grid: Grid, per_block: int) -> NDArray[np.uint8]:
     return np.rint(inside.reshape(shape).mean((1, 3))).astype(np.uint8)
 
 
-def _alike(before: NDArray[np.float64], after: NDArray[np.float64]) -> bool:
+def _each_cell(blocks: NDArray[np.bool_], per_block: int) -> NDArray[np.bool_]:
+    return blocks.repeat(per_block, axis=0).repeat(per_block, axis=1)
+
+
+def _beyond_surroundings(cells: NDArray[np.uint8], used: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Cells without the mean of the used ones around them, five by five."""
+    from scipy.ndimage import uniform_filter
+
+    share = uniform_filter(used.astype(np.float64), 5, mode="constant")
+    mean = uniform_filter(cells * used.astype(np.float64), 5, mode="constant") / np.maximum(share, 1e-9)
+    return cells - mean
+
+
+def _fit(before: NDArray[np.float64], after: NDArray[np.float64]) -> tuple[float, float]:
+    """Correlation of the ranks (Spearman), which a few strange cells do not decide, and the slope of the values."""
+    from scipy.stats import rankdata
+
     b, a = before - before.mean(), after - after.mean()
-    if b.std() < _CHARACTERISTIC:
-        return False
-    slope = a.std() / b.std()
-    return bool((a * b).mean() >= _ALIKE * a.std() * b.std() and _SLOPES[0] <= slope <= _SLOPES[1])
+    slope = float((a * b).mean() / ((b * b).mean() + 1e-9))
+    b, a = (rankdata(each) - (len(each) + 1) / 2 for each in (b, a))
+    return float((a * b).mean() / (a.std() * b.std() + 1e-9)), slope
 
 
 @final
@@ -190,13 +216,17 @@ class Attributed(StrEnum):
 
     FOUND = "found"
     COPIED = "copied"
+    UNDECIDED = "undecided"
     NOT_FOUND = "not found"
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
 class Attribution(Record):
-    """The answer, and every fact behind it: the file itself, the mark, its entries, and which of them it looks like."""
+    """The answer, and every fact behind it: the file itself, the mark, its entries, and which of them it looks like.
+
+    ``likeness`` has one correlation for each of ``entries``, a heuristic; None where there was too little to compare.
+    """
 
     answer: Attributed
     same_file: tuple[int, ...]
@@ -204,6 +234,7 @@ class Attribution(Record):
     accepted: bool
     entries: tuple[int, ...]
     alike: tuple[int, ...]
+    likeness: tuple[float | None, ...]
     verdict: Verdict
 
 
@@ -219,7 +250,8 @@ def attribute(
     """Whether this picture is one of the log.
 
     *Found*: it is a logged file, or carries a mark and looks like (a part of) an entry with the identifier it carries.
-    *Copied*: it carries a mark and looks like none of them. *Not found*: no mark at this level, or no such identifier.
+    *Copied*: it carries a mark, and where it does it looks like none of them. *Undecided*: too little of it carries the
+    mark, or it is too changed, to say which. *Not found*: no mark at this level, or no such identifier.
 
     Args:
         rgb: pixels (H, W, 3), uint8.
@@ -233,13 +265,17 @@ def attribute(
     found = verdict.log10_p_corrected <= log10_level
     profile, identifier = detections.profile.digest(), reading.best[1]
     named = [entry for entry in log if entry.profile == profile and entry.identifier == identifier] if found else []
-    alike = [entry for entry in named if _looks_like(rgb, reading, entry)]
+    likeness = [_likeness(rgb, reading, entry) for entry in named]
+    cells = 0 if not named else _carrying_cells(reading, named[0])
+    least = _ALIKE if cells >= _MANY else _ALIKE_IF_FEW
+    alike = [entry for entry, like in zip(named, likeness, strict=True) if like is not None and like >= least]
     same = tuple(entry.sequence for entry in log if sha256 and entry.sha256 == sha256)
     answer = Attributed.NOT_FOUND
     if same or alike:
         answer = Attributed.FOUND
     elif named:
-        answer = Attributed.COPIED
+        unlike = all(like is not None and like < _UNLIKE for like in likeness)
+        answer = Attributed.COPIED if unlike else Attributed.UNDECIDED
     return Attribution(
         answer=answer,
         same_file=same,
@@ -247,9 +283,23 @@ def attribute(
         accepted=found and bool(detections.accepted(log10_level=0.0)[0]),
         entries=tuple(entry.sequence for entry in named),
         alike=tuple(entry.sequence for entry in alike),
+        likeness=tuple(likeness),
         verdict=verdict,
     )
 
 
-def _looks_like(rgb: NDArray[np.uint8], reading: Reading, entry: Logged) -> bool:
-    return Looks.from_text(entry.fingerprint).shown_by(luma(reading.placement.applied(rgb)), reading.evidence.grid)
+def _likeness(rgb: NDArray[np.uint8], reading: Reading, entry: Logged) -> float | None:
+    y = luma(reading.placement.applied(rgb))
+    return Looks.from_text(entry.fingerprint).likeness(y, reading.evidence.grid, _carrying(reading))
+
+
+def _carrying(reading: Reading) -> NDArray[np.bool_]:
+    """Which blocks carry the evidence, (rows, columns): those whose hash brings at least two deviations."""
+    evidence = reading.evidence
+    deviation = np.sqrt((evidence.weights.astype(np.float64) ** 2).sum(1) * reading.scores.shape[1])
+    strong = np.append(reading.parts >= _CARRYING * deviation, np.False_)  # −1, a block that was left out, is the last
+    return strong[evidence.block_hash].reshape(evidence.grid.rows, evidence.grid.columns)
+
+
+def _carrying_cells(reading: Reading, entry: Logged) -> int:
+    return int(_carrying(reading).sum()) * Looks.from_text(entry.fingerprint).per_block ** 2

@@ -11,6 +11,8 @@ from PIL import Image
 from privguard.attest.journal import Journal
 from privguard.attest.statement import SigningKey
 from privguard.errors import TamperedError
+from privguard.watermark.image.blocks import Grid
+from privguard.watermark.image.pixels import luma
 from privguard.watermark.image.registry import Attributed, ImageLog, Looks, attribute, read_log
 from tests.watermark.image.test_cli_image import privguard
 from tests.watermark.image.test_image_mark import jpeg, quarter
@@ -72,15 +74,54 @@ def test_the_very_file_is_found_whatever_it_carries(detector, photographs, entri
 
 
 def test_a_faint_copy_of_the_shading_does_not_look_like_the_picture(photographs):
-    from privguard.watermark.image.blocks import Grid
-    from privguard.watermark.image.pixels import luma
-
     y = luma(photographs["china"])
-    looks = Looks.of(y, Grid.of(y.shape))
-    assert Looks.from_text(looks.to_text()).shown_by(y, Grid.of(y.shape))
-    assert looks.shown_by(0.8 * y + 20, Grid.of(y.shape))
-    for other in (0.2 * y + 100, 255 - y, luma(photographs["flower"]), np.full_like(y, 9)):
-        assert not looks.shown_by(other.astype(np.float32), Grid.of(y.shape))
+    grid = Grid.of(y.shape)
+    looks, everywhere = Looks.from_text(Looks.of(y, grid).to_text()), np.ones((grid.rows, grid.columns), bool)
+    assert looks.likeness(y, grid, everywhere) > 0.99
+    assert looks.likeness(0.5 * y + 60, grid, everywhere) > 0.95
+    assert looks.likeness(255 - y, grid, everywhere) < 0.5
+    assert looks.likeness(luma(photographs["flower"]), grid, everywhere) < 0.5
+    for nothing in (0.2 * y + 100, np.full_like(y, 9)):
+        assert looks.likeness(nothing.astype(np.float32), grid, everywhere) is None
+    few = np.zeros_like(everywhere)
+    few[2, :3] = True
+    assert looks.likeness(y, grid, few) is None
+
+
+def captioned(rgb):
+    out = rgb.copy()
+    out[:80] = 20
+    out[30:50, 20:200] = 250
+    return out
+
+
+def vignette(rgb):
+    rows, columns = np.indices(rgb.shape[:2])
+    far = np.hypot(rows / rgb.shape[0] - 0.5, columns / rgb.shape[1] - 0.5)
+    return (rgb * (1 - 0.7 * far)[..., None]).astype(np.uint8)
+
+
+STRONG = {
+    "half of the contrast": lambda a: np.clip(a * 0.5 + 60, 0, 255).astype(np.uint8),
+    "gamma": lambda a: (255 * (a / 255.0) ** 0.6).astype(np.uint8),
+    "a caption": captioned,
+    "a vignette": vignette,
+}
+
+
+@pytest.mark.parametrize("name", ["china", "flower"])
+@pytest.mark.parametrize("edit", STRONG.values(), ids=STRONG.keys())
+def test_strong_honest_edits_are_found_and_never_called_copied(detector, marked, entries, edit, name):
+    """Whole-picture likeness called nearly all captions and half of the vignettes copied, which accuses somebody."""
+    rgb = edit(marked[name].pixels)
+    assert attribute(rgb, detector.detect([rgb]), entries).answer is Attributed.FOUND
+
+
+def test_a_part_too_small_to_compare_is_undecided(detector, marked, entries):
+    rgb = np.ascontiguousarray(marked["flower"].pixels[128:256, 256:320])
+    answer = attribute(rgb, detector.detect([rgb]), entries)
+    assert answer.mark_found
+    assert (answer.answer, answer.likeness) == (Attributed.UNDECIDED, (None,))
 
 
 def test_a_log_that_was_changed_or_signed_by_another_is_refused(log, tmp_path):
