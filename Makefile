@@ -4,7 +4,7 @@ BIN := .venv/bin
 # One thread per test worker: two workers on two cores, and figures that do not depend on the machine's size.
 THREADS := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: demo test nightly check docs format bench clean
+.PHONY: demo test nightly mutants check docs format bench clean
 
 demo: .venv/ready
 	$(BIN)/privguard demo
@@ -16,6 +16,10 @@ test: .venv/ready
 # What takes minutes: kills, fuzzers, whole simulations, planted bugs.
 nightly: .venv/ready
 	$(THREADS) $(BIN)/python -m pytest -n 2 --dist worksteal -m "slow and not gpu" --timeout 7200 -q
+
+# Changes of the source that the module's own tests do not notice (an hour); `python tests/mutants.py WORD` runs a part.
+mutants: .venv/ready
+	$(THREADS) $(BIN)/python tests/mutants.py
 
 check: .venv/ready docs
 	$(BIN)/ruff format --check .

@@ -187,3 +187,60 @@ def test_what_a_device_makes_of_its_cipher_is_what_the_host_makes_of_the_same_wo
 
     same = SameWords(source.secret())
     assert np.array_equal(found, draw(np.empty(count, np.int64), deviation=2.0**33, source=same))
+
+
+class TakenBack:
+    """What a row takes back: multiples of 2⁻²⁰, which float64 holds, so that ``lost`` may be as small as is said."""
+
+    def __init__(self, values, lost=0.0):
+        self.values, self.lost, self.reach = values, lost, float(np.abs(values).max())
+
+    def block(self, first, into):
+        into[:] = self.values[first : first + len(into)]
+
+
+def past_of(count, first, seed, reach=2.0**20):
+    return np.round(np.random.default_rng(seed).uniform(-reach, reach, first + 2 * count) * 2**20) / 2**20
+
+
+@pytest.mark.parametrize("s", [2.0**14, 2.0**24, 1.2345e9])
+def test_what_float64_decides_after_a_past_is_the_rounded_difference_at_200_bits(s):
+    """First coordinates of all pairs come before second ones, from coordinate ``first`` of the past on."""
+    words, first = random_words(1000, seed=8), 6
+    past = past_of(1000, first, seed=9)
+    decided, doubtful = HostPairs(s).after(TakenBack(past), words.copy(), first=first)
+    sure = sorted(set(range(1000)) - set(doubtful))
+    assert len(sure) > 600
+    away = past[first:].reshape(2, 1000)
+    for pair, real in zip(sure, truth(words[:, sure], mpmath.mpf(s)), strict=True):
+        with mpmath.workprec(200):
+            wanted = [int(mpmath.nint(z - mpmath.mpf(a))) for z, a in zip(real, away[:, pair].tolist(), strict=True)]
+        assert decided[:, pair].astype(np.int64).tolist() == wanted
+
+
+def differences_at(distance, s, count, *, lost=0.0, reach=2.0**30):
+    """How many pairs are in doubt whose first coordinate's difference lies so far from an integer and a half."""
+    words = np.random.default_rng(10).integers(-(2**62), 2**62, (2, count))
+    words[0] = (words[0] & (2**63 - 1)) | (1 << 61)
+    past = np.zeros(2 * count)
+    for at, real in enumerate(truth(words, mpmath.mpf(s))):
+        with mpmath.workprec(200):
+            edge = mpmath.nint(real[0] - reach) + mpmath.mpf(0.5) + distance
+            past[at], past[count + at] = float(real[0] - edge), float(real[1] - mpmath.nint(real[1]))
+    return len(HostPairs(s).after(TakenBack(past, lost), words, first=0)[1])
+
+
+def test_a_past_widens_the_doubt_by_its_own_error_and_by_that_of_the_difference():
+    """At s = 2¹⁰ the sampler's own bound is below 2⁻³⁴; a difference of 2³⁰ is rounded by up to 2⁻²³."""
+    s, count = 2.0**10, 200
+    assert differences_at(2.0**-25, s, count) == count
+    assert differences_at(2.0**-10, s, count) == 0
+    assert differences_at(2.0**-10, s, count, lost=2.0**-9) == count
+    assert differences_at(2.0**-8, s, count, lost=2.0**-9) == 0
+
+
+def test_a_radius_of_which_nothing_is_known_is_in_doubt_without_a_warning():
+    """u = 0 makes the logarithm infinite and the rest NaN; warnings are errors here."""
+    words = np.array([[0, 1 << 61], [3, 5]])
+    assert HostPairs(2.0**20)(words.copy())[1] == [0]
+    assert HostPairs(2.0**20).after(TakenBack(np.zeros(4)), words.copy(), first=0)[1] == [0]

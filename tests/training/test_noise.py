@@ -13,9 +13,10 @@ from scipy.stats import kstest, norm
 from privguard._random import Stream
 from privguard.errors import PrivacyError, SensitivityError
 from privguard.training.clip import ClippedSum
-from privguard.training.noise.exact import add_noise, grid_of
-from privguard.training.noise.gaussian import PAIRS
+from privguard.training.noise.exact import add_noise, draw, draw_row, grid_of
+from privguard.training.noise.gaussian import PAIRS, Refiner
 from privguard.training.noise.grid import Grid
+from privguard.training.noise.past import Past
 from privguard.training.ranks import Ranks
 
 
@@ -184,3 +185,96 @@ def test_the_grid_is_the_coarsest_that_adds_a_ten_thousandth(coordinates, proces
     assert 0.5e-4 * 0.7 < added <= 1e-4 * 0.7
     assert 0.7 + added <= grid.sensitivity <= (0.7 + added) * (1 + 1e-14)
     assert math.log2(grid.step) == grid.exponent
+
+
+def further_bits(source, pair):
+    """128 bits for the radius, 128 for the angle, and so on, of the stream that belongs to one pair alone."""
+    words = source.child("further bits").child(pair).words(64).astype(object)
+    for at in range(0, len(words), 4):
+        low, high, *angle = words[at : at + 4]
+        yield int(low) + (int(high) << 64), int(angle[0]) + (int(angle[1]) << 64)
+
+
+def pairs_of(source, count):
+    """Words (2, pairs) of a row of ``count`` coordinates that fits one block."""
+    words = source.words(count + count % 2).view(np.int64).reshape(2, -1)
+    words[0] &= 2**63 - 1
+    return words
+
+
+@pytest.mark.parametrize("past", [False, True])
+def test_a_pair_in_doubt_is_decided_by_further_bits_of_its_own(past):
+    """Steps so fine that 63 bits leave a tenth of the pairs open; known further bits would make them predictable."""
+    source, count, s = Stream.from_insecure_seed(11, "noise"), 301, 2.0**58
+    rows = np.arange(count * 2.0).reshape(2, count) * 1000
+    history = Past.of(rows, np.array([0.5, -0.25]), digits=8, largest=[1e6, 1e6]) if past else None
+    refine, pairs = Refiner(s), -(-count // 2)
+    expected = np.zeros((2, pairs))
+    opened = 0
+    for pair, (radius, angle) in enumerate(pairs_of(source, count).T.tolist()):
+        away = (history.exactly(pair), history.exactly(pairs + pair)) if past else (0, 0)
+        opened += refine._rounded(radius, angle, 63, away) is None
+        expected[:, pair] = refine(radius, angle, further_bits(source, pair), past=away)
+    assert opened > 10
+    row = np.empty(count)
+    largest = draw_row(row, deviation=s, source=source, past=history)
+    assert row.tolist() == expected.ravel()[:count].tolist()
+    assert largest == np.abs(row).max()
+
+
+def test_rows_that_take_back_a_past_do_so_coordinate_by_coordinate_in_every_block_and_thread(monkeypatch):
+    """Where the past is whole steps, noise after it is the plain noise less the past."""
+    source, count = Stream.from_insecure_seed(12, "noise"), 5 * PAIRS + 3
+    rows = np.random.default_rng(1).integers(-(10**6), 10**6, (2, count)).astype(float)
+    history = Past.of(rows, np.array([2.0, -1.0]), digits=8, largest=[1e6, 1e6])
+    plain = draw(np.empty(count, np.int64), deviation=2.0**20, source=source)
+    for threads in (1, 3):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        row = np.empty(count)
+        largest = draw_row(row, deviation=2.0**20, source=source, past=history)
+        assert (row == plain - (2 * rows[0] - rows[1])).all()
+        assert largest == np.abs(row).max()
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 2 * PAIRS, 2 * PAIRS + 1, 4 * PAIRS + 3])
+def test_noise_drawn_beforehand_is_the_noise_and_is_what_is_added(count):
+    source, s = Stream.from_insecure_seed(13, "noise"), Grid.of(1.0, coordinates=count).deviation(1.0)
+    row = draw(np.empty(count, np.int64), deviation=s, source=source.child(0))
+    assert row.tolist() == plain_integers(count, deviation=s, source=source.child(0)).tolist() if count < 9 else True
+    assert draw_row(np.empty(count), deviation=s, source=source.child(0), past=None) == np.abs(row).max(initial=0)
+    zeros = [ClippedSum({"w": torch.zeros(count)}, 1.0) for _ in range(3)]
+    now = add_noise(zeros[0], multiplier=1.0, source=source).gradients["w"]
+    assert torch.equal(now, add_noise(zeros[1], multiplier=1.0, source=source, drawn={(0,): row}).gradients["w"])
+    other = add_noise(zeros[2], multiplier=1.0, source=source, drawn={(0,): row + 5}).gradients["w"]
+    assert torch.equal(other, (torch.from_numpy(row) + 5).float() * Grid.of(1.0, coordinates=count).step)
+
+
+@pytest.mark.parametrize("bound", [0.5, 3.0])
+def test_the_norm_of_the_whole_sum_may_reach_what_its_records_allow_and_nothing_above(bound):
+    """Two parameters, in two blocks: √(4² + 3²) = 5 records of one bound, exactly in float64."""
+
+    def clipped(scale):
+        large = torch.zeros(2 * PAIRS + 1, dtype=torch.float64)
+        large[0], large[-1] = 4 * bound * scale, 0.0
+        return ClippedSum({"a": large, "b": torch.tensor([3 * bound * scale], dtype=torch.float64)}, bound, records=5)
+
+    add_noise(clipped(1.0), multiplier=1.0, source=Stream.from_insecure_seed(1, "n"))
+    with pytest.raises(SensitivityError) as error:
+        add_noise(clipped(1 + 2.0**-20), multiplier=1.0, source=Stream.from_insecure_seed(1, "n"))
+    assert str(error.value) == (
+        "clipped sum: larger than its records can make it, or not finite; nothing was released. This is a bug of "
+        "privguard: please report the model's layers and its dtype"
+    )
+
+
+def test_halves_of_a_step_are_rounded_to_even_like_the_specification():
+    step = Grid.of(2.0, coordinates=4).step
+    sums = torch.tensor([0.5, 1.5, 2.5, -3.4], dtype=torch.float64) * step
+    still = add_noise(ClippedSum({"w": sums}, 2.0), multiplier=0.0, source=Stream.from_insecure_seed(1, "n"))
+    assert (still.gradients["w"] / step).tolist() == [0.0, 2.0, 2.0, -3.0]
+
+
+def test_the_number_of_ranks_widens_the_sensitivity_that_noise_covers():
+    clipped = ClippedSum({"w": torch.zeros(100)}, 1.0)
+    for size in (1, 2, 16):
+        assert grid_of(clipped, Ranks(size=size)) == Grid.of(1.0, coordinates=100, processes=size)

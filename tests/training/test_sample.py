@@ -118,3 +118,49 @@ def test_one_group_is_plain_poisson():
     assert [np.flatnonzero(step).tolist() for step in taken] == [
         drawn.tolist() for drawn in draws(0.3, examples=300, positions=5)
     ]
+
+
+class Words:
+    """A stream whose words are given, for the edges that no seed reaches."""
+
+    def __init__(self, *words):
+        self.given = np.array(words, np.uint64)
+
+    def words(self, count):
+        assert count == len(self.given)
+        return self.given
+
+
+def test_a_word_at_the_threshold_is_out_so_the_rate_is_never_exceeded():
+    half = 1 << 63
+    assert Poisson(0.5).draw(examples=3, source=Words(half - 1, half, half + 1)).tolist() == [0]
+
+
+def test_a_sampler_of_bands_refuses_what_is_no_rate_and_no_number_of_bands():
+    with pytest.raises(ValueError, match=r"^rate=0\.0: expected a number in \(0, 1\]"):
+        CyclicPoisson(0.0, 2, SOURCE)
+    with pytest.raises(ValueError, match=r"^rate=1\.5: expected a number in \(0, 1\]"):
+        CyclicPoisson(1.5, 2, SOURCE)
+    with pytest.raises(ValueError, match=r"^bands=0: "):
+        CyclicPoisson(0.5, 0, SOURCE)
+
+
+@given(st.integers(0, 90), st.integers(1, 16), st.integers(1, 5))
+def test_ranks_share_a_draw_in_equally_many_batches_and_lose_nobody(count, limit, ranks):
+    shares = [
+        list(cut(np.arange(count) + 50, position=7, limit=limit, rank=rank, ranks=ranks)) for rank in range(ranks)
+    ]
+    batches = [batch for share in shares for batch in share]
+    assert {len(share) for share in shares} == {max(1, -(-count // (limit * ranks)))}
+    real = [record for batch in batches for record, there in zip(batch.records, batch.mask, strict=True) if there]
+    assert sorted(real) == list(range(50, 50 + count))
+    sizes = [int(batch.mask.sum()) for batch in batches]
+    assert max(sizes) <= limit
+    assert max(sizes) - min(sizes) <= 1
+
+
+def test_a_physical_batch_carries_its_position_and_a_mask_of_bools():
+    """A mask of floats would weigh an example and not choose it."""
+    for records in ([], [4, 5, 6]):
+        for batch in cut(np.array(records, np.int64), position=11, limit=2):
+            assert (batch.position, batch.mask.dtype) == (11, np.bool_)
