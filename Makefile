@@ -4,7 +4,7 @@ BIN := .venv/bin
 # One thread per test worker: two workers on two cores, and figures that do not depend on the machine's size.
 THREADS := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: demo test nightly mutants check docs format bench clean
+.PHONY: demo test nightly mutants check docs format bench release clean
 
 demo: .venv/ready
 	$(BIN)/privguard demo
@@ -36,6 +36,16 @@ format: .venv/ready
 
 bench: .venv/ready
 	$(BIN)/python -m benchmarks
+
+# Everything of a release in dist/, uploaded nowhere; KEY= names the SSH key that signs it, without one it is a dry run.
+release: .venv/ready
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[release]'
+	@test -z "$$(git status --porcelain)" || { echo "the tree has changes that are not committed; a release is built from a commit"; exit 1; }
+	rm -rf dist
+	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(BIN)/python -m build --no-isolation --outdir dist .
+	$(BIN)/cyclonedx-py requirements constraints.txt --pyproject pyproject.toml --mc-type library --output-reproducible --output-file dist/privguard.cdx.json
+	cd dist && sha256sum -- * > SHA256SUMS && cat SHA256SUMS
+	$(if $(KEY),ssh-keygen -Y sign -f $(KEY) -n privguard-release dist/SHA256SUMS,@echo "dry run: SHA256SUMS is not signed; name a key with KEY=")
 
 .venv/ready: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

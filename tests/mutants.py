@@ -35,6 +35,7 @@ only_mutate = ["{source}"]
 pytest_add_cli_args_test_selection = ["{test}"]
 pytest_add_cli_args = ["-p", "no:randomly", "-p", "no:cacheprovider", "-m", "not slow and not gpu"]
 also_copy = ["docs", "README.md"]
+timeout_multiplier = 3.0
 use_setproctitle = false
 use_git_change_detection = false
 """

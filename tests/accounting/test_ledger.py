@@ -8,8 +8,9 @@ from pathlib import Path
 import dp_accounting as dp
 import pytest
 
-from privguard import _canon
+from privguard import _canon, _os
 from privguard.accounting.ledger import Ledger
+from privguard.attest.chain import ChainFile
 from privguard.attest.merkle import Frontier, leaf_hash
 from privguard.errors import LedgerError, ResumeError, UnknownEventError
 
@@ -280,3 +281,153 @@ def test_a_key_stands_in_a_ledger_once(path):
         with pytest.raises(ValueError, match="never used"):
             ledger.key("m", "0" * 64)
         assert path.read_bytes() == before
+
+
+def records_of(path):
+    return [{k: v for k, v in json.loads(line).items() if k != "head"} for line in path.read_bytes().splitlines()]
+
+
+def test_every_kind_of_record_is_written_as_specified_and_read_back(path):
+    with Ledger.create(path, FACTS) as ledger:
+        ledger.key("mechanism 1", "a" * 64)
+        ledger.reserve(STEP, 2)
+        ledger.data("b" * 64, "a record was deleted")
+        ledger.note_checks(1)
+        ledger.note_checks(1)
+        ledger.void("a seed was given")
+        ledger.settle(2)
+    opened, key, _, data, *notes, void, settle = records_of(path)
+    assert (opened["kind"], opened["format"], opened["facts"]) == ("open", "privguard ledger v1", FACTS)
+    assert bytes.fromhex(opened["id"]).hex() == opened["id"]
+    assert len(opened["id"]) == 32
+    assert key == {"kind": "stream", "label": "mechanism 1", "nonce": "a" * 64, "first": 0}
+    assert data == {"kind": "data", "commitment": "b" * 64, "reason": "a record was deleted", "first": 2}
+    assert notes == [{"kind": "checks", "checked": 1}] * 2
+    assert (void, settle) == ({"kind": "void", "reason": "a seed was given"}, {"kind": "settle", "used": 2})
+    history = Ledger.read(path)
+    assert (history.void, history.checked) == (("a seed was given",), 2)
+    ((first, commitment, reason),) = [(d.first, d.commitment, d.reason) for d in history.other_data]
+    assert (first, commitment, reason) == (2, "b" * 64, "a record was deleted")
+
+
+def test_two_ledgers_and_two_resumes_of_equal_facts_have_heads_of_their_own(path):
+    with Ledger.create(path, FACTS) as one, Ledger.create(path.with_suffix(".other"), FACTS) as other:
+        assert one.head != other.head
+    for _ in range(2):
+        Ledger.open(path).close()
+    first, second = records_of(path)[1:]
+    assert first["position"] == second["position"] == first["torn"] == second["torn"] == 0
+    assert first["id"] != second["id"]
+    assert {len(first["id"]), len(second["id"])} == {32}
+
+
+def test_a_ledger_that_is_open_knows_which_heads_it_extends(path):
+    """What a resumed run asks before it trains on: a snapshot's head has to stand where the snapshot says."""
+    with Ledger.create(path, FACTS) as ledger:
+        heads = [ledger.head]
+        for _ in range(3):
+            ledger.reserve(STEP)
+            heads.append(ledger.head)
+        for size in range(-1, 6):
+            for at, head in enumerate(heads, start=1):
+                assert ledger.extends(head, size) is (size == at), (size, at)
+        assert not ledger.extends("0" * 64, 2)
+
+
+def test_nothing_is_torn_once_a_torn_ledger_is_taken_up(path):
+    path.write_bytes(written(path)[:-3])
+    with Ledger.open(path) as ledger:
+        assert ledger.history.torn == 0
+
+
+def test_a_last_writer_may_settle_all_that_it_reserved_and_none(path):
+    with Ledger.create(path, FACTS) as ledger:
+        ledger.settle(0)
+        ledger.reserve(STEP, 2)
+        ledger.settle(0)
+        assert (ledger.position, ledger.spent()) == (0, [])
+
+
+def test_advance_begins_what_is_paid_for_and_then_pays_for_the_next_block(path):
+    with Ledger.create(path, FACTS) as ledger:
+        places = [(ledger.advance(STEP, span=3), ledger.position, ledger.paid)[1:] for _ in range(5)]
+    assert places == [(1, 3), (2, 3), (3, 3), (4, 6), (5, 6)]
+    assert Ledger.read(path).spent() == [(STEP, 1), (STEP, 1)]
+
+
+def refused(call, *arguments, **named):
+    with pytest.raises(ValueError, match=r"expected|closed") as error:
+        call(*arguments, **named)
+    return str(error.value)
+
+
+def test_a_refusal_names_the_argument_its_value_and_what_to_do(path):
+    digest = "expected 64 hexadecimal characters"
+    with Ledger.create(path, FACTS) as ledger:
+        before = path.read_bytes()
+        assert refused(ledger.key, "m", "00") == f"nonce='00': {digest}, never used"
+        assert refused(ledger.data, "B" * 64, "why") == f"commitment='{'B' * 64}': {digest}"
+        assert refused(ledger.reserve, STEP, 0) == "times=0: expected a whole number, 1 or above"
+        assert refused(ledger.reserve, STEP, span=0) == "span=0: expected a whole number, 1 or above"
+        assert refused(ledger.begin) == "position=0: expected a paid one; reserve first"
+        assert path.read_bytes() == before
+        ledger.reserve(STEP, span=2)
+        assert refused(ledger.reserve, STEP) == "position=1: expected 2; begin what is paid for"
+        assert repr(ledger) == f"Ledger({str(path)!r}, size=2, position=1)"
+    assert refused(ledger.begin) == f"ledger={path}: closed; open it again with Ledger.open"
+
+
+def test_a_ledger_in_use_is_named(path):
+    with Ledger.create(path, FACTS), pytest.raises(ResumeError) as error:
+        Ledger.open(path)
+    wanted = f"ledger={path}: another process is writing to it; stop that run, or start one in its own folder"
+    assert str(error.value) == wanted
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (BlockingIOError, "another process is writing to it; stop that run, or start one in its own folder"),
+        (
+            _os.LocksUnsupportedError,
+            "this file system has no working lock, so two runs could spend one budget; put the run folder on a local "
+            "disk",
+        ),
+    ],
+)
+def test_a_new_ledger_that_cannot_be_locked_is_named(path, monkeypatch, error, message):
+    def create(*_, **__):
+        raise error
+
+    monkeypatch.setattr(ChainFile, "create", create)
+    with pytest.raises(ResumeError) as refusal:
+        Ledger.create(path, FACTS)
+    assert str(refusal.value) == f"ledger={path}: {message}"
+
+
+def test_a_full_disk_is_named_with_its_number_and_closes_the_ledger(path, monkeypatch):
+    with Ledger.create(path, FACTS) as ledger:
+
+        def full(line):
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(ledger._file, "append", full)
+        with pytest.raises(OSError, match="No space left") as error:
+            ledger.reserve(STEP)
+        assert error.value.errno == 28
+        assert error.value.filename == str(path)
+        assert error.value.strerror == (
+            "No space left on device; nothing was reserved, and the ledger is closed: make room and resume"
+        )
+        assert "closed" in refused(ledger.reserve, STEP)
+    assert Ledger.read(path).position == 0
+
+
+@pytest.mark.skipif(not hasattr(os, "umask"), reason="permissions are POSIX's")
+def test_a_ledger_is_a_public_file_that_its_owner_alone_writes(path):
+    mask = os.umask(0)
+    try:
+        Ledger.create(path, FACTS).close()
+    finally:
+        os.umask(mask)
+    assert path.stat().st_mode & 0o777 == 0o644
