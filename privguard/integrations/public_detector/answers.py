@@ -12,7 +12,7 @@ from enum import StrEnum
 from typing import Any, Protocol, final
 
 from privguard.watermark.image import registry
-from privguard.watermark.image.detect import ImageDetector
+from privguard.watermark.image.detect import EVERYWHERE, ImageDetector
 from privguard.watermark.image.pictures import read_picture
 from privguard.watermark.image.registry import Attributed, Logged
 from privguard.watermark.image.sync import Search
@@ -84,8 +84,9 @@ class Reader(Protocol):
 class PictureReader:
     """Answers on pictures.
 
-    With the ``log`` a picture is marked where it stands in the log, or carries an attributed mark that no entry of its
-    identifier contradicts; without it, where the mark is attributed, which misses 5 % of honest pictures by chance.
+    With the ``log`` a picture is marked where it looks like its entry and carries the mark all over, or carries an
+    attributed mark that no entry of its identifier contradicts; without it, where the mark is attributed, which misses
+    5 % of honest pictures by chance.
 
     Attributes:
         detector: the detector of profile and secret.
@@ -116,7 +117,10 @@ class PictureReader:
             return Answer.TOO_SMALL
         found = self.detector.detect([rgb], search=self.search)
         told = registry.attribute(rgb, found, self.log, log10_level=self.log10_level)
-        own = told.answer is Attributed.FOUND or (told.accepted and told.answer is not Attributed.COPIED)
+        logged = (
+            told.answer is Attributed.FOUND and found.log10_p_elsewhere[0] <= EVERYWHERE
+        )  # not in a part of it only
+        own = logged or (told.accepted and told.answer is not Attributed.COPIED)
         return Answer.MARKED if own else Answer.NOT_MARKED
 
 

@@ -17,7 +17,7 @@ from privguard.watermark.image.latent import VERSION as LATENT
 from privguard.watermark.image.registry import Attributed, Attribution
 
 _MEANING = {
-    Attributed.FOUND: "found, and it looks like its log entry",
+    Attributed.FOUND: "found, and what carries the mark looks like its log entry",
     Attributed.COPIED: "COPIED: the mark lies on other content than its log entry",
     Attributed.UNDECIDED: "undecided: too little of it carries the mark, or it is too changed, to compare with the log",
     Attributed.NOT_FOUND: "not found in the log",
@@ -38,8 +38,9 @@ def of_mark(told: Attribution, *, name: str, content: bytes) -> Verdict:
         "log_entries": list(told.entries),
         "log_entries_alike": list(told.alike),
         "likeness": list(told.likeness),
+        "carrying": told.carrying,
     }
-    meaning = _MEANING[told.answer]
+    meaning = f"{_MEANING[told.answer]}; the mark is in {told.carrying:.0%} of the blocks that can carry one"
     if told.same_file and not told.mark_found:
         meaning = "a logged file in which no mark is found"
     return _about(told.verdict, facts, name=name, content=content, meaning=meaning)

@@ -6,12 +6,13 @@ mark on a picture that does not look like its entry was carried there. How pictu
 between "found" and "copied", and no probability is quoted for it.
 """
 
+import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, final
+from typing import Any, TypeAlias, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,10 +29,13 @@ from privguard.watermark.image.keys import BLOCK, VERSION, Reals
 from privguard.watermark.image.pixels import luma
 from privguard.watermark.image.profile import ImageProfile
 
+Window: TypeAlias = tuple[slice, slice]
+
 _FINE_BLOCKS = 4000  # up to here two by two cells of a block are noted, above one
 _FEWEST, _MANY = 16, 100  # cells with evidence: fewer are not compared, and from so many on chance likeness is small
 _ALIKE, _ALIKE_IF_FEW = 0.75, 0.95  # correlations: honest edits measured 0.776 and above, crops of few cells 0.99
 _UNLIKE = 0.7  # foreign pictures measured 0.51 and below, but for one of 150 with 0.695
+_TOGETHER = 0.8  # of the cells with evidence, where a part is laid over a whole: it may lie in a larger picture
 _SLOPES = (1 / 3, 3.0)  # of contrast: a faint copy of the shading is not the picture
 _CHARACTERISTIC = 2.0  # grey levels: cells that vary less beyond their surroundings have no looks to compare
 _CARRYING = 2.0  # deviations: what a block with evidence has at least
@@ -95,10 +99,11 @@ class Looks:
         after = _beyond_surroundings(part, used)
         if used.sum() < _FEWEST or after[used].std() < _CHARACTERISTIC:
             return None
-        steps = [range(0, self.cells.shape[axis] - part.shape[axis] + 1, self.per_block) for axis in (0, 1)]
-        rows, columns = part.shape
-        places = (self.cells[i : i + rows, j : j + columns] for i in steps[0] for j in steps[1])
-        fits = [_fit(_beyond_surroundings(each, used)[used], after[used]) for each in places]
+        fits = [
+            _fit(_beyond_surroundings(self.cells[there], used[here])[used[here]], after[here][used[here]])
+            for there, here in _overlaps(self.cells.shape, part.shape, self.per_block)
+            if used[here].sum() >= max(_FEWEST, _TOGETHER * used.sum())
+        ]
         correlation, slope = max(fits, default=(-1.0, 1.0))
         return None if correlation >= _UNLIKE and not _SLOPES[0] <= slope <= _SLOPES[1] else correlation
 
@@ -109,6 +114,16 @@ def _cells(y: Reals, grid: Grid, per_block: int) -> NDArray[np.uint8]:
     inside = y[grid.top : bottom, grid.left : right]
     shape = (grid.rows * per_block, side, grid.columns * per_block, side)
     return np.rint(inside.reshape(shape).mean((1, 3))).astype(np.uint8)
+
+
+def _overlaps(whole: tuple[int, ...], part: tuple[int, ...], step: int) -> Iterator[tuple[Window, Window]]:
+    """Every way to lay a part over a whole, block by block, also beyond its edges: the common cells in each of them."""
+    sides: list[list[tuple[slice, slice]]] = []
+    for n, m in zip(whole, part, strict=True):
+        starts = range(step - m, n, step)
+        sides.append([(slice(max(0, k), min(n, k + m)), slice(max(0, -k), min(m, n - k))) for k in starts])
+    for rows, columns in itertools.product(*sides):
+        yield (rows[0], columns[0]), (rows[1], columns[1])
 
 
 def _each_cell(blocks: NDArray[np.bool_], per_block: int) -> NDArray[np.bool_]:
@@ -226,6 +241,7 @@ class Attribution(Record):
     """The answer, and every fact behind it: the file itself, the mark, its entries, and which of them it looks like.
 
     ``likeness`` has one correlation for each of ``entries``, a heuristic; None where there was too little to compare.
+    ``carrying`` is the share of the blocks with contrast that carry the mark; what else it shows is not judged.
     """
 
     answer: Attributed
@@ -235,6 +251,7 @@ class Attribution(Record):
     entries: tuple[int, ...]
     alike: tuple[int, ...]
     likeness: tuple[float | None, ...]
+    carrying: float
     verdict: Verdict
 
 
@@ -284,6 +301,7 @@ def attribute(
         entries=tuple(entry.sequence for entry in named),
         alike=tuple(entry.sequence for entry in alike),
         likeness=tuple(likeness),
+        carrying=float(_carrying(reading).sum() / max(1, (reading.evidence.block_hash >= 0).sum())) if found else 0.0,
         verdict=verdict,
     )
 

@@ -14,6 +14,7 @@ import httpx2
 import numpy as np
 import pytest
 from PIL import Image
+from sklearn.datasets import load_sample_images
 
 from privguard.attest import journal
 from privguard.attest.statement import Envelope, SigningKey
@@ -87,6 +88,20 @@ def test_a_mark_carried_to_another_picture_is_not_called_marked(detector):
     carried = detector.home / "carried" / "foreign.png"
     assert privguard("mark", "image", "detect", carried, *keyed).code == 0
     assert detector.ask("image", carried.read_bytes()).json()["answer"] == "not marked"
+
+
+def test_a_marked_part_in_another_picture_does_not_make_it_marked(detector):
+    own = _pixels((detector.home / "out" / "plain.png").read_bytes())
+    foreign = np.array(load_sample_images().images[0][:420, :640])
+    foreign[:300, :320] = own
+    Image.fromarray(foreign).save(detector.home / "collage.png")
+    keyed = ("--profile", detector.home / "p.json", "--secret", detector.home / "s", "--trust", detector.home / "p.pem")
+    log = ("--log", detector.home / "pictures.log", "--log-trust", detector.home / "p.pem", "--json")
+    told = privguard("mark", "image", "attribute", detector.home / "collage.png", *keyed, *log)
+    row = json.loads(told.stdout)[0]
+    assert (row["answer"], row["accepted"]) == ("found", False)  # the part is found, rightly
+    assert row["carrying"] < 0.6
+    assert detector.ask("image", (detector.home / "collage.png").read_bytes()).json()["answer"] == "not marked"
 
 
 def test_a_marked_picture_that_nobody_sees_is_not_called_marked(detector):

@@ -117,6 +117,14 @@ def test_strong_honest_edits_are_found_and_never_called_copied(detector, marked,
     assert attribute(rgb, detector.detect([rgb]), entries).answer is Attributed.FOUND
 
 
+def test_a_picture_on_a_larger_page_is_found(detector, marked, entries):
+    """As in a screenshot of a page: the picture is smaller than what it lies on."""
+    page = np.full((900, 1200, 3), 250, np.uint8)
+    page[200 : 200 + 427, 300 : 300 + 640] = marked["china"].pixels
+    answer = attribute(page, detector.detect([page]), entries)
+    assert (answer.answer, answer.alike) == (Attributed.FOUND, (1,))
+
+
 def test_a_part_too_small_to_compare_is_undecided(detector, marked, entries):
     rgb = np.ascontiguousarray(marked["flower"].pixels[128:256, 256:320])
     answer = attribute(rgb, detector.detect([rgb]), entries)
