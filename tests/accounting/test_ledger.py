@@ -390,8 +390,10 @@ def test_a_ledger_in_use_is_named(path):
         (BlockingIOError, "another process is writing to it; stop that run, or start one in its own folder"),
         (
             _os.LocksUnsupportedError,
-            "this file system has no working lock, so two runs could spend one budget; put the run folder on a local "
-            "disk",
+            (
+                "this file system has no working lock, so two runs could spend one budget; put the run folder on "
+                "a local disk"
+            ),
         ),
     ],
 )

@@ -4,6 +4,7 @@
 import itertools
 import math
 import struct
+from fractions import Fraction
 
 import mpmath
 import numpy as np
@@ -244,3 +245,50 @@ def test_a_radius_of_which_nothing_is_known_is_in_doubt_without_a_warning():
     words = np.array([[0, 1 << 61], [3, 5]])
     assert HostPairs(2.0**20)(words.copy())[1] == [0]
     assert HostPairs(2.0**20).after(TakenBack(np.zeros(4)), words.copy(), first=0)[1] == [0]
+
+
+@pytest.mark.parametrize("bits", [4, 9, 63])
+def test_intervals_hold_every_coordinate_that_the_bits_leave_open_and_little_more(bits):
+    """The formula of the docstring at 400 bits; and corners and points inside, which is the law behind it."""
+    s, rng = 2.0**20, np.random.default_rng(14)
+    refine, size = Refiner(s), 1 << bits
+    for m, n in [(int(rng.integers(1, size - 1)), int(rng.integers(-size, size))) for _ in range(40)]:
+        with mpmath.workprec(400):
+            found = [[mpmath.mpf(bound) for bound in interval] for interval in refine.intervals(m, n, bits)]
+            outer, inner = (s * mpmath.sqrt(-2 * mpmath.log(mpmath.mpf(x) / size)) for x in (m, m + 1))
+            half = (outer - inner) / 2 + outer * (mpmath.pi / 2 + mpmath.mpf(2) ** -30) / size
+            middle = [f(mpmath.pi * (2 * n + 1) / (2 * size)) * (outer + inner) / 2 for f in (mpmath.cos, mpmath.sin)]
+            for (low, high), centre in zip(found, middle, strict=True):
+                assert abs(low - (centre - half)) < half * mpmath.mpf(2) ** -40
+                assert abs(high - (centre + half)) < half * mpmath.mpf(2) ** -40
+            for up, right in [(0, 0), (0, 1), (1, 0), (1, 1), *rng.random((4, 2)).tolist()]:
+                r = s * mpmath.sqrt(-2 * mpmath.log((m + mpmath.mpf(up)) / size))
+                t = mpmath.pi * (n + mpmath.mpf(right)) / size
+                for (low, high), real in zip(found, (r * mpmath.cos(t), r * mpmath.sin(t)), strict=True):
+                    assert low <= real <= high
+
+
+@pytest.mark.parametrize("away", [(Fraction(0), Fraction(0)), (Fraction(10**30, 7), Fraction(-5, 3))])
+def test_further_bits_follow_those_that_were_drawn_in_radius_and_angle(away):
+    """Steps of 2⁻¹⁰⁰: 63 bits decide nothing, 191 do; what is taken back is taken back exactly, whatever the signs."""
+    s, rng, signs = 2.0**100, np.random.default_rng(15), set()
+    for _ in range(40):
+        radius, angle = int(rng.integers(1, 2**63)), int(rng.integers(-(2**63), 2**63))
+        more = [int.from_bytes(rng.bytes(16), "little") for _ in range(2)]
+        found = Refiner(s)(radius, angle, iter([tuple(more)]), past=away)
+        with mpmath.workprec(800):
+            u = mpmath.mpf(2 * (radius * 2**128 + more[0]) + 1) / 2**192
+            t = mpmath.pi * mpmath.mpf(2 * (angle * 2**128 + more[1]) + 1) / 2**192
+            r = s * mpmath.sqrt(-2 * mpmath.log(u))
+            real = [r * mpmath.cos(t), r * mpmath.sin(t)]
+            taken = [mpmath.mpf(a.numerator) / a.denominator for a in away]
+            assert found == tuple(int(mpmath.nint(z - a)) for z, a in zip(real, taken, strict=True))
+            signs |= {tuple(z > 0 for z in real)}
+    assert len(signs) == 4
+
+
+def test_words_that_never_decide_are_named():
+    with pytest.raises(ArithmeticError) as error:
+        Refiner(1.0)(0, 0, itertools.repeat((0, 0)))
+    wanted = "noise: the stream of further bits decides no coordinate; its words are not random"
+    assert str(error.value) == wanted
