@@ -12,9 +12,7 @@ import pytest
 import torch
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
 
-from privguard._random import Stream
 from privguard.training.noise import chacha20, gaussian
-from privguard.training.noise.exact import _Noise, draw
 from privguard.training.noise.gaussian import PAIRS, DevicePairs, HostPairs, Refiner, error_bound
 
 FIRST, LAST = (0x0123456789ABCDEF, 0x0FEDCBA987654321), (0xFFFFFFFF, -0x7EDCBA9876543210)
@@ -160,34 +158,6 @@ def test_chacha20_is_that_of_rfc_8439():
     assert chacha20.keystream(key, first=2**31 - 20, blocks=50, device=cpu).numpy().tobytes() == wanted
     with pytest.raises(ValueError, match="counter below"):
         chacha20.keystream(key, first=2**32 - 1, blocks=2, device=cpu)
-
-
-@pytest.mark.parametrize("count", [1, 2, 7, 2 * PAIRS, 2 * PAIRS + 3, 2 * PAIRS * 66 + 1])
-def test_what_a_device_makes_of_its_cipher_is_what_the_host_makes_of_the_same_words(count, monkeypatch):
-    source = Stream.from_insecure_seed(7, "noise")
-    found = _Noise(2.0**33, source).on_device(count, torch.device("cpu")).numpy()
-
-    class SameWords:
-        def __init__(self, key):
-            self.key = key
-
-        def reader(self, start):
-            state = {"at": start}
-
-            def fill(words):
-                position = struct.pack("<I", state["at"] // 64) + bytes(12)
-                skip, size = state["at"] % 64, len(words) * 8
-                stream = Cipher(algorithms.ChaCha20(self.key, position), None).encryptor()
-                words[:] = np.frombuffer(stream.update(bytes(skip + size))[skip:], np.int64)
-                state["at"] += size
-
-            return fill
-
-        def child(self, *labels):
-            return source.child(*labels)
-
-    same = SameWords(source.secret())
-    assert np.array_equal(found, draw(np.empty(count, np.int64), deviation=2.0**33, source=same))
 
 
 class TakenBack:
