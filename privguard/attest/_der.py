@@ -42,8 +42,8 @@ def time(moment: datetime) -> bytes:
 
 def oid(dotted: str) -> bytes:
     """OBJECT IDENTIFIER from its dotted form."""
-    first, second, *rest = (int(part) for part in dotted.split("."))
-    return _tagged(0x06, bytes([40 * first + second]) + b"".join(_base128(part) for part in rest))
+    first, second, *parts = (int(part) for part in dotted.split("."))
+    return _tagged(0x06, bytes([40 * first + second]) + b"".join(_base128(part) for part in parts))
 
 
 def attribute(kind: str, value: bytes) -> bytes:

@@ -133,8 +133,8 @@ class ChainFile:
         Raises:
             ChangedError: it is not.
         """
-        mine = os.fstat(self.descriptor)
-        if mine.st_size != self.size or not _os.leads_to(self.path, self.descriptor):
+        status = os.fstat(self.descriptor)
+        if status.st_size != self.size or not _os.leads_to(self.path, self.descriptor):
             raise ChangedError(str(self.path))
 
     def close(self) -> None:

@@ -228,17 +228,17 @@ def verify(
     """
     previous, count, unfinished = START, 0, dict[tuple[str, str, str], list[int]]()
     heads, signers = {0: START}, dict[str, None]()
-    known = {identity.to_json(): identity for identity in trusted}
+    identities = {identity.to_json(): identity for identity in trusted}
     for count, (entry, signature, line) in enumerate(_entries(Path(path)), start=1):
         if entry.sequence != count or entry.previous != previous:
             raise TamperedError(f"{path}: line {count} does not follow the line before it; a line was dropped or moved")
-        if entry.by not in known:
+        if entry.by not in identities:
             raise TamperedError(
                 f"{path}: line {count} is signed by nobody who is trusted; name its signer if it should be"
             )
-        known[entry.by].verify(signature, _CONTEXT + _canon.canonical(entry))
+        identities[entry.by].verify(signature, _CONTEXT + _canon.canonical(entry))
         previous = heads[count] = _hash(line)
-        signers[str(known[entry.by])] = None
+        signers[str(identities[entry.by])] = None
         _follow(unfinished, entry)
     if anchor is not None and heads.get(anchor[0]) != anchor[1]:
         raise TamperedError(f"{path}: the noted head of {anchor[0]} lines is not in it; it was cut or written anew")
@@ -252,11 +252,11 @@ def verify(
 
 def _follow(unfinished: dict[tuple[str, str, str], list[int]], entry: Entry) -> None:
     """An end closes the latest beginning of the same act: one that was killed before it stays open."""
-    begun = unfinished.setdefault((entry.who, entry.action, entry.subject), [])
+    open_acts = unfinished.setdefault((entry.who, entry.action, entry.subject), [])
     if entry.result == "begun":
-        begun.append(entry.sequence)
-    elif begun:
-        begun.pop()
+        open_acts.append(entry.sequence)
+    elif open_acts:
+        open_acts.pop()
 
 
 def _line(entry: Entry, by: SigningKey) -> bytes:

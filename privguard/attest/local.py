@@ -60,10 +60,10 @@ class TimestampServer:
 
     def answer(self, request: bytes, *, at: datetime | None = None) -> bytes:
         """The timestamp response (DER) to a request, for the present or for the time ``at``."""
-        asked = parser.parse_timestamp_request(request)
+        question = parser.parse_timestamp_request(request)
         moment = (at or datetime.now(UTC)).astimezone(UTC)
-        imprint = der.sequence(der.sequence(der.oid(_SHA256)), der.octets(asked.message_imprint.message))
-        nonce = [] if asked.nonce is None else [der.integer(asked.nonce)]
+        imprint = der.sequence(der.sequence(der.oid(_SHA256)), der.octets(question.message_imprint.message))
+        nonce = [] if question.nonce is None else [der.integer(question.nonce)]
         serial = der.integer(int.from_bytes(os.urandom(16), "big"))
         info = der.sequence(der.integer(1), der.oid(_POLICY), imprint, serial, der.time(moment), *nonce)
         granted = der.sequence(der.integer(0))
@@ -86,8 +86,8 @@ class TimestampServer:
 
     def _signed(self, info: bytes) -> bytes:
         """CMS SignedData over a TSTInfo (RFC 5652, 5; RFC 3161, 2.4.2; RFC 5816 for the certificate's hash)."""
-        own = self._certificate.public_bytes(Encoding.DER)
-        own_hash = der.sequence(der.sequence(der.sequence(der.octets(hashlib.sha256(own).digest()))))
+        certificate = self._certificate.public_bytes(Encoding.DER)
+        own_hash = der.sequence(der.sequence(der.sequence(der.octets(hashlib.sha256(certificate).digest()))))
         attributes = der.set_of(
             [
                 der.attribute(_CONTENT_TYPE, der.oid(_TST_INFO)),
@@ -100,7 +100,7 @@ class TimestampServer:
         digest, ecdsa = der.sequence(der.oid(_SHA256)), der.sequence(der.oid(_ECDSA_WITH_SHA256))
         signer = der.sequence(der.integer(1), issuer, digest, der.implicit(attributes), ecdsa, signature)
         content = der.sequence(der.oid(_TST_INFO), der.explicit(der.octets(info)))
-        certificates = der.implicit(der.set_of([own]))
+        certificates = der.implicit(der.set_of([certificate]))
         body = der.sequence(der.integer(3), der.set_of([digest]), content, certificates, der.set_of([signer]))
         return der.sequence(der.oid(_SIGNED_DATA), der.explicit(body))
 

@@ -153,12 +153,12 @@ class Log:
         """
         moment = (at or datetime.now(UTC)).astimezone(UTC)
         root = merkle.root([entry.leaf() for entry in self.entries])
-        said = Statement(
+        content = Statement(
             subjects=(Digest(name=self.origin, sha256=root.hex()),),
             predicate_type=HEAD_TYPE,
             predicate={"origin": self.origin, "size": len(self.entries), "time": moment.isoformat(timespec="seconds")},
         )
-        return statement.sign(said, by=self._key)
+        return statement.sign(content, by=self._key)
 
     def consistency(self, earlier: int) -> list[bytes]:
         """The proof that the first ``earlier`` entries are still what they were; empty for an empty beginning.
@@ -263,12 +263,12 @@ def verify_head(head: Envelope, *, log: Trusted) -> tuple[bytes, int, datetime]:
     return root, size, time
 
 
-def _read_head(said: Statement) -> tuple[bytes, int, datetime, str]:
+def _read_head(content: Statement) -> tuple[bytes, int, datetime, str]:
     try:
-        if said.predicate_type != HEAD_TYPE:
-            raise TamperedError(f"predicateType={said.predicate_type!r}: expected {HEAD_TYPE}")
-        root, size = bytes.fromhex(said.subjects[0].sha256), int(said.predicate["size"])
-        return root, size, datetime.fromisoformat(said.predicate["time"]), str(said.predicate["origin"])
+        if content.predicate_type != HEAD_TYPE:
+            raise TamperedError(f"predicateType={content.predicate_type!r}: expected {HEAD_TYPE}")
+        root, size = bytes.fromhex(content.subjects[0].sha256), int(content.predicate["size"])
+        return root, size, datetime.fromisoformat(content.predicate["time"]), str(content.predicate["origin"])
     except (KeyError, TypeError, ValueError):
         raise TamperedError("log head: expected a root, a size, a time and an origin") from None
 

@@ -86,7 +86,7 @@ def consistency_proof(leaves: Sequence[bytes], earlier: int) -> list[bytes]:
     """
     if not 0 < earlier <= len(leaves):
         raise ValueError(f"earlier={earlier}: expected 1 to {len(leaves)}")
-    return _subproof(leaves, earlier, whole=True)
+    return _subproof(leaves, earlier, complete=True)
 
 
 def verify_consistency(*, earlier: int, earlier_head: bytes, size: int, head: bytes, proof: Sequence[bytes]) -> bool:
@@ -169,10 +169,10 @@ def _split(size: int) -> int:
     return 1 << ((size - 1).bit_length() - 1)
 
 
-def _subproof(leaves: Sequence[bytes], earlier: int, *, whole: bool) -> list[bytes]:
+def _subproof(leaves: Sequence[bytes], earlier: int, *, complete: bool) -> list[bytes]:
     if earlier == len(leaves):
-        return [] if whole else [root(leaves)]
+        return [] if complete else [root(leaves)]
     split = _split(len(leaves))
     if earlier <= split:
-        return [*_subproof(leaves[:split], earlier, whole=whole), root(leaves[split:])]
-    return [*_subproof(leaves[split:], earlier - split, whole=False), root(leaves[:split])]
+        return [*_subproof(leaves[:split], earlier, complete=complete), root(leaves[split:])]
+    return [*_subproof(leaves[split:], earlier - split, complete=False), root(leaves[:split])]

@@ -40,14 +40,14 @@ def sign_folder(folder: Path, *, by: SigningKey, signature: Path) -> None:
     if not resources:
         raise ValueError(f"folder={str(folder)!r}: expected at least one file")
     serialization = {"method": "files", "hash_type": "sha256", "allow_symlinks": False, "ignore_paths": ignored}
-    said = Statement(
+    content = Statement(
         subjects=(Digest(name=folder.resolve().name, sha256=_root(resources)),),
         predicate_type=PREDICATE_TYPE,
         predicate={"serialization": serialization, "resources": resources},
     )
     hint = hashlib.sha256(by.identity.pem().encode()).hexdigest()
     material = {"publicKey": {"hint": hint}, "tlogEntries": []}
-    envelope = statement.sign(said, by=by).to_json()
+    envelope = statement.sign(content, by=by).to_json()
     bundle = {"mediaType": BUNDLE_TYPE, "verificationMaterial": material, "dsseEnvelope": envelope}
     signature.write_bytes(_canon.canonical(bundle) + b"\n")
 
@@ -68,21 +68,25 @@ def verify_folder(folder: Path, *, by: Identity, signature: Path) -> Statement:
         envelope = Envelope.from_json(bundle["dsseEnvelope"])
     except (KeyError, TypeError, ValueError):
         raise TamperedError(f"signature={str(signature)!r}: not a sigstore bundle in JSON") from None
-    said = statement.verify(envelope, by=by)
+    content = statement.verify(envelope, by=by)
     ignored = [signature.name] if signature.parent.resolve() == folder.resolve() else []
     resources = _resources(folder, ignored)
-    listed = said.predicate.get("resources")
-    if said.predicate_type != PREDICATE_TYPE or listed != resources or said.subjects[0].sha256 != _root(resources):
+    listed = content.predicate.get("resources")
+    if (
+        content.predicate_type != PREDICATE_TYPE
+        or listed != resources
+        or content.subjects[0].sha256 != _root(resources)
+    ):
         raise TamperedError(f"folder={str(folder)!r}: its files are not the ones that {by} signed")
-    return said
+    return content
 
 
 def _resources(folder: Path, ignored: list[str]) -> list[dict[str, Any]]:
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    named = [(path.relative_to(folder).as_posix(), path) for path in files]
+    paths = [(path.relative_to(folder).as_posix(), path) for path in files]
     return [
         {"name": name, "algorithm": "sha256", "digest": _hash(path)}
-        for name, path in sorted(named)
+        for name, path in sorted(paths)
         if name not in ignored
     ]
 

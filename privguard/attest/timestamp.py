@@ -62,13 +62,13 @@ class Authority:
         Raises:
             ValueError: the bundle does not hold exactly one self-signed certificate.
         """
-        found = x509.load_pem_x509_certificates(pem)
-        roots = [item for item in found if item.issuer == item.subject]
+        certificates = x509.load_pem_x509_certificates(pem)
+        roots = [item for item in certificates if item.issuer == item.subject]
         if len(roots) != 1:
             raise ValueError(
                 f"pem: found {len(roots)} self-signed certificates; expected one root and its intermediates"
             )
-        chain = tuple(item.public_bytes(Encoding.DER) for item in found if item not in roots)
+        chain = tuple(item.public_bytes(Encoding.DER) for item in certificates if item not in roots)
         return cls(name=name, root=roots[0].public_bytes(Encoding.DER), intermediates=chain)
 
 
@@ -115,9 +115,9 @@ def stated_time(response: bytes, *, data: bytes) -> datetime:
         ValueError: no answer of a timestamp authority, one that grants nothing, or one over other bytes.
     """
     try:
-        said = rfc3161_client.decode_timestamp_response(response).tst_info
+        info = rfc3161_client.decode_timestamp_response(response).tst_info
     except ValueError as error:
         raise ValueError(f"timestamp: expected an authority's granted answer (RFC 3161); {error}") from None
-    if said.message_imprint.message != hashlib.sha256(data).digest():
+    if info.message_imprint.message != hashlib.sha256(data).digest():
         raise ValueError("timestamp: expected an answer to this claim's request.tsq; this one is over other bytes")
-    return said.gen_time
+    return info.gen_time
