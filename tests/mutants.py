@@ -4,6 +4,9 @@
 ``make mutants`` runs mutmut over all of them, ``python tests/mutants.py noise bound`` over those whose paths hold one
 of the words. It prints changes of the source that no test of the mirrored file noticed: each is a promise that no test
 holds. ``equivalent_mutants.toml`` lists the changes that provably change nothing, with the proof.
+
+mutmut forks each change from a process that has run the tests once, so a test file has to clear what its module
+remembers (``functools.lru_cache``) before each test; else figures of the unchanged source are looked at.
 """
 
 import re

@@ -20,6 +20,13 @@ RUNS = 1_000
 LIMIT = 0.05 + 3 * math.sqrt(0.05 * 0.95 / RUNS)  # a valid bound exceeds it about once in a thousand seeds
 
 
+@pytest.fixture(autouse=True)
+def no_earlier_figures():
+    """Bounds remember their figures: without this a test would look at what another one computed, or another source."""
+    bound.steinke.cache_clear()
+    bound.gaussian_one_run.cache_clear()
+
+
 def test_bounds_equal_those_of_jax_privacy():
     for canaries, guesses, correct, delta, confidence, steinke, gaussian in VECTORS["rows"]:
         settings = {"canaries": canaries, "guesses": guesses, "delta": delta, "confidence": confidence}
@@ -65,6 +72,45 @@ def test_impossible_counts_are_refused(correct, guesses, canaries, wanted):
     for rule in (bound.steinke, bound.gaussian_one_run):
         with pytest.raises(ValueError, match=wanted):
             rule(correct, canaries=canaries, guesses=guesses, delta=1e-5)
+
+
+@pytest.mark.parametrize("rule", [bound.steinke, bound.gaussian_one_run])
+def test_a_bound_refuses_what_is_no_count_or_probability_by_name(rule):
+    good = {"canaries": 20, "guesses": 10, "delta": 1e-5, "confidence": 0.95}
+    for name, value, wanted in [
+        ("canaries", 0, "a whole number, 1 or above"),
+        ("guesses", 21, "1 to 20, the number of canaries"),
+        ("delta", 1.0, "a number in"),
+        ("delta", -0.1, "a number in"),
+        ("confidence", 0.0, "a number in"),
+        ("confidence", 1.0, "a number in"),
+    ]:
+        with pytest.raises(ValueError, match=rf"^{name}={value}: expected {wanted}"):
+            rule(5, **good | {name: value})
+    with pytest.raises(ValueError, match=r"^correct=11: expected 0 to 10, the number of guesses$"):
+        rule(11, **good)
+    assert rule(20, **good | {"guesses": 20}) > 0
+
+
+def test_a_threshold_refuses_impossible_counts_by_name_and_splits_its_error_in_halves():
+    good = {"true_positives": 60, "members": 100, "false_positives": 20, "non_members": 80}
+    for name, value, wanted in [
+        ("members", 0, "a whole number, 1 or above"),
+        ("non_members", 0, "a whole number, 1 or above"),
+        ("true_positives", 101, "0 to 100"),
+        ("true_positives", -1, "0 to 100"),
+        ("false_positives", 81, "0 to 80"),
+        ("false_positives", -1, "0 to 80"),
+        ("confidence", 1.0, "a number in"),
+    ]:
+        with pytest.raises(ValueError, match=rf"^{name}={value}: expected {wanted}"):
+            bound.gaussian_threshold(**good | {name: value})
+    missed = stats.binomtest(40, 100).proportion_ci(0.9, method="exact").high
+    alarms = stats.binomtest(20, 80).proportion_ci(0.9, method="exact").high
+    wanted = stats.norm.ppf(1 - alarms) - stats.norm.ppf(missed)
+    assert bound.gaussian_threshold(**good, confidence=0.9) == pytest.approx(wanted, abs=1e-9)
+    assert bound.gaussian_threshold(**good | {"true_positives": 0}) == 0
+    assert bound.gaussian_threshold(**good | {"true_positives": 100, "false_positives": 0}) < math.inf
 
 
 def false_claims(draw, epsilon_of, true, *, runs=RUNS):
