@@ -42,6 +42,14 @@ def test_a_bound_rises_with_right_guesses_and_is_zero_at_half(correct, canaries)
         assert at(100) == 0
 
 
+@pytest.mark.parametrize("correct", [60, 75, 90, 100])
+def test_what_is_returned_is_itself_refuted_and_not_only_up_to_the_tolerance_of_its_root(correct):
+    settings = {"canaries": 200, "guesses": 100, "delta": 1e-5}
+    epsilon = bound.steinke(correct, **settings)
+    assert epsilon > 0
+    assert bound._steinke_p(epsilon, correct, **settings) < 0.05 < bound._steinke_p(epsilon + 1e-6, correct, **settings)
+
+
 @given(st.floats(0.05, 15), st.sampled_from([1e-3, 1e-5, 1e-7]))
 def test_gaussian_epsilon_and_mu_are_inverse(epsilon, delta):
     assert bound.gaussian_epsilon(bound.gaussian_mu(epsilon, delta=delta), delta=delta) == pytest.approx(

@@ -91,6 +91,7 @@ def test_pairs_beside_a_boundary_are_refined_and_float64_alone_would_fail():
     words = near_a_boundary(count, s, seed=2)
     decided, doubtful = HostPairs(s)(words.copy())
     assert doubtful == list(range(count))
+    assert DevicePairs(s)(torch.from_numpy(words)[None])[1].all()
     refine, further = Refiner(s), (1 << 127, 1 << 127)
     found = [refine(*pair, itertools.repeat(further)) for pair in words.T.tolist()]
     wanted = [tuple(int(mpmath.nint(z)) for z in pair) for pair in truth(words, mpmath.mpf(s))]
