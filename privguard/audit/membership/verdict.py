@@ -27,6 +27,7 @@ from privguard.records import Measurement
 
 LEVEL = 0.05  # of everything that was tested together
 SEPARATED = 0.97  # blind AUC from which hardly any record is left whose membership is open
+DETERMINED = 0.8  # share of a score that records predict, from which the rest is mostly the blind models' own error
 FloatArray = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
 
@@ -167,14 +168,20 @@ def exposed(statistics: Mapping[str, FloatArray], members: BoolArray, *, confide
 def _given_records(
     statistics: Mapping[str, FloatArray], blind: Baseline, groups: NDArray[np.generic] | None, draws: int
 ) -> dict[str, tuple[Best, Carried]]:
-    """The test given the records, whose lead also has to exceed what a shift along the score would carry."""
+    """The test given the records, whose lead also has to exceed what a shift along the score would carry.
+
+    On a split that the records tell apart, a score that they predict almost whole says nothing of the model: what is
+    left is where the blind models err, and they err alike on either side of the shift.
+    """
     rest, chances = _residuals(statistics, blind)
     best = max_t(rest, blind.members, chances=chances, groups=groups, draws=draws)
     questioned: dict[str, tuple[Best, Carried]] = {}
     for name, each in best.items():
         sign = -1.0 if ", lower" in each.statistic else 1.0
         shift = selection.carried(sign * _squashed(statistics[name]), blind)
-        questioned[name] = replace(each, p_value=max(each.p_value, shift.p_value)), shift
+        determined = blind.record.flagged and shift.explained >= DETERMINED
+        p_value = 1.0 if determined else max(each.p_value, shift.p_value)
+        questioned[name] = replace(each, p_value=p_value), shift
     return questioned
 
 
@@ -222,6 +229,12 @@ def _notes(results: tuple[AttackResult, ...], blind: Baseline | None, leak: Leak
             f"the records alone tell members from others with AUC {blind.record.auc.value:.3f}, so no statement on a "
             "leak can be made; split members and others at random, or leave out the columns that differ"
         )
+        notes += [
+            f"records predict {each.explained:.0%} of the variance of {each.attack} among non-members: on such a split "
+            "it says nothing of the model"
+            for each in results
+            if each.explained is not None and each.explained >= DETERMINED and blind.record.flagged
+        ]
     lower = [each.attack for each in results if each.p_adjusted <= LEVEL and ", lower" in each.statistic]
     if lower:
         notes.append(
