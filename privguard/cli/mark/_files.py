@@ -79,6 +79,7 @@ def table(claim: Path, notary: Path, verifier: Path) -> "Table":
         secret=Secret.read(claim / "secret"),
         notary=LocalNotary.read(notary),
         verifier=signing_key(verifier),
+        notary_file=notary,
     )
 
 

@@ -198,7 +198,6 @@ def challenge(
     extra = None if natural is None or not asked else files.natural(natural)
     plan = table.draw(digest, sizes, natural=0 if extra is None else len(extra))
     file = table.prove(plan, suspect=begun.answerer(model), natural=extra, white_box=white_box)
-    table.notary.write(notary)
     file.write(output)
     _show(evidence.verify(file, trust=table.trust, suspect=digest), as_json=as_json)
 

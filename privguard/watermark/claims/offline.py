@@ -112,12 +112,17 @@ def read_weights(
 @final
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """Owner, verifier and local notary in one process: the commitment with its secret, and who signs."""
+    """Owner, verifier and local notary in one process: the commitment with its secret, and who signs.
+
+    With ``notary_file`` a challenge stands there before its first query: one that was broken off counts, and what it
+    opened is burned.
+    """
 
     commitment: Commitment
     secret: Secret
     notary: LocalNotary
     verifier: SigningKey
+    notary_file: Path | None = None
 
     @classmethod
     def commit(cls, name: str, tensors: Mapping[str, NDArray[np.float32]], *, marks: tuple[MarkPlan, ...]) -> Self:
@@ -197,6 +202,8 @@ class Table:
         """
         standing = self.standing
         extract = self.notary.record(plan.entry(standing.manifest.owner.key_id))
+        if self.notary_file is not None:
+            self.notary.write(self.notary_file)
         openings = challenge.open_leaves(self.tree, plan)
         opened = challenge.check_openings(standing.manifest, plan, openings)
         transcript = challenge.run(plan, triggers=queries(standing, opened), natural=natural, suspect=suspect)

@@ -560,3 +560,22 @@ def test_of_many_signed_edits_none_that_is_impossible_is_proven(edits, table, ma
             assert conceivable(readings["weights"]), readings
     assert len(outcomes) > 0.8 * edits
     assert outcomes.count(Outcome.PROTOCOL_INVALID) > 0.5 * edits
+
+
+def test_a_challenge_that_is_broken_off_after_answers_counts_and_burns_what_it_opened(tables, tmp_path):
+    """Whoever looks at the answers and draws again has made two tests."""
+    table = replace(tables.new(), notary_file=tmp_path / "notary.json")
+    table.notary.write(table.notary_file)
+    plan = table.draw(tables.suspect, {"triggers": 16})
+
+    def broken_off(queries):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        table.prove(plan, suspect=broken_off)
+    later = replace(table, notary=LocalNotary.read(table.notary_file))
+    assert [entry.kind for entry in later.notary.log.entries] == ["commitment", "challenge"]
+    again = later.draw(tables.suspect, {"triggers": 16})
+    assert not set(again.asked["triggers"]) & set(plan.asked["triggers"])
+    report = evidence.verify(later.prove(again, suspect=tables.perfect(table)), trust=later.trust)
+    assert report.multiplicity == 6  # the third entry of its owner: 3 · 2
