@@ -97,7 +97,8 @@ def run(losses: Losses, batch: Any) -> Tensor:
 def plain(model: nn.Module, losses: Losses, batch: Any, example: int) -> Gradients:
     """The gradient of one example's loss by ordinary autograd, outside any batch of the clipper's."""
     parameters = trainable(model)
-    gradients = gradients_of(run(losses, batch)[example], parameters)
+    with untouched(model):  # a buffer that follows the weights, such as a spectral norm's, would move the next gradient
+        gradients = gradients_of(run(losses, batch)[example], parameters)
     return {n: gradients[n] if n in gradients else torch.zeros_like(p).float() for n, p in parameters.items()}
 
 
