@@ -31,11 +31,12 @@ from benchmarks import page
 HERE = Path(__file__).parent
 PARTS = {"__main__", "clock", "models", "page", "ways"}  # not benchmarks themselves
 ON_DEVICES = {"step", "trainer"}  # measured on a GPU as well
-SHARED = ("image_pictures", "text_corpus", "text_writer", "model_mark_", "seal_")  # parts of others
+SHARED = ("bf16_", "image_pictures", "text_corpus", "text_writer", "model_mark_", "seal_")  # parts of others
 QUICK: Mapping[str, list[str]] = {
     "audit": ["times"],
     "bands": ["cost", "--rounds", "3"],
     "bands_utility": ["--seeds", "1", "--tuning", "1", "--rates", "6"],
+    "bf16": ["--model", "Llama", "--seeds", "1"],
     "book": ["--kills", "20"],
     "calibrate": ["--rounds", "1"],
     "image_forgery": ["--quick", "forge"],
