@@ -239,3 +239,23 @@ def test_probing_leaves_model_and_generators_as_they_were(small):
     small.start(losses=cross_entropy(small.model))
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(a, b) for a, b in zip(weights, small.model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("size", [5, 3])
+def test_a_rehearsed_loop_refuses_a_buffer_written_in_batches_of_one_size(small, size):
+    class Keeps(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(6, 3)
+            self.register_buffer("kept", torch.zeros(6))
+
+        def forward(self, x, scale):
+            if len(x) == size:
+                self.kept = x.detach().mean(0)
+            return self.layer(x) * scale
+
+    private = use(small, Keeps()).start()
+    with pytest.raises(UnsupportedModelError, match="buffer='kept': takes the data in"):
+        for x, y in private.batches():
+            private.backward(functional.cross_entropy(private.model(x, 1.0), y, reduction="none"))
+            private.step()

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from privguard.errors import InteractionError
+from privguard.errors import InteractionError, SensitivityError, UnsupportedModelError
 from privguard.training.attach import attach
 from privguard.training.clip import Clipper
 from privguard.training.one_by_one import OneByOne
@@ -168,3 +168,65 @@ def test_a_plain_attribute_that_depends_on_the_records_is_said_by_the_claim(deta
     clipper, _ = choose(model, lambda x: model(x).square().sum(1), POINTS, max_grad_norm=1.0)
     assert ["features" in line for line in clipper.unchecked] == [True] * detached
     clipper.close()
+
+
+class Queue(nn.Module):
+    """Keeps the mean of each batch whose size is one of ``sizes``; a share of it is added to the next batch."""
+
+    def __init__(self, sizes: set[int], *, share: float, persistent: bool = True) -> None:
+        super().__init__()
+        self.layer, self.sizes, self.share = nn.Linear(4, 3), sizes, share
+        self.register_buffer("kept", torch.zeros(4), persistent=persistent)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.layer(x + self.share * self.kept)
+        if len(x) in self.sizes:
+            with torch.no_grad():
+                self.kept.copy_(x.mean(0))
+        return y
+
+
+SIZES = [{5}, {3}, {2, 3}, {5, 6, 7}, {1, 2, 3, 5, 6, 7}]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1], ids=["unread", "read"])
+@pytest.mark.parametrize("persistent", [True, False])
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+def test_a_buffer_written_in_batches_of_some_sizes_takes_no_records_in(
+    sizes: set[int], persistent: bool, share: float
+) -> None:
+    """Unread it goes into checkpoints without noise, and read it lets records meet those of earlier steps.
+
+    One record at a time is fair where batches of that size are what writes it.
+    """
+    model = Queue(sizes, share=share, persistent=persistent)
+
+    def losses(x: Tensor) -> Tensor:
+        return model(x).square().sum(1)
+
+    if 1 in sizes:
+        with pytest.raises(UnsupportedModelError, match="buffer='kept': takes the data in"):
+            choose(model, losses, POINTS, max_grad_norm=1.0)
+        return
+    clipper, reason = choose(model, losses, POINTS, max_grad_norm=1.0)
+    assert "buffer='kept': takes the data in" in (reason or "")
+    step(clipper, model, torch.randn(7, 4))
+    assert not model.kept.any()
+    clipper.close()
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_what_one_batch_leaves_for_the_next_is_seen_where_buffers_hide_it(times: int) -> None:
+    """Only buffers that follow the weights alone are put back between the forwards that are compared."""
+
+    class Late(Queue):
+        """Writes from forward number ``first`` on, so that the look at single forwards sees nothing."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.forwards = getattr(self, "forwards", 0) + 1
+            self.sizes = {len(x)} if self.forwards > 8 * times else set()
+            return super().forward(x)
+
+    model = Late(set(), share=0.1)
+    with pytest.raises(SensitivityError, match="probe: "):
+        choose(model, lambda x: model(x).square().sum(1), POINTS, max_grad_norm=1.0)

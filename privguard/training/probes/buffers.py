@@ -35,7 +35,7 @@ class BufferChecks:
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
-        self._moving = set(_of_weights(model))
+        self._moving = set(of_weights(model))
         self._before: _Kept | None = None
 
     @contextmanager
@@ -86,7 +86,7 @@ def moved_by_itself(model: nn.Module, before: dict[str, Tensor], after: dict[str
         after: ``saved`` after it, with nothing that depends on the records.
     """
     moving = [name for name, value in after.items() if name not in before or not _same(before[name], value)]
-    if not (names := sorted({*moving, *_of_weights(model)})):
+    if not (names := sorted({*moving, *of_weights(model)})):
         return None
     return (
         f"Every forward updates buffers that checkpoints hold ({', '.join(names[:3])}): they follow no record's "
@@ -128,8 +128,15 @@ def _persistent(model: nn.Module, *, counts: bool = False) -> Iterator[tuple[str
                 yield f"{path}.{name}".removeprefix("."), buffer
 
 
-def _of_weights(model: nn.Module) -> Iterator[str]:
-    """The vectors of torch's own spectral normalisations, which power iteration makes of the weight alone."""
+def of_weights(model: nn.Module) -> Iterator[str]:
+    """The vectors of torch's own spectral normalisations, which power iteration makes of the weight alone.
+
+    Args:
+        model: the model to train.
+
+    Yields:
+        Names of buffers.
+    """
     for path, module in model.named_modules():
         names = ["_u", "_v"] if type(module) is _SpectralNorm else []
         hooks: list[Any] = list(module._forward_pre_hooks.values())  # noqa: SLF001 — where the older form keeps itself

@@ -15,6 +15,7 @@ from privguard.errors import SensitivityError, UnsupportedModelError
 from privguard.training import structure as trees
 from privguard.training.bookkeeping.precision import uncast
 from privguard.training.clip import Clipper, gradients_of, trainable
+from privguard.training.probes.buffers import of_weights
 
 Losses = Callable[[Any], Tensor]
 """The user's forward and loss: a collated batch → one loss per example, (B,)."""
@@ -97,9 +98,24 @@ def run(losses: Losses, batch: Any) -> Tensor:
 def plain(model: nn.Module, losses: Losses, batch: Any, example: int) -> Gradients:
     """The gradient of one example's loss by ordinary autograd, outside any batch of the clipper's."""
     parameters = trainable(model)
-    with untouched(model):  # a buffer that follows the weights, such as a spectral norm's, would move the next gradient
+    with _still(model):
         gradients = gradients_of(run(losses, batch)[example], parameters)
     return {n: gradients[n] if n in gradients else torch.zeros_like(p).float() for n, p in parameters.items()}
+
+
+@contextmanager
+def _still(model: nn.Module) -> Generator[None]:
+    """Put back what power iteration made of the weights, which would move the next gradient.
+
+    Every other buffer stays as the forward left it: that is how a record is seen to meet those of an earlier batch.
+    """
+    before = [(buffer, buffer.detach().clone()) for buffer in map(model.get_buffer, of_weights(model))]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in before:
+                buffer.copy_(value)
 
 
 def clipped(clipper: Clipper, losses: Losses, batch: Any, mask: Tensor, rows_each: int) -> Gradients:

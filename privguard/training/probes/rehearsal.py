@@ -76,6 +76,7 @@ class Rehearsal:
             whole, other = (in_float32(make(self._structure, SIZES[0], seed=n, device=self._device)) for n in (4, 5))
             before = self._buffers()
             yield from self._turn(whole, SIZES[0], watched=True)
+            moving = self._changed(before)  # after the next turns, not because of the records
             self._restore(before)
             whole = swapped(whole, _RECORD, int(self._losses.argsort()[SIZES[0] // 2]))
             yield from self._turn(whole, SIZES[0])
@@ -83,12 +84,14 @@ class Rehearsal:
             self._restore(before)
             yield from self._turn(exchanged(whole, other, SIZES[0] - 1), SIZES[0])
             self._compare(beside, "another record stands in the batch")
-            self._check_buffers(kept)
+            self._refuse_buffers(self._changed(kept))
             for company in self._others(whole, losses):
                 yield from self._turn(exchanged(company, whole, _RECORD), SIZES[0])
                 self._compare(beside, "all other records are exchanged")
             for size in SIZES[1:]:
+                before = self._buffers()
                 yield from self._turn(first_rows(whole, size, of=SIZES[0]), size, watched=size > 1)
+                self._refuse_buffers(self._changed(before) - moving)
                 if not self._dropout:
                     self._compare(beside, f"the batch has {size} records instead of {SIZES[0]}")
             self._by_clipper = True
@@ -170,13 +173,17 @@ class Rehearsal:
                 if name in buffers and buffers[name].shape == buffer.shape:
                     buffer.copy_(buffers[name])
 
-    def _check_buffers(self, kept: dict[str, Tensor]) -> None:
-        for name, value in self._buffers().items():
-            if name in kept and not torch.equal(value.nan_to_num(), kept[name].nan_to_num()):
-                raise UnsupportedModelError(
-                    f"buffer={name!r}: takes the data in during the forward, where no noise protects it; freeze or "
-                    "remove it"
-                )
+    def _changed(self, before: dict[str, Tensor]) -> set[str]:
+        now = self._buffers().items()
+        return {n for n, v in now if n in before and not torch.equal(v.nan_to_num(), before[n].nan_to_num())}
+
+    @staticmethod
+    def _refuse_buffers(names: set[str]) -> None:
+        if names:
+            raise UnsupportedModelError(
+                f"buffer={min(names)!r}: takes the data in during the forward, where no noise protects it; freeze or "
+                "remove it"
+            )
 
 
 def _with_ignored(leaf: Any, name: str) -> Any:
